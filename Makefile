@@ -1,0 +1,43 @@
+# The entry points for people. `make call` and `make test` work on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+DEMO := out/demo
+
+.PHONY: help setup call demo test lint docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
+
+setup: $(STAMP)  ## make .venv with everything that the demo and the tests need; nothing to do the second time
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "Could not make $(VENV); on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[serve,simulate,train,eval,dev]'
+	@touch $@
+
+call: setup  ## open a page on which you can call the agent
+	@$(BIN)/wan-streamer serve $(ARGS)
+
+demo: setup  ## let the agent answer a short recording in real time; prints latencies and where the film is
+	@$(BIN)/wan-streamer talk examples/hello.mp4 --pace realtime --out $(DEMO)/reply.mp4 --report $(DEMO)/report.json $(ARGS)
+
+test: setup  ## run all tests
+	@bash scripts/system-packages.sh
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: setup  ## check that the documents' links and names exist
+	@$(BIN)/python -m pytest -q tests/test_docs.py
+
+clean:  ## remove the environment and everything made from the sources
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs the system packages that the tests use, if they are missing and this user may install them:
+# a browser for the call, and the graphics libraries that draw the simulated faces.
+set -euo pipefail
+
+missing=()
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+    || missing+=(chromium)
+for library in libEGL.so.1:libegl1 libGL.so.1:libgl1; do
+    ldconfig -p 2>/dev/null | grep -q "${library%%:*}" || missing+=("${library##*:}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if command -v apt-get >/dev/null; then
+    if [ "$(id -u)" -eq 0 ]; then
+        sudo=()
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        sudo=(sudo)
+    else
+        echo "The tests need system packages. Please run: sudo apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}"
+    "${sudo[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+else
+    echo "The tests need these packages or what your system calls them: ${missing[*]}" >&2
+    exit 1
+fi

@@ -1,0 +1,99 @@
+"""A stand-in agent with exact, recognisable output, so that tests of the call need no trained weights.
+
+It shows a white block that moves 4 pixels per frame over a bar coloured like what it sees, hums 660 Hz, and says once a
+second what it heard and saw. Typed text is repeated; "crash", "error" and "hang" make it fail in that way.
+
+    python standin.py PORT [CHECKPOINT]    serves it, or a checkpoint, until interrupted
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from wan_streamer.units import (
+    FRAMES_PER_UNIT,
+    SAMPLE_RATE,
+    SAMPLES_PER_UNIT,
+    AgentUnit,
+    UserUnit,
+)
+
+TONE_HZ = 660
+TONE_LEVEL = 0.25
+HEIGHT, WIDTH = 192, 336
+BLOCK = 48  # side of the block
+SPEED = 4  # pixels per frame
+WORK_S = 0.02
+
+
+class StandInSession:
+    """Counts units; the picture and the tone follow from the count alone."""
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+        time.sleep(WORK_S)
+        if user.text == "crash":
+            os._exit(3)
+        if user.text == "error":
+            raise RuntimeError("asked to fail")
+        if user.text == "hang":
+            time.sleep(3600)
+        k, self.index = self.index, self.index + 1
+        n = np.arange(k * SAMPLES_PER_UNIT, (k + 1) * SAMPLES_PER_UNIT)
+        audio = (TONE_LEVEL * np.sin(2 * np.pi * TONE_HZ * n / SAMPLE_RATE)).astype(np.float32)
+        video = np.full((FRAMES_PER_UNIT, HEIGHT, WIDTH, 3), 40, np.uint8)
+        for i in range(FRAMES_PER_UNIT):
+            x = (k * FRAMES_PER_UNIT + i) * SPEED % (WIDTH - BLOCK)
+            video[i, 32 : 32 + BLOCK, x : x + BLOCK] = 255
+            if user.video is not None:
+                video[i, 144:] = user.video[i].mean((0, 1)).astype(np.uint8)
+        text = f"You typed {user.text}. " if user.text else f"Unit {k}. " if k % 6 == 0 else ""
+        transcript = self._senses(user) if k % 6 == 3 else ""
+        stages = {"encode": 4.0, "text": 3.0, "solve": 9.0, "decode": 4.0}
+        return AgentUnit(k, audio, video, text=text, transcript=transcript, stage_ms=stages)
+
+    @staticmethod
+    def _senses(user: UserUnit) -> str:
+        heard = "nothing" if user.audio is None else f"{np.sqrt(np.mean(user.audio**2)):.3f}"
+        seen = "nothing"
+        if user.video is not None:
+            height, width = user.video.shape[1:3]
+            seen = f"{width}x{height} " + ",".join(str(int(c)) for c in user.video[-1].mean((0, 1)))
+        return f"heard {heard} saw {seen}. "
+
+
+class StandInAgent:
+    name = "stand-in"
+    frame_size = (HEIGHT, WIDTH)
+    solver_steps = 1
+
+    def session(self, seed: int = 0) -> StandInSession:
+        return StandInSession()
+
+
+def fail_to_load() -> StandInAgent:
+    from wan_streamer.errors import CheckpointError
+
+    raise CheckpointError("checkpoint folder not found: nowhere")
+
+
+def die_on_load() -> StandInAgent:
+    os._exit(7)
+
+
+def main() -> None:
+    from wan_streamer.serving import serve
+
+    port = int(sys.argv[1])
+    if len(sys.argv) > 2:
+        serve(sys.argv[2], port=port)
+    else:
+        serve("stand-in", port=port, agent_factory=StandInAgent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The real command line: what a user can get wrong is one line on stderr and exit code 2, never a traceback."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import pytest
+from films import make_film
+
+import wan_streamer
+
+COMMAND = str(Path(sys.executable).with_name("wan-streamer"))
+NANO = Path(wan_streamer.__file__).parent / "checkpoints" / "nano"
+
+
+def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    line = [COMMAND, *(str(argument) for argument in arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def missing(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def text_file(path: Path) -> None:
+    path.write_text("dear diary, this is not a film\n" * 30)
+
+
+def empty_file(path: Path) -> None:
+    path.touch()
+
+
+def wave_of_no_length(path: Path) -> None:
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (missing, "no such file"),
+        (text_file, "not a media file"),
+        (empty_file, "empty file"),
+        (wave_of_no_length, "neither sound nor moving pictures"),
+        (Path.mkdir, "folder"),
+    ],
+)
+def test_bad_recording(make, words: str, tmp_path: Path) -> None:
+    user, film = tmp_path / "user.mp4", tmp_path / "reply.mp4"
+    make(user)
+    assert_one_line(run("talk", user, "--out", film), words, str(user))
+    assert not film.exists()
+
+
+def test_film_of_unknown_kind(tmp_path: Path) -> None:
+    user = make_film(tmp_path / "user.mp4", seconds=0.4)
+    assert_one_line(run("talk", user, "--out", tmp_path / "reply.doc"), ".mp4")
+
+
+def test_film_must_not_replace_the_recording(tmp_path: Path) -> None:
+    user = make_film(tmp_path / "user.mp4", seconds=0.4)
+    before = user.read_bytes()
+    assert_one_line(run("talk", user, "--out", user), "replace")
+    assert user.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["inspect", "train codec --codec audio", "train duplex"])
+def test_unknown_preset(command: str, tmp_path: Path) -> None:
+    places = [] if command == "inspect" else ["--data", tmp_path, "--out", tmp_path / "run"]
+    assert_one_line(run(*command.split(), "--preset", "gigantic", *places), "gigantic", "nano", "paper-192p")
+
+
+@pytest.mark.parametrize("command", ["train codec --codec audio", "train codec --codec video", "train duplex"])
+def test_missing_training_data(command: str, tmp_path: Path) -> None:
+    result = run(*command.split(), "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert_one_line(result, "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "audio_vae.safetensors", "video_vae.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_checkpoint(name: str, damage: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(NANO, checkpoint)
+    if damage == "gone":
+        (checkpoint / name).unlink()
+    else:
+        data = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(data[: len(data) // 2])
+    user, film = make_film(tmp_path / "user.mp4", seconds=0.4), tmp_path / "reply.mp4"
+    assert_one_line(run("talk", user, "--out", film, "--checkpoint", checkpoint), name)
+    assert not film.exists()
+
+
+def test_checkpoint_with_an_unknown_key(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(NANO, checkpoint)
+    text = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(text.replace("{", '{"colour": "blue", ', 1))
+    assert_one_line(run("inspect", checkpoint), "colour")
+
+
+def test_missing_checkpoint(tmp_path: Path) -> None:
+    user = make_film(tmp_path / "user.mp4", seconds=0.4)
+    result = run("talk", user, "--out", tmp_path / "reply.mp4", "--checkpoint", tmp_path / "nowhere")
+    assert_one_line(result, "nowhere")
+    assert_one_line(run("serve", "--port", 0, "--checkpoint", tmp_path / "nowhere"), "nowhere")
+
+
+def test_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_one_line(run("serve", "--port", port), str(port))
+
+
+def test_usage_errors_exit_with_2() -> None:
+    for arguments in (["talk"], ["talk", "a.mp4"], ["nonsense"], ["train", "codec"], ["serve", "--port", "many"]):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+    assert_one_line(run("inspect"), "--preset")
+
+
+def test_help_is_quick_and_knows_every_command() -> None:
+    start = time.perf_counter()
+    result = run("--help")
+    took = time.perf_counter() - start
+    assert result.returncode == 0
+    for command in ("serve", "talk", "simulate", "train", "inspect"):
+        assert command in result.stdout
+        assert run(command, "--help").stdout.count("Example") == (command != "train")
+    assert took < 2.0  # 0.15 s on an idle machine; with PyTorch it would be seconds
+
+
+def test_help_does_not_load_pytorch() -> None:
+    code = "import sys, wan_streamer.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_missing_extra_names_what_to_install() -> None:
+    code = "import sys; sys.modules['fastapi'] = None; sys.argv[1:] = ['serve']\n"
+    code += "from wan_streamer.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert_one_line(result, "fastapi", "pip install 'wan-streamer[serve]'")
+
+
+def test_inspect_preset() -> None:
+    result = run("inspect", "--preset", "nano")
+    assert result.returncode == 0, result.stderr
+    assert "parameters" in result.stdout

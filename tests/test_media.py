@@ -1,0 +1,237 @@
+"""Any recording becomes units: right length, right time, right shape, whatever the container holds."""
+
+import struct
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from films import make_film
+
+from wan_streamer.data.film import ReplyWriter, fill
+from wan_streamer.data.media import UNIT_S, read_units
+from wan_streamer.errors import MediaError
+from wan_streamer.units import FPS, SAMPLE_RATE, AgentUnit, UserUnit
+
+VARIABLE = [0, 100, 150, 900, 1000, 1010, 1190, 1210, 1900]  # ms; white from 1000 up to 1210
+
+FILMS = {
+    "odd size, 30 fps": ("a.mp4", {"size": (121, 161), "fps": 30}),
+    "film rate, 44.1 kHz mono": ("b.mp4", {"fps": Fraction(24000, 1001), "rate": 44_100, "layout": "mono"}),
+    "60 fps, 5.1": ("c.mp4", {"fps": 60, "layout": "5.1"}),
+    "10 fps, 8 kHz": ("d.mkv", {"fps": 10, "rate": 8000, "layout": "mono", "codecs": ("mpeg4", "pcm_s16le")}),
+    "variable frame rate": ("e.mkv", {"pts": VARIABLE}),
+    "sound starts late": ("f.mp4", {"audio_start": 0.5}),
+    "picture starts late": ("g.mkv", {"video_start": 0.6}),
+    "browser recording": ("h.webm", {"codecs": ("libvpx", "libopus"), "audio_start": 0.3}),
+    "transport stream": ("i.ts", {}),
+    "no sound": ("j.mp4", {"rate": None}),
+    "no picture": ("k.wav", {"size": None, "rate": 22_050, "codecs": ("", "pcm_s16le")}),
+}
+
+
+def moments(path: Path) -> dict[str, float]:
+    """Reads the film; where tone and flash begin and end, and how long it is, in seconds."""
+    found: dict[str, float] = {}
+    with read_units(path) as reader:
+        units = list(reader)
+        assert reader.units is not None
+        assert abs(reader.units - len(units)) <= 1
+    found["seconds"] = len(units) * UNIT_S
+    if reader.has_audio:
+        audio = np.concatenate([unit.audio for unit in units])
+        loud = np.nonzero(np.abs(audio) > 0.1)[0] / SAMPLE_RATE
+        found["tone"], found["tone_end"] = loud[0], loud[-1]
+        found["level"] = float(np.abs(audio).max())
+    if reader.has_video:
+        light: list[float] = []
+        for unit in units:
+            light += [0.0] * 4 if unit.video is None else [float(frame.mean()) for frame in unit.video]
+        white = np.nonzero(np.array(light) > 200)[0] / FPS
+        found["flash"], found["flash_end"] = white[0], white[-1] + 1 / FPS
+    return found
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_length_and_time(name: str, tmp_path: Path) -> None:
+    file, options = FILMS[name]
+    found = moments(make_film(tmp_path / file, **options))
+    assert abs(found["seconds"] - 2.0) <= UNIT_S
+    shift = 0.03 if file.endswith(".ts") else 0.0  # its clock begins with the codec's padding, before the first sample
+    for event, truth in {"tone": 1.0, "flash": 1.0, "tone_end": 1.2, "flash_end": 1.2}.items():
+        if event in found:
+            assert abs(found[event] - truth) <= 1 / FPS + shift, (event, found)
+    if "level" in found:
+        assert 0.4 < found["level"] < 0.6  # a down-mix neither clips nor fades
+
+
+def test_missing_tracks_are_none(tmp_path: Path) -> None:
+    silent = next(iter(read_units(make_film(tmp_path / "a.mp4", rate=None))))
+    assert silent.audio is None
+    assert silent.video is not None
+    dark = next(iter(read_units(make_film(tmp_path / "b.wav", size=None, codecs=("", "pcm_s16le")))))
+    assert dark.video is None
+    assert dark.audio is not None
+
+
+def test_camera_is_off_until_its_track_begins(tmp_path: Path) -> None:
+    units = list(read_units(make_film(tmp_path / "a.mkv", video_start=0.6)))
+    assert [unit.video is None for unit in units[:4]] == [True, True, True, False]
+    assert units[3].video is not None
+    assert units[3].video[:3].max() == 0  # 0.48 s up to 0.60 s
+    assert units[3].video[3].max() > 0
+
+
+def test_huge_frames_are_scaled_down(tmp_path: Path) -> None:
+    unit = next(iter(read_units(make_film(tmp_path / "a.mp4", size=(1440, 2560), seconds=0.4, rate=None))))
+    assert unit.video is not None
+    assert unit.video.shape == (4, 360, 640, 3)
+
+
+def test_rotated_film_is_upright(tmp_path: Path) -> None:
+    """A phone held upright writes a landscape track with a display matrix of 90 degrees clockwise."""
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt = 96, 160, "yuv420p"
+        image = np.zeros((96, 160, 3), np.uint8)
+        image[:, :40] = 255  # the left of the sensor
+        for _ in range(8):
+            film.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        film.mux(video.encode(None))
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 96 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    unit = next(iter(read_units(path)))
+    assert unit.video is not None
+    assert unit.video.shape == (4, 160, 96, 3)
+    assert unit.video[0, :30].mean() > 200  # turned clockwise, the left side is the top
+    assert unit.video[0, 60:].mean() < 30
+
+
+def test_units_follow_each_other_without_a_seam(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    film = make_film(path, size=None, rate=24_000, layout="mono", tone=(0.0, 2.0), codecs=("", "pcm_s16le"))
+    audio = np.concatenate([unit.audio for unit in read_units(film) if unit.audio is not None])
+    truth = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(48_000) / 24_000)
+    assert np.abs(audio[:48_000] - truth).max() < 1e-3
+    assert not audio[48_000:].any()
+
+
+def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
+    """Packets lost from 0.5 s to 1.0 s: what follows stays at its time."""
+    path = tmp_path / "gap.mkv"
+    with av.open(str(path), "w") as film:
+        audio = film.add_stream("pcm_s16le", rate=24_000, layout="mono")
+        for start in [*range(0, 12_000, 480), *range(24_000, 48_000, 480)]:
+            frame = av.AudioFrame.from_ndarray(np.full((1, 480), 8000, np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 24_000, start, Fraction(1, 24_000)
+            film.mux(audio.encode(frame))
+        film.mux(audio.encode(None))
+    found = np.concatenate([unit.audio for unit in read_units(path) if unit.audio is not None])
+    assert found[:11_990].min() > 0.2
+    assert np.abs(found[12_010:23_990]).max() < 1e-6
+    assert found[24_010:47_990].min() > 0.2
+
+
+def test_damaged_packets_are_left_out(tmp_path: Path) -> None:
+    path = make_film(tmp_path / "a.mkv")
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(data) // 3, len(data) // 2, 40):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    assert len(list(read_units(path))) >= 5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "folder"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_text("this is only text, not a film\n" * 50), "not a media file"),
+        (lambda path: wave_without_samples(path), "neither sound nor moving pictures"),
+    ],
+)
+def test_bad_input(make, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "input.mp4"
+    make(path)
+    with pytest.raises(MediaError, match=words) as caught:
+        read_units(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def wave_without_samples(path: Path) -> None:
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(24_000)
+
+
+def test_text_drawn_as_a_picture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello\n" * 100)
+    with pytest.raises(MediaError, match="text"):
+        read_units(path)
+
+
+@pytest.mark.parametrize("shape", [(90, 400), (400, 90), (192, 336), (7, 5)])
+def test_fill_keeps_the_middle(shape: tuple[int, int]) -> None:
+    frames = np.zeros((2, *shape, 3), np.uint8)
+    rows, columns = (slice(2 * side // 5, 3 * side // 5 + 1) for side in shape)
+    frames[:, rows, columns] = 255
+    filled = fill(frames, 96, 168)
+    assert filled.shape == (2, 96, 168, 3)
+    bright_rows, bright_columns = np.nonzero(filled[0].max(axis=2) > 100)
+    assert abs(bright_rows.mean() - 48) < 12
+    assert abs(bright_columns.mean() - 84) < 24
+
+
+def reply(index: int, level: int) -> AgentUnit:
+    time = (np.arange(3840) + index * 3840) / SAMPLE_RATE
+    audio = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    return AgentUnit(index=index, audio=audio, video=np.full((4, 48, 80, 3), level, np.uint8))
+
+
+def test_film_of_a_reply(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "reply.mp4"
+    writer = ReplyWriter(path, 48, 80)
+    for index in range(10):
+        writer.write(UserUnit(video=np.full((4, 100, 100, 3), 250, np.uint8)), reply(index, 250 if index == 5 else 60))
+        assert not path.exists()
+    writer.close()
+    assert [entry.name for entry in path.parent.iterdir()] == ["reply.mp4"]
+    with av.open(str(path)) as film:
+        video, audio = film.streams.video[0], film.streams.audio[0]
+        assert (video.width, video.height, video.average_rate, video.codec_context.name) == (160, 48, 25, "h264")
+        assert (audio.sample_rate, audio.channels) == (24_000, 2)
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 40
+    assert all(frame[:, :78].mean() > 230 for frame in frames)  # the user is on the left
+    bright = [index for index, frame in enumerate(frames) if frame[:, 82:].mean() > 200]
+    assert bright == [20, 21, 22, 23]  # the agent's unit 5, at its time
+    with av.open(str(path)) as film:
+        sound = np.concatenate([frame.to_ndarray() for frame in film.decode(audio=0)], axis=1)
+    assert abs(sound.shape[1] - 38_400) <= 1024
+    left, right = np.abs(sound[:, 4000:30_000]).max(axis=1)
+    assert abs(left - 0.15) < 0.03  # the agent speaks from the right
+    assert abs(right - 0.35) < 0.03
+
+
+def test_film_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="ends in"):
+        ReplyWriter(tmp_path / "reply.doc", 48, 80)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MediaError, match="cannot be written"):
+        ReplyWriter(tmp_path / "file" / "reply.mp4", 48, 80)
+    writer = ReplyWriter(tmp_path / "empty.mp4", 48, 80)
+    writer.close()
+    writer = ReplyWriter(tmp_path / "given up.mp4", 48, 80)
+    writer.write(UserUnit(), reply(0, 60))
+    writer.abort()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,267 @@
+"""Rules 1, 3 and 4 of the design on the Transformer: causality, train = serve, peek or commit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from wan_streamer.codecs.text import SILENCE
+from wan_streamer.config import (
+    AudioVAEConfig,
+    BackboneConfig,
+    CacheConfig,
+    PerceptionConfig,
+    StreamerConfig,
+    TextConfig,
+    VideoVAEConfig,
+)
+from wan_streamer.flow.path import interpolate
+from wan_streamer.flow.solver import solve, time_grid
+from wan_streamer.model.backbone import clip_view
+from wan_streamer.model.layers import rotary_table, rotate
+from wan_streamer.model.layout import Kind, Latents, UnitLayout, effective_distance, unit_layout
+from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.units import SAMPLES_PER_UNIT
+
+TINY = StreamerConfig(
+    name="tiny",
+    audio_vae=AudioVAEConfig(latent_dim=6, dim=16, latent_blocks=1, frame_blocks=1),
+    video_vae=VideoVAEConfig(height=96, width=96, latent_channels=4, channels=(4, 8, 8, 8), blocks=1),
+    perception=PerceptionConfig(
+        mel_bins=16, audio_dim=16, audio_blocks=1, video_height=48, video_width=48, video_channels=(4, 4, 8)
+    ),
+    backbone=BackboneConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_dim=48),
+    text=TextConfig(vocab_size=40),
+    cache=CacheConfig(policy="window", sink_units=2, video_units=2, audio_units=3, text_units=5),
+)
+K = 9
+
+
+def dense_mask(config: StreamerConfig, layout: UnitLayout, blocks: int) -> torch.Tensor:
+    """The table of design section 4, token by token: bool, True where the row's token sees the column's."""
+    N = len(layout.kind_N)
+    mask = torch.zeros(blocks * N, blocks * N, dtype=torch.bool)
+    windows = [config.cache.video_units, config.cache.audio_units, config.cache.text_units]
+    for q in range(blocks * N):
+        for k in range(blocks * N):
+            (q_block, q_place), (k_block, k_place) = divmod(q, N), divmod(k, N)
+            q_noisy, k_noisy = q_place >= layout.noisy.start, k_place >= layout.noisy.start
+            if q_block == k_block:
+                mask[q, k] = layout.rank_N[k_place] <= layout.rank_N[q_place] and (q_noisy or not k_noisy)
+            elif k_block < q_block and not k_noisy:
+                near = q_block - k_block < windows[layout.kind_N[k_place]] or config.cache.policy == "full"
+                mask[q, k] = near or k_block < config.cache.sink_units
+    return mask
+
+
+def with_policy(policy: str) -> StreamerConfig:
+    return dataclasses.replace(TINY, cache=dataclasses.replace(TINY.cache, policy=policy))
+
+
+@pytest.fixture(params=["window", "full"])
+def model(request: pytest.FixtureRequest) -> Streamer:
+    torch.manual_seed(0)
+    model = Streamer(with_policy(request.param)).eval()
+    torch.nn.init.normal_(model.video_out.weight, std=0.2)  # the heads start at zero, which would hide everything
+    torch.nn.init.normal_(model.audio_out.weight, std=0.2)
+    return model
+
+
+def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
+    g = torch.Generator().manual_seed(seed)
+    p, n, d = config.perception, config.video_tokens, config.audio_vae.latent_dim
+    return ClipBatch(
+        video_BKNP=torch.randn(1, K + 1, n, config.patch_dim, generator=g),
+        audio_BKTC=torch.randn(1, K + 1, 4, d, generator=g),
+        user_audio_BT=torch.randn(1, K * SAMPLES_PER_UNIT, generator=g) * 0.1,
+        microphone_BK=torch.arange(K)[None] % 4 != 2,
+        user_video=torch.randint(0, 256, (1, 4 * K, p.video_height, p.video_width, 3), generator=g, dtype=torch.uint8),
+        camera_BK=torch.arange(K)[None] % 5 != 3,
+        user_text_BKS=torch.randint(0, 40, (1, K, 2), generator=g),
+        slot_BKSL=torch.randint(0, 40, (1, K, 2, 2), generator=g),
+    )
+
+
+def off_is_blank(clip: ClipBatch) -> ClipBatch:
+    """A microphone that is off delivers zeros and a camera that is off delivers grey, as `observe` does."""
+    sound = clip.microphone_BK.repeat_interleave(SAMPLES_PER_UNIT, dim=1)
+    picture = clip.camera_BK.repeat_interleave(4, dim=1)[..., None, None, None]
+    return dataclasses.replace(
+        clip,
+        user_audio_BT=torch.where(sound, clip.user_audio_BT, 0.0),
+        user_video=torch.where(picture, clip.user_video, torch.tensor(128, dtype=torch.uint8)),
+    )
+
+
+def one_pass(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Tensor):
+    history = Latents(clip.video_BKNP[:, :-1], clip.audio_BKTC[:, :-1])
+    zero = torch.zeros(1, K, 2)
+    with torch.inference_mode():
+        return model(clip, history, zero, noisy, tau_BK[..., None].expand(1, K, 2))
+
+
+def unit_by_unit(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Tensor):
+    """The same numbers through the live interface."""
+    live = model.open()
+    video, audio, logits = [], [], []
+    with torch.inference_mode():
+        for k in range(K):
+            last = Latents(clip.video_BKNP[0, k], clip.audio_BKTC[0, k])
+            sound = clip.user_audio_BT[0, k * SAMPLES_PER_UNIT : (k + 1) * SAMPLES_PER_UNIT]
+            frames = clip.user_video[0, 4 * k : 4 * k + 4]
+            first = model.observe(
+                live,
+                last,
+                sound if clip.microphone_BK[0, k] else None,
+                frames if clip.camera_BK[0, k] else None,
+                clip.user_text_BKS[0, k],
+            )
+            second = model.speak(live, 0, clip.slot_BKSL[0, k, 0])
+            model.speak(live, 1, clip.slot_BKSL[0, k, 1])
+            logits.append(torch.stack([first, second]))
+            v = model.velocity(live, Latents(noisy.video[0, k], noisy.audio[0, k]), tau_BK[0, k].item())
+            video.append(v.video)
+            audio.append(v.audio)
+    return Latents(torch.stack(video)[None], torch.stack(audio)[None]), torch.stack(logits)[None]
+
+
+def noisy_latents(clip: ClipBatch) -> tuple[Latents, torch.Tensor]:
+    g = torch.Generator().manual_seed(5)
+    tau = torch.rand(1, K, generator=g) * 0.9 + 0.1
+    video, audio = clip.video_BKNP[:, 1:], clip.audio_BKTC[:, 1:]
+    noise = Latents(torch.randn(video.shape, generator=g), torch.randn(audio.shape, generator=g))
+    t = tau[..., None, None]
+    return Latents(interpolate(video, noise.video, t), interpolate(audio, noise.audio, t)), tau
+
+
+def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
+    """Rule 3, with the window smaller than the clip and the sinks moved (K = 9, windows 2, 3 and 5, sinks 2)."""
+    clip = off_is_blank(random_clip(model.config))
+    noisy, tau = noisy_latents(clip)
+    velocity, logits = one_pass(model, clip, noisy, tau)
+    live_velocity, live_logits = unit_by_unit(model, clip, noisy, tau)
+    torch.testing.assert_close(velocity.video, live_velocity.video, atol=1e-4, rtol=0)
+    torch.testing.assert_close(velocity.audio, live_velocity.audio, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
+    assert velocity.video.std() > 0.1
+
+
+def test_gathered_attention_equals_dense_reference(model: Streamer) -> None:
+    """Every query against every key of the clip, one pair at a time by the rule of `layout`."""
+    layout, config = model.layout, model.config
+    N = len(layout.kind_N)
+    x = torch.randn(1, K, N, config.backbone.dim, generator=torch.Generator().manual_seed(3))
+    attention = model.backbone.layers[0].attention
+    mask = dense_mask(config, layout, K)
+    with torch.inference_mode():
+        layer = model.backbone.layers[0]
+        fast = model.backbone._attend_clip(layer, x, clip_view(config, layout, K)).flatten(1, 2)[0]
+        q, k, v = attention.project(layer.attention_norm(x.flatten(1, 2)))
+        block = torch.arange(K).repeat_interleave(N)
+        kinds, position = layout.kind_N.repeat(K), layout.position_N3.repeat(K, 1)
+        rows = []
+        for row in range(K * N):
+            seen = mask[row].nonzero().squeeze(1)
+            distance = effective_distance(config, kinds[seen], int(block[row]), block[seen])
+            keys = rotate(k[0, seen], rotary_table(position[seen] - 4 * distance[:, None], config.backbone))
+            query = rotate(q[0, row : row + 1], rotary_table(position[row : row + 1], config.backbone))
+            rows.append(attention.attend(query[None], keys[None], v[:, seen], None)[0, 0])
+    torch.testing.assert_close(fast, torch.stack(rows), atol=1e-5, rtol=0)
+
+
+def test_mask_keeps_the_promises_of_the_design() -> None:
+    layout = unit_layout(TINY)
+    mask = dense_mask(TINY, layout, 3)
+    N = len(layout.kind_N)
+
+    def sees(query_block: int, query: slice, key_block: int, key: slice) -> torch.Tensor:
+        return mask[query_block * N : (query_block + 1) * N, key_block * N : (key_block + 1) * N][query, key]
+
+    # The clean latents of unit 1 stand at the head of block 2.
+    assert not sees(1, layout.noisy, 2, layout.agent_video).any(), "noisy(1) must not see clean(1)"
+    assert sees(1, layout.noisy, 1, layout.agent_video).all()
+    assert not sees(2, layout.noisy, 1, layout.noisy).any(), "noisy tokens of another unit are invisible"
+    assert not sees(1, layout.agent_video, 1, layout.user_audio).any(), "clean(0) comes before user(1)"
+    assert sees(1, layout.user_audio, 1, layout.user_video).all()
+    assert not sees(1, layout.user_audio, 1, layout.lane_start).any()
+    assert sees(1, layout.slots[1], 1, layout.slots[0]).all()
+    assert not sees(1, layout.slots[0], 1, layout.slots[1]).any()
+    assert sees(1, layout.noisy, 1, layout.slots[1]).all()
+    assert sees(1, layout.noisy_audio, 1, layout.noisy_video).all()
+    assert mask.any(1).all(), "a fully masked row would be NaN"
+
+
+def test_window_and_sinks() -> None:
+    video = torch.tensor(int(Kind.VIDEO))
+    blocks = torch.arange(9)
+    assert effective_distance(TINY, video, 8, blocks).tolist() == [3, 2, -1, -1, -1, -1, -1, 1, 0]
+    assert effective_distance(TINY, torch.tensor(int(Kind.TEXT)), 8, blocks).tolist() == [6, 5, -1, -1, 4, 3, 2, 1, 0]
+
+
+def test_user_input_cannot_reach_earlier_units(model: Streamer) -> None:
+    """Rule 1, bit for bit, in both ways of running."""
+    clip = off_is_blank(random_clip(model.config))
+    noisy, tau = noisy_latents(clip)
+    changed_unit = 5
+    sound, frames = clip.user_audio_BT.clone(), clip.user_video.clone()
+    sound[:, changed_unit * SAMPLES_PER_UNIT :] *= -0.5
+    frames[:, 4 * changed_unit :] = 255 - frames[:, 4 * changed_unit :]
+    changed = dataclasses.replace(clip, user_audio_BT=sound, user_video=frames)
+    for run in (one_pass, unit_by_unit):
+        before, after = run(model, clip, noisy, tau), run(model, changed, noisy, tau)
+        assert torch.equal(before[0].video[:, :changed_unit], after[0].video[:, :changed_unit])
+        assert torch.equal(before[0].audio[:, :changed_unit], after[0].audio[:, :changed_unit])
+        assert torch.equal(before[1][:, :changed_unit], after[1][:, :changed_unit])
+        assert not torch.equal(before[0].video[:, changed_unit], after[0].video[:, changed_unit])
+        assert not torch.equal(before[1][:, changed_unit], after[1][:, changed_unit])
+
+
+def test_peek_never_changes_the_cache(model: Streamer) -> None:
+    """Rule 4: solving, however often, leaves the history as it was; one commit advances it."""
+    clip = random_clip(model.config)
+    live = model.open()
+    with torch.inference_mode():
+        for k in range(4):
+            model.observe(live, model.silence(), clip.user_audio_BT[0, :SAMPLES_PER_UNIT], None, model.quiet_slots())
+            for slot in range(2):
+                model.speak(live, slot, torch.tensor([SILENCE, SILENCE]))
+            cache = live.cache
+            before = [t[..., : cache.length, :, :].clone() for t in (cache.raw, cache.rotated)]
+            length, block = cache.length, cache.block
+            g = torch.Generator().manual_seed(k)
+            noise = Latents(*(torch.randn(z.shape, generator=g) for z in model.silence()))
+            first = solve(lambda z, t: model.velocity(live, z, t), noise, time_grid(3, 3.0))
+            again = solve(lambda z, t: model.velocity(live, z, t), noise, time_grid(3, 3.0))
+            assert torch.equal(first.video, again.video)
+            assert torch.equal(first.audio, again.audio)
+            assert (cache.length, cache.block) == (length, block)
+            assert torch.equal(cache.raw[..., :length, :, :], before[0])
+            assert torch.equal(cache.rotated[..., :length, :, :], before[1])
+
+
+def test_window_cache_stays_flat_and_full_grows() -> None:
+    sizes = {}
+    for policy in ("window", "full"):
+        torch.manual_seed(0)
+        model = Streamer(with_policy(policy)).eval()
+        live = model.open()
+        lengths = []
+        with torch.inference_mode():
+            for _ in range(70):
+                model.observe(live, model.silence(), None, None, model.quiet_slots())
+                for slot in range(2):
+                    model.speak(live, slot, torch.tensor([SILENCE, SILENCE]))
+                lengths.append((live.cache.length, live.cache.bytes))
+        sizes[policy] = lengths
+    assert len(set(sizes["window"][20:])) == 1, "cost and memory are flat once the windows are full"
+    context = model.layout.context.stop
+    assert [length for length, _ in sizes["full"]] == [context * (k + 1) for k in range(70)]
+
+
+def test_patches_round_trip() -> None:
+    model = Streamer(TINY)
+    latent = torch.randn(2, 3, 4, 6, 6)
+    tokens = model.patchify(latent)
+    assert tokens.shape == (2, 3, 4, 36)
+    assert torch.equal(model.unpatchify(tokens), latent)
+    assert torch.equal(tokens[0, 0, 1], latent[0, 0, :, :3, 3:].flatten())

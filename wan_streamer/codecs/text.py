@@ -1,0 +1,74 @@
+"""Text <-> tokens of the lanes: a byte-level BPE with three control tokens, and streaming back to text."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from wan_streamer.errors import CheckpointError
+
+SILENCE = 0  # nobody speaks in this lane
+HOLD = 1  # inside an utterance, but no new token in this slot
+END = 2  # end of turn
+CONTROL = ("<silence>", "<hold>", "<end>")
+
+
+class TextCodec:
+    """Wraps a `tokenizers.Tokenizer` whose first ids are the control tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "TextCodec":
+        """Learn a byte-level BPE of at most `vocab_size` tokens."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(CONTROL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: Path) -> "TextCodec":
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare exceptions
+            raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
+
+    def save(self, path: Path) -> None:
+        self.tokenizer.save(str(path))
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode([token for token in tokens if token >= len(CONTROL)])
+
+
+class LaneDecoder:
+    """Tokens of one lane, slot by slot -> the text that each unit adds. State of a session, reset at end of turn."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self.codec = codec
+        self.tokens: list[int] = []
+        self.shown = ""
+
+    def push(self, tokens: list[int]) -> str:
+        """Text that these tokens add. Bytes of an unfinished character wait for the next token."""
+        added = ""
+        for token in tokens:
+            if token >= len(CONTROL):
+                self.tokens.append(token)
+                text = self.codec.decode(self.tokens)
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                    added += text[len(self.shown) :]
+                    self.shown = text
+            elif token == END:
+                self.tokens, self.shown = [], ""
+        return added

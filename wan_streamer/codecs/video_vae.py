@@ -1,0 +1,156 @@
+"""Strictly causal video VAE: 4 RGB frames <-> one latent frame, 1/16 in height and width.
+
+    encoder   pixels -> 1/4 -> 1/8 (2 frames joined) -> 1/16 (2 frames joined) -> mean
+    decoder   the mirror image, then a last layer at 1/2
+
+Every block sees its own frame and the features of the frame before (one-frame memory), so the same weights run over a
+whole clip in parallel or unit by unit. There is no special first frame.
+
+A non-parametric shortcut carries what needs no learning: the first three latent channels are the 16 x 16 average
+colour, which the decoder interpolates and adds back (measured: +6 dB after 1 000 steps).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wan_streamer.codecs.causal import CodecStats, MemoryBlock, State
+from wan_streamer.config import VideoVAEConfig
+from wan_streamer.errors import ShapeError
+from wan_streamer.units import FRAMES_PER_UNIT
+
+COLOUR_CHANNELS = 3
+
+
+@dataclass
+class VideoState:
+    """Previous-frame features of every memory block of one direction, in order of execution."""
+
+    blocks: list[State] = field(default_factory=list)
+
+
+class _Down(nn.Module):
+    """Halve height and width, and join pairs of frames if `frames` is 2."""
+
+    def __init__(self, c_in: int, c_out: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.conv = nn.Conv2d(4 * frames * c_in, c_out, 1)
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        B, T, C, H, W = x_BTCHW.shape
+        joined = x_BTCHW.reshape(B * T // self.frames, self.frames * C, H, W)
+        hidden = self.conv(F.pixel_unshuffle(joined, 2))
+        return hidden.reshape(B, T // self.frames, -1, H // 2, W // 2)
+
+
+class _Up(nn.Module):
+    """Double height and width, and split one frame into two if `frames` is 2."""
+
+    def __init__(self, c_in: int, c_out: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.conv = nn.Conv2d(c_in, 4 * frames * c_out, 1)
+
+    def forward(self, x_BTCHW: Tensor) -> Tensor:
+        B, T, C, H, W = x_BTCHW.shape
+        hidden = F.pixel_shuffle(self.conv(x_BTCHW.reshape(B * T, C, H, W)), 2)
+        return hidden.reshape(B, T * self.frames, -1, 2 * H, 2 * W)
+
+
+class VideoVAE(nn.Module):
+    """`encode(video_BTCHW) -> latent_BTCHW` and back; values in [-1, 1], 4 frames to a latent, standardised."""
+
+    def __init__(self, config: VideoVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        c2, c4, c8, c16 = config.channels
+        latent = config.latent_channels
+
+        def blocks(channels: int) -> nn.ModuleList:
+            return nn.ModuleList(MemoryBlock(channels) for _ in range(config.blocks))
+
+        self.enc_in = nn.Conv2d(3 * 16, c4, 3, padding=1)
+        self.enc_blocks = nn.ModuleList([blocks(c4), blocks(c8), blocks(c16)])
+        self.enc_downs = nn.ModuleList([_Down(c4, c8, 2), _Down(c8, c16, 2)])
+        self.enc_out = nn.Conv2d(c16, latent - COLOUR_CHANNELS, 1)
+
+        self.dec_in = nn.Conv2d(latent, c16, 3, padding=1)
+        self.dec_blocks = nn.ModuleList([blocks(c16), blocks(c8), blocks(c4)])
+        self.dec_ups = nn.ModuleList([_Up(c16, c8, 2), _Up(c8, c4, 2)])
+        self.dec_half = nn.Conv2d(c4, 4 * c2, 1)
+        self.dec_last = nn.Conv2d(c2, c2, 3, padding=1)
+        self.dec_out = nn.Conv2d(c2, 3 * 4, 3, padding=1)
+        nn.init.zeros_(self.dec_out.weight)
+        nn.init.zeros_(self.dec_out.bias)  # type: ignore[arg-type]
+        self.stats = CodecStats(latent)
+
+    def encode_raw(self, video_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
+        """Frames [B, T, 3, H, W] in [-1, 1], T a multiple of 4 -> latent means [B, T / 4, C, H / 16, W / 16]."""
+        B, T, _, H, W = video_BTCHW.shape
+        if T == 0 or T % FRAMES_PER_UNIT or H % 16 or W % 16:
+            raise ShapeError(f"video: expected frames in fours and sides divisible by 16, got {list(video_BTCHW.shape)}")
+        flow = iter((state or VideoState()).blocks or [None] * 3 * self.config.blocks)
+        after: list[State] = []
+        flat = video_BTCHW.flatten(0, 1)
+        hidden = self.enc_in(F.pixel_unshuffle(flat, 4).contiguous(memory_format=torch.channels_last))
+        hidden = hidden.reshape(B, T, -1, H // 4, W // 4)
+        for level, blocks in enumerate(self.enc_blocks):
+            if level:
+                hidden = self.enc_downs[level - 1](hidden)
+            for block in blocks:  # type: ignore[attr-defined]
+                hidden, kept = block(hidden, next(flow))
+                after.append(kept)
+        learned = self.enc_out(hidden.flatten(0, 1)).reshape(B, T // 4, -1, H // 16, W // 16)
+        colour = F.avg_pool2d(flat, 16).reshape(B, T // 4, 4, COLOUR_CHANNELS, H // 16, W // 16).mean(2)
+        return torch.cat([colour.to(learned.dtype), learned], dim=2), VideoState(after)
+
+    def decode_raw(self, latent_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
+        """Latents before standardisation [B, T, C, h, w] -> frames [B, 4 T, 3, 16 h, 16 w] in about [-1, 1]."""
+        B, T, C, h, w = latent_BTCHW.shape
+        flow = iter((state or VideoState()).blocks or [None] * 3 * self.config.blocks)
+        after: list[State] = []
+        flat = latent_BTCHW.flatten(0, 1)
+        hidden = self.dec_in(flat.contiguous(memory_format=torch.channels_last)).reshape(B, T, -1, h, w)
+        for level, blocks in enumerate(self.dec_blocks):
+            if level:
+                hidden = self.dec_ups[level - 1](hidden)
+            for block in blocks:  # type: ignore[attr-defined]
+                hidden, kept = block(hidden, next(flow))
+                after.append(kept)
+        half = F.silu(F.pixel_shuffle(self.dec_half(hidden.flatten(0, 1)), 2))
+        half = half.contiguous(memory_format=torch.channels_last)
+        detail = F.pixel_shuffle(self.dec_out(half + F.silu(self.dec_last(half))), 2)
+        colour = F.interpolate(flat[:, :COLOUR_CHANNELS].float(), scale_factor=16, mode="bilinear")
+        video = detail.float().reshape(B, T, 4, 3, 16 * h, 16 * w) + colour.reshape(B, T, 1, 3, 16 * h, 16 * w)
+        return video.flatten(1, 2), VideoState(after)
+
+    def encode(self, video_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
+        """Frames -> standardised latents."""
+        latent, state = self.encode_raw(video_BTCHW, state)
+        return self.stats.standardise(latent.float(), 2), state
+
+    def decode(self, latent_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
+        """Standardised latents -> frames."""
+        return self.decode_raw(self.stats.restore(latent_BTCHW, 2), state)
+
+    @torch.inference_mode()
+    def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+        """The codec's round trip: uint8 [T, H, W, 3], T a multiple of 4 -> the same shape."""
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+            raise ShapeError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], self.stats.mean_C.device))
+        return video_to_frames(self.decode(latent)[0])[0].cpu().numpy()
+
+
+def frames_to_video(frames_BTHWC: Tensor, device: torch.device) -> Tensor:
+    """uint8 frames [B, T, H, W, 3] -> float [B, T, 3, H, W] in [-1, 1]."""
+    return frames_BTHWC.to(device).movedim(4, 2).float() / 127.5 - 1
+
+
+def video_to_frames(video_BTCHW: Tensor) -> Tensor:
+    """Float video in [-1, 1] -> uint8 frames [B, T, H, W, 3]."""
+    return ((video_BTCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(2, 4).contiguous()

@@ -1,0 +1,154 @@
+"""The film of a conversation: the user on the left, the agent on the right, both voices.
+
+`ReplyWriter`   writes it unit by unit on a thread of its own
+`fill`          crops and scales a picture so that it fills a frame
+"""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from wan_streamer.errors import MediaError
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+CAMERA_OFF = 24  # grey value of the user's half when there is no camera
+NEAR, FAR = 0.7, 0.3  # share of a voice in the channel of its own side and of the other side; the sum never clips
+QUEUE_UNITS = 64  # about ten seconds: the encoder is far faster than real time, this only takes up stalls
+
+
+def fill(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] of any size -> uint8 [T, height, width, 3]: the middle, cropped to the wanted aspect."""
+    _, have_h, have_w, _ = frames.shape
+    crop_w = min(have_w, max(1, round(have_h * width / height)))
+    crop_h = min(have_h, max(1, round(have_w * height / width)))
+    top, left = (have_h - crop_h) // 2, (have_w - crop_w) // 2
+    middle = np.ascontiguousarray(frames[:, top : top + crop_h, left : left + crop_w])
+    if (crop_h, crop_w) == (height, width):
+        return middle
+    pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in middle]
+    return np.stack([frame.reformat(width=width, height=height).to_ndarray() for frame in pictures])
+
+
+class ReplyWriter:
+    """H.264 at 25 fps, 2 x `width` by `height`, and AAC stereo at 24 kHz.
+
+    Unit k of the user and unit k of the agent share the place k x 160 ms, so the film is as long as the input.
+    The file appears under its name when it is complete: until then it is written beside it under a hidden name.
+
+    Raises MediaError if the place cannot be written or the encoder fails (from `write` or `close`).
+    """
+
+    def __init__(self, path: str | Path, height: int, width: int) -> None:
+        self.path, self.height, self.width = Path(path), height, width
+        check_film_path(self.path)
+        self._part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._container: OutputContainer = av.open(
+                f"file:{self._part}", "w", format=FORMATS[self.path.suffix.lower()], options={"movflags": "+faststart"}
+            )
+        except (av.error.FFmpegError, OSError) as error:
+            raise MediaError(f"{self.path}: cannot be written ({getattr(error, 'strerror', error)})") from error
+        self._video: VideoStream = self._container.add_stream("libx264", rate=FPS)
+        self._video.width, self._video.height, self._video.pix_fmt = 2 * width, height, "yuv420p"
+        self._video.codec_context.thread_count = 1  # PyAV's default costs more than the encoding
+        self._video.options = {"preset": "superfast", "crf": "20"}
+        self._video.codec_context.time_base = Fraction(1, FPS)
+        self._audio: AudioStream = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
+        self._audio.bit_rate = 128_000
+        self.units = 0  # encoded so far
+        self._error: BaseException | None = None
+        self._queue: queue.Queue[tuple[UserUnit, AgentUnit] | None] = queue.Queue(QUEUE_UNITS)
+        self._thread = threading.Thread(target=self._run, name="film", daemon=True)
+        self._thread.start()
+
+    def write(self, user: UserUnit, agent: AgentUnit) -> None:
+        """Hand over the next unit; returns at once."""
+        self._raise()
+        self._queue.put((user, agent))
+
+    def close(self) -> None:
+        """Encode what is waiting, finish the file and give it its name. A film without a unit leaves no file."""
+        self._queue.put(None)
+        self._thread.join()
+        try:
+            self._raise()
+            if self.units == 0:
+                self._part.unlink(missing_ok=True)
+            else:
+                os.replace(self._part, self.path)
+        except OSError as error:
+            raise MediaError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def abort(self) -> None:
+        """Stop and leave no file."""
+        self._queue.put(None)
+        self._thread.join()
+        self._part.unlink(missing_ok=True)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            self._part.unlink(missing_ok=True)
+            reason = getattr(self._error, "strerror", None) or self._error
+            raise MediaError(f"{self.path}: the film cannot be written ({reason})") from self._error
+
+    def _run(self) -> None:
+        """Encode until the queue says None. After an error the rest is taken and thrown away, so `put` never hangs."""
+        while (item := self._queue.get()) is not None:
+            self._guard(lambda item=item: self._encode(*item))  # type: ignore[misc]
+        self._guard(self._finish)
+        with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+            self._container.close()
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                action()
+            except Exception as error:
+                self._error = error
+
+    def _finish(self) -> None:
+        if self.units:
+            self._container.mux(self._video.encode(None))
+            self._container.mux(self._audio.encode(None))
+            self._container.close()
+
+    def _encode(self, user: UserUnit, agent: AgentUnit) -> None:
+        shape = (FRAMES_PER_UNIT, self.height, self.width, 3)
+        left = np.full(shape, CAMERA_OFF, np.uint8)
+        if user.video is not None:
+            left = fill(user.video, self.height, self.width)
+        both = np.concatenate([left, fill(agent.video, self.height, self.width)], axis=2)
+        for offset, image in enumerate(both):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = self.units * FRAMES_PER_UNIT + offset, Fraction(1, FPS)
+            self._container.mux(self._video.encode(frame))
+        heard = np.zeros(SAMPLES_PER_UNIT, np.float32) if user.audio is None else user.audio
+        stereo = np.stack([NEAR * heard + FAR * agent.audio, FAR * heard + NEAR * agent.audio])
+        sound = av.AudioFrame.from_ndarray(np.clip(stereo, -1, 1).astype(np.float32), format="fltp", layout="stereo")
+        sound.sample_rate, sound.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
+        sound.pts = self.units * SAMPLES_PER_UNIT
+        self._container.mux(self._audio.encode(sound))
+        self.units += 1
+
+
+def check_film_path(path: Path, recording: Path | None = None) -> None:
+    """Raises MediaError if no film can be written there, or if it would replace the `recording` that it answers."""
+    if path.suffix.lower() not in FORMATS:
+        raise MediaError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise MediaError(f"{path}: expected the name of a film, got a folder")
+    if recording is not None and path.exists() and recording.exists() and path.samefile(recording):
+        raise MediaError(f"{path}: the film would replace the recording")

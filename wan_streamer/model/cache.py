@@ -1,0 +1,89 @@
+"""Preallocated key-value cache of a live session, with peek and commit kept apart (design rule 4).
+
+Keys are stored before rotation. When a block opens, `open_block` drops what has left its window and rotates what is
+left relative to this block, all layers at once: ids stay small for any length of session, and sinks move with the
+window for free. `append` is the one call that advances the cache.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wan_streamer.config import StreamerConfig
+from wan_streamer.model.layers import rotary_table, rotate
+from wan_streamer.model.layout import UnitLayout, effective_distance, window_units
+from wan_streamer.units import TICKS_PER_UNIT
+
+START_BLOCKS = 64  # of capacity under the `full` policy, doubled when needed
+
+
+@dataclass(frozen=True)
+class KVSlice:
+    """Keys (not rotated) and values that one call adds: [L, N, G, d], and the layout indices of its tokens [N]."""
+
+    key_LNGd: Tensor
+    value_LNGd: Tensor
+    index_N: Tensor
+
+
+class KVCache:
+    """Cache of one session. `view` is what a query of the open block reads: keys rotated, oldest first."""
+
+    def __init__(self, config: StreamerConfig, layout: UnitLayout, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.layout = config, layout
+        backbone = config.backbone
+        blocks = START_BLOCKS
+        if config.cache.policy == "window":
+            blocks = int(window_units(config).max()) + config.cache.sink_units
+        per_block = layout.context.stop
+        shape = (2, backbone.layers, per_block * blocks, backbone.kv_heads, backbone.head_dim)
+        self.raw = torch.empty(shape, device=device, dtype=dtype)  # keys before rotation, and values
+        self.rotated = torch.empty(shape[1:], device=device, dtype=dtype)
+        self.block_M = torch.empty(shape[2], dtype=torch.long)
+        self.index_M = torch.empty(shape[2], dtype=torch.long)
+        self.length = 0
+        self.block = -1
+
+    def open_block(self) -> None:
+        """Start the next block: forget what left its window, rotate the rest relative to the new block."""
+        self.block += 1
+        blocks, index = self.block_M[: self.length], self.index_M[: self.length]
+        distance = effective_distance(self.config, self.layout.kind_N[index], self.block, blocks)
+        keep = (distance >= 0).nonzero().squeeze(1)
+        if len(keep) < self.length:
+            self.raw[:, :, : len(keep)] = self.raw[:, :, keep]
+            self.block_M[: len(keep)] = blocks[keep]
+            self.index_M[: len(keep)] = index[keep]
+            self.length = len(keep)
+        position = self.layout.position_N3[self.index_M[: self.length]] - TICKS_PER_UNIT * distance[keep][:, None]
+        table = rotary_table(position, self.config.backbone).to(self.raw.device)
+        self.rotated[:, : self.length] = rotate(self.raw[0, :, : self.length], table)
+
+    def append(self, part: KVSlice) -> None:
+        """Commit tokens of the open block to the history."""
+        end = self.length + part.index_N.numel()
+        while end > self.raw.shape[2]:
+            self._grow()
+        here = slice(self.length, end)
+        self.raw[0, :, here] = part.key_LNGd
+        self.raw[1, :, here] = part.value_LNGd
+        table = rotary_table(self.layout.position_N3[part.index_N], self.config.backbone).to(self.raw.device)
+        self.rotated[:, here] = rotate(part.key_LNGd, table)
+        self.block_M[here] = self.block
+        self.index_M[here] = part.index_N
+        self.length = end
+
+    def view(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [1, M, G, d] of one layer. Reading changes nothing."""
+        return self.rotated[layer, None, : self.length], self.raw[1, layer, None, : self.length]
+
+    def _grow(self) -> None:
+        self.raw = torch.cat([self.raw, torch.empty_like(self.raw)], dim=2)
+        self.rotated = torch.cat([self.rotated, torch.empty_like(self.rotated)], dim=1)
+        self.block_M = torch.cat([self.block_M, torch.empty_like(self.block_M)])
+        self.index_M = torch.cat([self.index_M, torch.empty_like(self.index_M)])
+
+    @property
+    def bytes(self) -> int:
+        return (self.raw.numel() + self.rotated.numel()) * self.raw.element_size()

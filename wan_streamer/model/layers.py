@@ -1,0 +1,101 @@
+"""The parts of a Transformer layer: RMSNorm, rotary positions on three axes, grouped-query attention, SwiGLU."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wan_streamer.config import BackboneConfig
+
+AXES = (0, 0, 1, 2)  # which of (tick, row, column) turns frequency j, repeating: half of them are temporal
+
+
+def rotary_table(position_N3: Tensor, config: BackboneConfig) -> Tensor:
+    """Cosines and sines [2, N, head_dim / 2] of the ids [N, 3].
+
+    Frequency j turns with one axis. Where the three ids are equal this is the 1-D rotary embedding of a language
+    model, whatever the axis. Angles are computed in float64, so an id of an hour (90 000) keeps its precision.
+    """
+    half = config.head_dim // 2
+    axis = torch.tensor([AXES[j % len(AXES)] for j in range(half)], device=position_N3.device)
+    exponent = torch.arange(half, dtype=torch.float64, device=position_N3.device) / half
+    angle = position_N3.double()[:, axis] * config.rope_theta**-exponent
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate x [..., N, heads, head_dim] by a table [2, N, head_dim / 2] (or one that broadcasts)."""
+    cos, sin = table[0].unsqueeze(-2).to(x.dtype), table[1].unsqueeze(-2).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class RMSNorm(nn.Module):
+    """Computed in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Projections of grouped-query attention. What is attended to is the caller's business (training or cache)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, q, bias=False)
+        self.kv_proj = nn.Linear(config.dim, 2 * kv, bias=False)
+        self.out_proj = nn.Linear(q, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., D] -> q [..., Q, d], k and v [..., G, d]; keys are not rotated yet."""
+        config = self.config
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (config.heads, config.head_dim)))
+        k, v = self.kv_proj(x).unflatten(-1, (2, config.kv_heads, config.head_dim)).unbind(-3)
+        return q, self.k_norm(k), v
+
+    def attend(self, q_BNQd: Tensor, k_BMGd: Tensor, v_BMGd: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention and the output projection: [B, N, D]. The mask broadcasts to [B, 1, N, M]."""
+        config = self.config
+        B, N = q_BNQd.shape[:2]
+        repeat = config.heads // config.kv_heads
+        # The query heads that share a key head become extra rows, so keys and values are never copied per head.
+        q_BGNd = q_BNQd.unflatten(2, (config.kv_heads, repeat)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        if mask is not None:
+            mask = mask.repeat(1, 1, repeat, 1)
+        out = F.scaled_dot_product_attention(q_BGNd, k_BMGd.transpose(1, 2), v_BMGd.transpose(1, 2), attn_mask=mask)
+        out = out.unflatten(2, (repeat, N)).permute(0, 3, 1, 2, 4).reshape(B, N, -1)
+        return self.out_proj(out)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """Pre-norm Transformer layer; attention is split so that training and live share every weight and line."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = SwiGLU(config.dim, config.mlp_dim)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x))

@@ -1,0 +1,155 @@
+"""Where every token of a unit sits: order, kind, rank and rotary position (design section 4).
+
+Block k, in order:
+
+    clean agent video(k-1), clean agent audio(k-1)   rank 0       what was emitted, now history
+    user audio(k), user video(k), user text(k)       rank 1       bidirectional among themselves
+    lane starts, then slot 1, ... slot S             rank 2 ...   token-causal; both lanes share a rank
+    noisy agent video(k), noisy agent audio(k)       last rank    read everything above, never committed
+
+A query sees a key of its own block if the key's rank is not higher; noisy keys are seen by noisy queries only.
+A key of an earlier block is seen while it is inside the window of its kind, or if it is a sink.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wan_streamer.config import StreamerConfig
+from wan_streamer.units import FRAMES_PER_UNIT, TICKS_PER_UNIT
+
+LANES = ("response", "transcript")
+
+
+class Kind(IntEnum):
+    """Which history window a token falls under."""
+
+    VIDEO = 0
+    AUDIO = 1
+    TEXT = 2
+
+
+class Latents(NamedTuple):
+    """Agent latents of one unit as model tokens: video [..., tokens, patch_dim], audio [..., 4, latent_dim]."""
+
+    video: Tensor
+    audio: Tensor
+
+
+@dataclass(frozen=True)
+class UnitLayout:
+    """Token indices inside one block, derived once from the config.
+
+    kind_N, rank_N       int64 [N]
+    position_N3          int64 [N, 3]: tick, row and column ids relative to the first tick of unit k. Row and column
+                         ids are offsets on top of the tick, so text and audio have the same id on all three axes.
+    """
+
+    kind_N: Tensor
+    rank_N: Tensor
+    position_N3: Tensor
+    agent_video: slice
+    agent_audio: slice
+    user_audio: slice
+    user_video: slice
+    user_text: slice
+    lane_start: slice
+    slots: tuple[slice, ...]  # one per slot, each holds a token per lane
+    noisy_video: slice
+    noisy_audio: slice
+
+    @property
+    def context(self) -> slice:
+        """The tokens that enter the history."""
+        return slice(0, self.noisy_video.start)
+
+    @property
+    def noisy(self) -> slice:
+        return slice(self.noisy_video.start, self.noisy_audio.stop)
+
+    @property
+    def opening(self) -> slice:
+        """The tokens that are known when unit k is complete: clean history, user, lane starts."""
+        return slice(0, self.lane_start.stop)
+
+
+def unit_layout(config: StreamerConfig) -> UnitLayout:
+    """The layout of one block of `config`."""
+    kinds: list[int] = []
+    ranks: list[int] = []
+    positions: list[tuple[int, int, int]] = []
+
+    def add(kind: Kind, rank: int, ids: list[tuple[int, int, int]]) -> slice:
+        start = len(kinds)
+        kinds.extend([int(kind)] * len(ids))
+        ranks.extend([rank] * len(ids))
+        positions.extend((tick, tick + row, tick + column) for tick, row, column in ids)
+        return slice(start, len(kinds))
+
+    rows, columns = config.grid
+    patches = [(0, row, column) for row in range(rows) for column in range(columns)]
+    ticks = [(tick, 0, 0) for tick in range(TICKS_PER_UNIT)]
+    last_unit = -TICKS_PER_UNIT
+    user_rows, user_columns = config.perception.video_grid
+    user_patches = [
+        (tick, row, column)
+        for tick in range(FRAMES_PER_UNIT)
+        for row in range(user_rows)
+        for column in range(user_columns)
+    ]
+    slots = config.text.slots
+    agent_video = add(Kind.VIDEO, 0, [(tick + last_unit, row, column) for tick, row, column in patches])
+    agent_audio = add(Kind.AUDIO, 0, [(tick + last_unit, 0, 0) for tick, _, _ in ticks])
+    user_audio = add(Kind.AUDIO, 1, ticks)
+    user_video = add(Kind.VIDEO, 1, user_patches)
+    user_text = add(Kind.TEXT, 1, [(slot, 0, 0) for slot in range(slots)])
+    lane_start = add(Kind.TEXT, 2, [(0, 0, 0)] * len(LANES))
+    slot_slices = tuple(add(Kind.TEXT, 3 + slot, [(slot + 1, 0, 0)] * len(LANES)) for slot in range(slots))
+    noisy_video = add(Kind.VIDEO, 3 + slots, patches)
+    noisy_audio = add(Kind.AUDIO, 3 + slots, ticks)
+    return UnitLayout(
+        torch.tensor(kinds),
+        torch.tensor(ranks),
+        torch.tensor(positions),
+        agent_video,
+        agent_audio,
+        user_audio,
+        user_video,
+        user_text,
+        lane_start,
+        slot_slices,
+        noisy_video,
+        noisy_audio,
+    )
+
+
+def window_units(config: StreamerConfig) -> Tensor:
+    """Blocks that a query sees, its own included, per kind: int64 [kinds]. Under `full` there is no limit."""
+    cache = config.cache
+    if cache.policy == "full":
+        return torch.full((len(Kind),), 1 << 40)
+    return torch.tensor([cache.video_units, cache.audio_units, cache.text_units])
+
+
+def effective_distance(config: StreamerConfig, kind: Tensor, query_block: Tensor | int, key_block: Tensor) -> Tensor:
+    """Distance in units at which a query sees keys of a block, or -1 where it does not. Arguments broadcast.
+
+    Inside the window it is the true distance. A sink outside the window is moved to sit just before the window, so
+    that distances stay inside what training saw.
+    """
+    distance = query_block - key_block
+    window = window_units(config)[kind]
+    sinks = config.cache.sink_units
+    as_sink = torch.where(key_block < sinks, window + sinks - 1 - key_block, -1)
+    return torch.where(distance < window, distance.clamp(min=-1), as_sink)
+
+
+def visible_in_block(layout: UnitLayout) -> Tensor:
+    """Which token of a block sees which other of the same block: bool [N queries, N keys]."""
+    index = torch.arange(len(layout.rank_N))
+    by_rank = layout.rank_N[None, :] <= layout.rank_N[:, None]
+    noisy = index >= layout.noisy.start
+    return by_rank & (~noisy[None, :] | noisy[:, None])

@@ -1,0 +1,226 @@
+"""The unified model: one causal Transformer over the interleaved units of user and agent (paper section 3).
+
+    forward     training: one pass over a clip -> velocities of every noisy latent, logits of every text slot
+    observe     live: unit k of the user and the agent's last latents enter the history -> logits of the first slots
+    speak       live: the chosen tokens of one slot enter the history -> logits of the next
+    velocity    live: the solver's function; reads the history, commits nothing
+
+Flow: the network predicts the clean latent and the velocity follows from it, v = (z_tau - z0) / tau, so that a width
+of 256 need not carry 144 numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wan_streamer.codecs.text import SILENCE
+from wan_streamer.config import StreamerConfig
+from wan_streamer.model.backbone import Backbone
+from wan_streamer.model.cache import KVCache
+from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.perception.audio import AudioPerception, AudioPerceptionState
+from wan_streamer.perception.video import VideoPerception, VideoPerceptionState
+from wan_streamer.units import SAMPLES_PER_UNIT
+
+TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """K units of B conversations, as the model is trained on them.
+
+    video_BKNP    float [B, K + 1, video tokens, patch_dim]: standardised agent latents; entry 0 is before the clip
+    audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
+    user_audio_BT float [B, K x 3840];       microphone_BK bool: False where it is off
+    user_video    uint8 [B, 4 K, h, w, 3];   camera_BK bool
+    user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
+    """
+
+    video_BKNP: Tensor
+    audio_BKTC: Tensor
+    user_audio_BT: Tensor
+    microphone_BK: Tensor
+    user_video: Tensor
+    camera_BK: Tensor
+    user_text_BKS: Tensor
+    slot_BKSL: Tensor
+
+
+@dataclass
+class LiveState:
+    """Everything that a live session carries from unit to unit."""
+
+    cache: KVCache
+    hearing: AudioPerceptionState | None = None
+    seeing: VideoPerceptionState | None = None
+
+
+class Streamer(nn.Module):
+    def __init__(self, config: StreamerConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.backbone.dim
+        self.backbone = Backbone(config)
+        self.layout = self.backbone.layout
+        self.hearing = AudioPerception(config.perception)
+        self.seeing = VideoPerception(config.perception)
+        self.user_audio_in = nn.Linear(config.perception.audio_dim, D)
+        self.user_video_in = nn.Linear(config.perception.video_channels[-1], D)
+        self.off = nn.Parameter(torch.randn(2, D) * 0.02)  # microphone off, camera off
+        self.video_in = nn.Linear(config.patch_dim, D)
+        self.audio_in = nn.Linear(config.audio_vae.latent_dim, D)
+        self.text_in = nn.Embedding(config.text.vocab_size, D)
+        self.place = nn.Parameter(torch.randn(len(self.layout.kind_N), D) * 0.02)  # one vector per place in a block
+        self.tau_in = nn.Sequential(nn.Linear(64, D), nn.SiLU(), nn.Linear(D, D))
+        self.video_out = nn.Linear(D, config.patch_dim)
+        self.audio_out = nn.Linear(D, config.audio_vae.latent_dim)
+        self.apply(self._initialise)
+        for head in (self.video_out, self.audio_out):
+            nn.init.zeros_(head.weight)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.backbone.dim**-0.5)
+
+    # ---- latents <-> tokens
+
+    def patchify(self, latent_CHW: Tensor) -> Tensor:
+        """Latent frames [..., C, h, w] -> tokens [..., N, C patch patch]."""
+        rows, columns = self.config.grid
+        p = self.config.patch
+        split = latent_CHW.unflatten(-2, (rows, p)).unflatten(-1, (columns, p))  # ... C r p c p
+        return split.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
+
+    def unpatchify(self, token_NP: Tensor) -> Tensor:
+        """Tokens [..., N, C patch patch] -> latent frames [..., C, h, w]."""
+        rows, columns = self.config.grid
+        p = self.config.patch
+        split = token_NP.unflatten(-1, (-1, p, p)).unflatten(-4, (rows, columns))  # ... r c C p p
+        return split.movedim((-5, -4), (-4, -2)).flatten(-2).flatten(-3, -2)
+
+    # ---- embedding, shared by training and live
+
+    def _tau(self, tau: Tensor) -> Tensor:
+        """Embedding [..., D] of times [...]."""
+        frequency = torch.exp(torch.linspace(0, 6, 32, device=tau.device))
+        angle = tau.float()[..., None] * frequency
+        return self.tau_in(torch.cat([angle.sin(), angle.cos()], dim=-1))
+
+    def _embed_user(self, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text: Tensor) -> list[Tensor]:
+        """Features [..., 4, Da], bool [...], [..., 4 n, Dv], bool [...], ids [..., S] -> parts of [..., n, D]."""
+        audio = torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))
+        video = torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))
+        return [audio, video, self.text_in(text)]
+
+    def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor) -> list[Tensor]:
+        """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
+        time = self._tau(tau)
+        return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
+
+    def _starts(self, like: Tensor) -> Tensor:
+        return like.new_zeros(*like.shape[:-2], len(LANES), like.shape[-1])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states -> logits; the embedding is tied."""
+        return nn.functional.linear(hidden, self.text_in.weight.to(hidden.dtype)).float()
+
+    # ---- training
+
+    def forward(
+        self, batch: ClipBatch, history: Latents, history_tau: Tensor, noisy: Latents, tau_BK2: Tensor
+    ) -> tuple[Latents, Tensor]:
+        """One pass over a clip.
+
+        history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]
+        history_tau  [B, K, 2] how much, told to the model
+        noisy        z_tau of units 0 ... K-1;  tau_BK2 its times
+        Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
+        """
+        B, K = batch.microphone_BK.shape
+        heard, _ = self.hearing(batch.user_audio_BT)
+        seen, _ = self.seeing(batch.user_video)
+        user = self._embed_user(
+            heard.unflatten(1, (K, -1)),
+            batch.microphone_BK,
+            seen.unflatten(1, (K, -1)).flatten(2, 3),
+            batch.camera_BK,
+            batch.user_text_BKS,
+        )
+        slots = self.text_in(batch.slot_BKSL).flatten(2, 3)
+        parts = [*self._embed_latents(*history, history_tau), *user, self._starts(slots), slots]
+        parts += self._embed_latents(*noisy, tau_BK2)
+        hidden = self.backbone(torch.cat(parts, dim=2) + self.place)
+        asking = hidden[:, :, self.layout.lane_start.start : self.layout.slots[-1].start]
+        logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
+        return self._velocity(hidden[:, :, self.layout.noisy], noisy, tau_BK2), logits
+
+    def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor) -> Latents:
+        n = self.config.video_tokens
+        floor = tau.float().clamp(min=TAU_FLOOR)[..., None]
+        clean_video = self.video_out(hidden[..., :n, :]).float()
+        clean_audio = self.audio_out(hidden[..., n:, :]).float()
+        return Latents((noisy.video - clean_video) / floor[..., :1, :], (noisy.audio - clean_audio) / floor[..., 1:, :])
+
+    # ---- live
+
+    def open(self) -> LiveState:
+        """A fresh session's state."""
+        parameter = self.place
+        return LiveState(KVCache(self.config, self.layout, parameter.device, parameter.dtype))
+
+    def silence(self) -> Latents:
+        """The latents before the first unit: zeros, as in training."""
+        config, device = self.config, self.place.device
+        return Latents(
+            torch.zeros(config.video_tokens, config.patch_dim, device=device),
+            torch.zeros(config.audio_tokens, config.audio_vae.latent_dim, device=device),
+        )
+
+    def observe(
+        self, live: LiveState, last: Latents, audio_T: Tensor | None, frames_THWC: Tensor | None, text_S: Tensor
+    ) -> Tensor:
+        """Open the next block: commit the last latents and the user's unit. Returns logits [lanes, V] of slot 1.
+
+        frames_THWC has the size of the video encoder (`perception.scale_frames`).
+        """
+        device, perception = self.place.device, self.config.perception
+        microphone, camera = torch.tensor([audio_T is not None, frames_THWC is not None], device=device)
+        if audio_T is None:
+            audio_T = torch.zeros(SAMPLES_PER_UNIT, device=device)
+        if frames_THWC is None:
+            shape = (4, perception.video_height, perception.video_width, 3)
+            frames_THWC = torch.full(shape, 128, dtype=torch.uint8, device=device)
+        heard, live.hearing = self.hearing(audio_T[None], live.hearing)
+        seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
+        clean = self._embed_latents(*last, torch.zeros(2, device=device))
+        user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S)
+        live.cache.open_block()
+        opening = torch.cat([*clean, *user, self._starts(user[0])])
+        return self._commit(live, opening, self.layout.opening)
+
+    def speak(self, live: LiveState, slot: int, token_L: Tensor) -> Tensor:
+        """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last)."""
+        return self._commit(live, self.text_in(token_L), self.layout.slots[slot])
+
+    def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
+        index_N = torch.arange(where.start, where.stop)
+        hidden, part = self.backbone.step(x_ND + self.place[where], index_N, live.cache)
+        live.cache.append(part)
+        return self.logits(hidden[-len(LANES) :])
+
+    def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
+        """Velocities of the open block's latents at time `tau`. Peeks."""
+        times = torch.full((2,), tau, device=self.place.device)
+        where = self.layout.noisy
+        x_ND = torch.cat(self._embed_latents(*noisy, times)) + self.place[where]
+        hidden, _ = self.backbone.step(x_ND, torch.arange(where.start, where.stop), live.cache)
+        return self._velocity(hidden, noisy, times)
+
+    def quiet_slots(self) -> Tensor:
+        """Empty user text [S]."""
+        return torch.full((self.config.text.slots,), SILENCE, device=self.place.device)

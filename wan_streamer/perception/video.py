@@ -1,0 +1,56 @@
+"""Causal encoder of the user's video: frames -> a small grid of features per frame, with the change since the last."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wan_streamer.config import PerceptionConfig
+
+
+@dataclass
+class VideoPerceptionState:
+    last_BCHW: Tensor | None = None  # last frame, scaled
+
+
+def scale_frames(frames_THWC: np.ndarray, config: PerceptionConfig) -> Tensor:
+    """uint8 frames of any size -> uint8 [T, h, w, 3] of the encoder's size: centre crop to its shape, area average."""
+    T, H, W, _ = frames_THWC.shape
+    h, w = config.video_height, config.video_width
+    if (h, w) == (H, W):
+        return torch.from_numpy(frames_THWC)
+    crop_h, crop_w = min(H, max(1, W * h // w)), min(W, max(1, H * w // h))
+    top, left = (H - crop_h) // 2, (W - crop_w) // 2
+    cropped = np.ascontiguousarray(frames_THWC[:, top : top + crop_h, left : left + crop_w])
+    video = torch.from_numpy(cropped).permute(0, 3, 1, 2).float()
+    return F.interpolate(video, size=(h, w), mode="area").round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class VideoPerception(nn.Module):
+    """`forward(frames_BTHWC uint8, state) -> (feature_BTNC, state)`, N = rows x columns of the grid."""
+
+    def __init__(self, config: PerceptionConfig) -> None:
+        super().__init__()
+        self.grid = config.video_grid
+        c4, c8, c24 = config.video_channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(6, c4, 4, stride=4),
+            nn.SiLU(),
+            nn.Conv2d(c4, c8, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(c8, c24, 3, stride=3),
+            nn.SiLU(),
+        )
+
+    def forward(
+        self, frames_BTHWC: Tensor, state: VideoPerceptionState | None = None
+    ) -> tuple[Tensor, VideoPerceptionState]:
+        B, T = frames_BTHWC.shape[:2]
+        video = frames_BTHWC.movedim(4, 2).float() / 127.5 - 1
+        last = video[:, :1] if state is None or state.last_BCHW is None else state.last_BCHW.unsqueeze(1)
+        change = video - torch.cat([last, video[:, :-1]], dim=1)
+        hidden = self.layers(torch.cat([video, change], dim=2).flatten(0, 1))
+        feature = F.adaptive_avg_pool2d(hidden, self.grid).flatten(2).transpose(1, 2)
+        return feature.unflatten(0, (B, T)), VideoPerceptionState(video[:, -1])

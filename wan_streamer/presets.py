@@ -1,0 +1,65 @@
+"""Named whole configurations. A variant is a function here, never a copied file."""
+
+from collections.abc import Callable
+
+from wan_streamer.config import (
+    BackboneConfig,
+    CacheConfig,
+    FlowConfig,
+    PerceptionConfig,
+    StreamerConfig,
+    TextConfig,
+    VideoVAEConfig,
+)
+from wan_streamer.errors import ConfigError
+
+
+def nano() -> StreamerConfig:
+    """The embedded default: runs live on two CPU cores."""
+    return StreamerConfig(name="nano")
+
+
+def smol() -> StreamerConfig:
+    """The backbone of SmolLM2-135M with its tokenizer; one GPU."""
+    return StreamerConfig(
+        name="smol",
+        perception=PerceptionConfig(video_grid=(1, 3)),
+        backbone=BackboneConfig(
+            dim=576, layers=30, heads=9, kv_heads=3, mlp_dim=1536, rope_theta=100_000.0, qk_norm=False
+        ),
+        text=TextConfig(vocab_size=49_152),
+        cache=CacheConfig(video_units=25, audio_units=125, text_units=22_500),
+        flow=FlowConfig(steps=16),
+    )
+
+
+def paper_192p() -> StreamerConfig:
+    """The paper's frame size with a backbone of the Qwen3-1.7B class; two GPUs."""
+    return StreamerConfig(
+        name="paper-192p",
+        video_vae=VideoVAEConfig(channels=(32, 96, 192, 256), blocks=3),
+        perception=PerceptionConfig(audio_dim=384, audio_blocks=8, video_height=192, video_width=336, video_grid=(1, 7)),
+        backbone=BackboneConfig(
+            dim=2048,
+            layers=28,
+            heads=16,
+            kv_heads=8,
+            head_dim=128,
+            mlp_dim=6144,
+            rope_theta=1_000_000.0,
+            norm_eps=1e-6,
+        ),
+        text=TextConfig(vocab_size=151_936, slots=3),
+        cache=CacheConfig(policy="full"),
+        flow=FlowConfig(steps=32, shift=5.0),
+    )
+
+
+PRESETS: dict[str, Callable[[], StreamerConfig]] = {"nano": nano, "smol": smol, "paper-192p": paper_192p}
+
+
+def get_preset(name: str) -> StreamerConfig:
+    """The configuration called `name`. Raises `ConfigError` that lists the known names."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known presets are {', '.join(PRESETS)}")
+    return PRESETS[name]()

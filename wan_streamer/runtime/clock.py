@@ -1,0 +1,183 @@
+"""Real time as a contract (design rule 6): deadlines, what to do when one cannot be met, and the figures.
+
+`StepCost`      what a step is expected to cost
+`UnitDriver`    runs a session against the clock
+`DriverStats`   counts and percentiles of a run
+
+The policy. Unit k is complete at t_in(k); the agent's unit k is due at t_in(k) + 160 ms, when unit k + 1 is complete.
+1. If the predicted time of the default number of solver steps does not fit, the step uses fewer, at least one.
+2. If the unit begins its step at or after its own deadline, it is *held*: the model does not see it, the last frame
+   is repeated and the sound fades to silence. A held unit costs nothing, so the delay shrinks by 160 ms.
+No unit waits longer than 160 ms before its step begins, so the delay is never more than 160 ms plus one step.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, AgentUnit, UserUnit
+
+UNIT_S = UNIT_MS / 1000
+FADE = SAMPLE_RATE // 100  # 10 ms: the sound goes to silence and comes back without a click
+SOLVE_STAGE = "solve"  # the entry of `AgentUnit.stage_ms` that grows with the number of solver steps
+SURPRISE_S = 0.08
+KEEP_UNITS = 22_500  # figures cover the last hour, so that a long session does not grow
+
+
+class Session(Protocol):
+    """What the driver needs of a session: one unit in, one unit out."""
+
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit: ...
+
+
+def percentiles(values: np.ndarray, points: tuple[int, ...] = (50, 95, 99)) -> dict[str, float]:
+    """{"p50": ..., "p95": ..., "p99": ...}, rounded to 0.01; zeros if there are no values."""
+    found = np.percentile(values, points) if len(values) else np.zeros(len(points))
+    return {f"p{point}": round(float(value), 2) for point, value in zip(points, found, strict=True)}
+
+
+class StepCost:
+    """Predicts the seconds of a step with n solver steps as fixed + n * per_step, from moving averages.
+
+    Without a "solve" entry among the stages all of the time is taken to grow with n. One stall is no reason to expect
+    the next, so a step counts for at most `SURPRISE_S` above what was expected.
+    """
+
+    def __init__(self, weight: float = 0.2) -> None:
+        self.weight = weight  # of the newest step
+        self.fixed: float | None = None
+        self.per_step = 0.0
+
+    def update(self, total_s: float, steps: int, stage_ms: dict[str, float]) -> None:
+        solve_s = min(total_s, stage_ms.get(SOLVE_STAGE, total_s * 1000) / 1000)
+        fixed, per_step = total_s - solve_s, solve_s / steps
+        if self.fixed is None:
+            self.fixed, self.per_step = fixed, per_step
+        self.fixed += self.weight * min(fixed - self.fixed, SURPRISE_S)
+        self.per_step += self.weight * min(per_step - self.per_step, SURPRISE_S / steps)
+
+    def steps_that_fit(self, seconds: float, wanted: int) -> int:
+        """The largest number of solver steps from 1 to `wanted` whose predicted time is within `seconds`."""
+        if self.fixed is None:
+            return wanted
+        for steps in range(wanted, 1, -1):
+            if self.fixed + steps * self.per_step <= seconds:
+                return steps
+        return 1
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=KEEP_UNITS)
+
+
+@dataclass
+class DriverStats:
+    """What happened. Latencies are milliseconds and cover the last `KEEP_UNITS` units; counts cover the whole run.
+
+    units       agent units that came out, held ones included
+    misses      units that left after their deadline, held ones included
+    held        units the model did not see
+    reduced     units solved with fewer steps than wanted
+    backlog_max largest number of complete units that were waiting when a step began
+    """
+
+    units: int = 0
+    misses: int = 0
+    held: int = 0
+    reduced: int = 0
+    backlog_max: int = 0
+    model_ms: deque[float] = field(default_factory=_recent)
+    stage_ms: dict[str, deque[float]] = field(default_factory=dict)
+
+    def count(self, latency_s: float, waited_s: float, out: AgentUnit) -> None:
+        self.units += 1
+        self.held += out.held
+        self.misses += out.held or latency_s > UNIT_S
+        self.backlog_max = max(self.backlog_max, int(waited_s / UNIT_S + 1e-9))
+        self.model_ms.append(latency_s * 1000)
+        for name, value in out.stage_ms.items():
+            self.stage_ms.setdefault(name, _recent()).append(value)
+
+    @property
+    def model_latency_ms(self) -> dict[str, float]:
+        """t_out - t_in: from the last sample of a unit to the first sample and frame of its answer."""
+        return percentiles(np.array(self.model_ms))
+
+    @property
+    def event_latency_ms(self) -> dict[str, float]:
+        """The same for an event inside the unit, such as the onset of a word, which first waits for the unit's end.
+
+        Events are spread evenly: each unit counts with one event in the middle of each of 16 spans of 10 ms.
+        """
+        ages_ms = UNIT_MS - (np.arange(16) + 0.5) * UNIT_MS / 16
+        return percentiles((np.array(self.model_ms)[:, None] + ages_ms).ravel())
+
+    def summary(self) -> dict:
+        """The keys that the report of `talk` and the latency display share."""
+        return {
+            "deadline_misses": self.misses,
+            "held_units": self.held,
+            "reduced_units": self.reduced,
+            "backlog_max": self.backlog_max,
+            "model_latency_ms": self.model_latency_ms,
+            "event_latency_ms": self.event_latency_ms,
+            "stage_ms": {name: percentiles(np.array(values), (50, 95)) for name, values in self.stage_ms.items()},
+        }
+
+
+class UnitDriver:
+    """One session against the clock.
+
+    session      anything with `step(user, steps)`
+    steps        solver steps when there is time enough
+    frame_size   height and width of the agent's picture, for a unit held before there is any
+    policy       False for offline work: every unit gets all its steps and none is held
+    clock        seconds, monotonic; replaced in tests
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        steps: int,
+        frame_size: tuple[int, int],
+        policy: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.session, self.steps, self.policy, self.clock = session, steps, policy, clock
+        self.cost = StepCost()
+        self.stats = DriverStats()
+        self._frame = np.zeros((*frame_size, 3), np.uint8)  # the last one shown
+        self._sample = np.float32(0)  # the last one heard
+        self._after_hold = False
+
+    def step(self, user: UserUnit, t_in: float) -> AgentUnit:
+        """The agent's answer to a unit that was complete at `t_in` on the clock; never later than 160 ms + one step."""
+        began = self.clock()
+        too_late = self.policy and began - t_in >= UNIT_S
+        out = self._hold() if too_late else self._solve(user, began, t_in + UNIT_S)
+        self._frame, self._sample = out.video[-1], out.audio[-1]
+        self.stats.count(self.clock() - t_in, began - t_in, out)
+        return out
+
+    def _solve(self, user: UserUnit, began: float, deadline: float) -> AgentUnit:
+        steps = self.cost.steps_that_fit(deadline - began, self.steps) if self.policy else self.steps
+        out = self.session.step(user, steps=steps)
+        self.cost.update(self.clock() - began, steps, out.stage_ms)
+        self.stats.reduced += steps < self.steps
+        audio = out.audio
+        if self._after_hold:
+            audio = audio.copy()
+            audio[:FADE] *= np.linspace(0, 1, FADE, dtype=np.float32)
+            self._after_hold = False
+        return replace(out, index=self.stats.units, audio=audio)
+
+    def _hold(self) -> AgentUnit:
+        audio = np.zeros(SAMPLES_PER_UNIT, np.float32)
+        audio[:FADE] = self._sample * (0.5 + 0.5 * np.cos(np.linspace(0, np.pi, FADE, dtype=np.float32)))
+        self._after_hold = True
+        video = np.repeat(self._frame[None], FRAMES_PER_UNIT, axis=0)
+        return AgentUnit(index=self.stats.units, audio=audio, video=video, held=True)

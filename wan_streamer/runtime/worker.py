@@ -1,0 +1,216 @@
+"""The child side of `processes`: what travels between the two processes, and the loop that answers it.
+
+messages      `Ready` `Failed` `OpenSession` `UnitIn` `UnitOut` `Stats` `SessionLost` `CloseSession` `Shutdown`
+`serve_model` loads the agent once, then serves one session at a time
+
+Times are `time.monotonic()` seconds, one clock for all processes of a machine.
+"""
+
+import functools
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from wan_streamer.errors import ServingError, WanStreamerError
+from wan_streamer.units import AgentUnit, UserUnit
+
+PROTOCOL = 1
+STATS_EVERY_UNITS = 6  # about once a second
+WARM_UP_UNITS = 2  # the first steps of a fresh process pay for allocations and lazy initialisation
+
+log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """What the driver needs of a session."""
+
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit: ...
+
+
+class Agent(Protocol):
+    """What the worker needs of an agent; `WanStreamer` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def frame_size(self) -> tuple[int, int]: ...
+
+    @property
+    def solver_steps(self) -> int: ...
+
+    def session(self, seed: int = 0) -> Session: ...
+
+
+AgentFactory = Callable[[], Agent]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Worker to parent: the agent is loaded and warm."""
+
+    name: str
+    frame_size: tuple[int, int]
+    load_s: float
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Worker to parent: the agent could not be loaded. `kind` is the name of the error class."""
+
+    kind: str
+    message: str
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    session: int
+    seed: int
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class UnitIn:
+    """Parent to worker. t_in: when the unit's last sample was complete."""
+
+    session: int
+    index: int
+    t_in: float
+    unit: UserUnit
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class UnitOut:
+    """Worker to parent. t_start and t_out: when the worker took the unit and when it had the answer."""
+
+    session: int
+    index: int
+    t_in: float
+    t_start: float
+    t_out: float
+    unit: AgentUnit
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Worker to parent, about once a second: the driver's summary since the session began."""
+
+    session: int
+    summary: dict[str, Any]
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class SessionLost:
+    """Worker to parent: a step failed; the session is gone but the worker lives."""
+
+    session: int
+    kind: str
+    message: str
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class CloseSession:
+    session: int
+    version: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    version: int = PROTOCOL
+
+
+def load_agent(checkpoint: str, device: str) -> Agent:
+    """The agent of a checkpoint: a built-in name such as "nano", a folder, or a hub id."""
+    from wan_streamer import WanStreamer  # here, so that the parent process never loads the model's code
+
+    return WanStreamer.from_pretrained(checkpoint, device=device)
+
+
+def checkpoint_factory(checkpoint: str, device: str) -> AgentFactory:
+    """A picklable factory for `ModelProcess`."""
+    return functools.partial(load_agent, checkpoint, device)
+
+
+def _resolve(factory: AgentFactory | str) -> AgentFactory:
+    if not isinstance(factory, str):
+        return factory
+    module, _, name = factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ServingError(f"agent factory: expected an import path such as package.module:function, got {factory!r}"
+                           f" ({error})") from error  # fmt: skip
+
+
+def serve_model(conn: Connection, factory: AgentFactory | str, threads: int) -> None:
+    """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
+    try:
+        started = time.monotonic()
+        agent = _load(factory, threads)
+        conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started))
+        _serve_sessions(conn, agent)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone: nobody is left to answer
+    except WanStreamerError as error:
+        conn.send(Failed(type(error).__name__, str(error)))
+    except Exception as error:
+        log.exception("the model process failed")
+        conn.send(Failed("ServingError", f"the model process failed: {type(error).__name__}: {error}"))
+
+
+def _load(factory: AgentFactory | str, threads: int) -> Agent:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    agent = _resolve(factory)()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    session = agent.session(seed=0)
+    for _ in range(WARM_UP_UNITS):
+        session.step(UserUnit())
+    return agent
+
+
+def _serve_sessions(conn: Connection, agent: Agent) -> None:
+    from wan_streamer.runtime.clock import UnitDriver  # here, so that the parent process never loads the model's code
+
+    driver: UnitDriver | None = None
+    current = -1
+    while True:
+        message = conn.recv()
+        if message.version != PROTOCOL:
+            raise ServingError(f"model process: expected messages of version {PROTOCOL}, got {message.version}")
+        match message:
+            case Shutdown():
+                return
+            case OpenSession():
+                driver, current = (
+                    UnitDriver(agent.session(seed=message.seed), agent.solver_steps, agent.frame_size),
+                    message.session,
+                )
+            case CloseSession() if message.session == current:
+                driver, current = None, -1
+            case UnitIn() if driver is not None and message.session == current:
+                t_start = time.monotonic()
+                try:
+                    out = driver.step(message.unit, message.t_in)
+                except Exception as error:
+                    log.exception("a step failed in the model process")
+                    conn.send(SessionLost(current, type(error).__name__, str(error)))
+                    driver, current = None, -1
+                    continue
+                conn.send(UnitOut(current, message.index, message.t_in, t_start, time.monotonic(), out))
+                if (message.index + 1) % STATS_EVERY_UNITS == 0:
+                    conn.send(Stats(current, driver.stats.summary()))

@@ -1,0 +1,171 @@
+"""WebRTC for one call: aiortc carries what `Call` hears, says and shows.
+
+`Peer`                     one connection: uplink tracks, downlink tracks, data channel
+`use_loopback_candidates`  lets a page on the same machine connect when no other network exists
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+import aioice.ice
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+from aiortc.mediastreams import MediaStreamError
+
+from wan_streamer.errors import ServingError
+from wan_streamer.runtime.processes import ModelProcess
+from wan_streamer.serving import jitter
+from wan_streamer.serving.call import Call
+from wan_streamer.serving.messages import parse_page_message
+from wan_streamer.serving.settings import ServingConfig
+
+LOOPBACK = "127.0.0.1"
+EVENTS_KEPT = 256  # events that wait for the data channel to open
+
+log = logging.getLogger(__name__)
+_get_host_addresses = aioice.ice.get_host_addresses
+
+
+def _with_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+    addresses = _get_host_addresses(use_ipv4, use_ipv6)
+    return [LOOPBACK, *addresses] if use_ipv4 else addresses
+
+
+def use_loopback_candidates() -> None:
+    """aioice leaves 127.0.0.1 out, so that a machine without a network cannot call itself. Process-wide."""
+    aioice.ice.get_host_addresses = _with_loopback
+
+
+class Peer:
+    """One visitor's connection. `answer` an offer, then `serve` until the call is over, then `close`."""
+
+    def __init__(self, model: ModelProcess, config: ServingConfig) -> None:
+        # no servers: aiortc would otherwise ask a public STUN server, which a local call does not need
+        self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._config = config
+        self._channel: RTCDataChannel | None = None
+        self._waiting: deque[str] = deque(maxlen=EVENTS_KEPT)
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._connected = asyncio.Event()
+        self._gone = asyncio.Event()
+        self.call = Call(model, config, lambda event: self._send(event.to_json()))
+        self._pc.on("track", self._on_track)
+        self._pc.on("datachannel", self._on_datachannel)
+        self._pc.on("connectionstatechange", self._on_state)
+
+    async def answer(self, sdp: str) -> str:
+        """The SDP answer to the page's offer. Raises `ServingError` if it is not a usable offer."""
+        try:
+            if self._config.video_playout_ms is not None:
+                jitter.accept_playout_delay()
+            await self._pc.setRemoteDescription(RTCSessionDescription(sdp=sdp, type="offer"))
+            transceivers = self._pc.getTransceivers()
+            if not transceivers:
+                raise ServingError("offer: expected an audio or video section, got none")
+            for transceiver in transceivers:
+                if self._config.own_jitter_buffers:
+                    jitter.use_low_latency(transceiver.receiver)
+                if transceiver.kind == "video" and self._config.video_playout_ms is not None:
+                    jitter.use_playout_delay(transceiver.sender, self._config.video_playout_ms)
+            self._attach(self.call.playout.audio)
+            self._attach(self.call.playout.video)
+            await self._pc.setLocalDescription(await self._pc.createAnswer())
+        except ServingError:
+            raise
+        except Exception as error:  # aiortc's parser raises whatever its line parsing meets
+            raise ServingError(
+                f"offer: expected an SDP offer of a browser ({type(error).__name__}: {error})"
+            ) from error
+        return self._pc.localDescription.sdp
+
+    def _attach(self, track: MediaStreamTrack) -> None:
+        """Send a track in the first section of its kind; the page decides what it wants to receive."""
+        for transceiver in self._pc.getTransceivers():
+            if transceiver.kind == track.kind and transceiver.sender.track is None:
+                transceiver.sender.replaceTrack(track)
+                transceiver.direction = "sendrecv"
+                return
+
+    async def serve(self) -> str:
+        """Wait for the connection, converse, and return why it ended."""
+        try:
+            await asyncio.wait_for(self._connected.wait(), self._config.connect_timeout_s)
+        except TimeoutError:
+            return f"the page did not connect within {self._config.connect_timeout_s:.0f} s"
+        call, gone = asyncio.create_task(self.call.run()), asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return call.result()
+            return "the page left"
+        finally:
+            for task in (call, gone):
+                task.cancel()
+            await asyncio.gather(call, gone, return_exceptions=True)
+
+    def hang_up(self) -> None:
+        """End `serve` from outside."""
+        self._gone.set()
+        self._connected.set()
+
+    async def close(self) -> None:
+        """Close the connection and free everything. Safe to call twice."""
+        self._gone.set()
+        for task in self._pumps:
+            task.cancel()
+        with contextlib.suppress(Exception):
+            await self._pc.close()
+
+    def _send(self, text: str) -> None:
+        if self._channel is None or self._channel.readyState != "open":
+            self._waiting.append(text)
+            return
+        while self._waiting:
+            self._channel.send(self._waiting.popleft())
+        self._channel.send(text)
+
+    def _on_state(self) -> None:
+        log.debug("connection %s", self._pc.connectionState)
+        if self._pc.connectionState == "connected":
+            self._connected.set()
+        elif self._pc.connectionState in ("failed", "closed"):
+            self.hang_up()
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        uplink = self.call.uplink
+        sink = uplink.audio if track.kind == "audio" else uplink.video
+        self._spawn(self._pump(track, sink))
+
+    async def _pump(self, track: MediaStreamTrack, sink: Any) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                frame = await track.recv()
+                self.call.heard = time.monotonic()
+                sink.push(frame, self.call.heard)
+
+    def _on_datachannel(self, channel: RTCDataChannel) -> None:
+        self._channel = channel
+        channel.on("message", self._on_message)
+        while self._waiting:
+            channel.send(self._waiting.popleft())
+
+    def _on_message(self, data: str | bytes) -> None:
+        try:
+            self.call.handle(parse_page_message(data))
+        except ServingError as error:
+            log.warning("%s", error)
+
+    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(job)
+        self._pumps.add(task)
+        task.add_done_callback(self._pumps.discard)

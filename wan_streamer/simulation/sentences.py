@@ -1,0 +1,113 @@
+"""Everything that is said in the simulated world.
+
+`AGENT`           the agent's whole repertoire, by name of the reply
+`USER`            the user's wordings, by intent
+`codec_sentence`  varied English from a small grammar, so that codecs hear every sound of the language
+"""
+
+import numpy as np
+
+AGENT: dict[str, str] = {
+    "hello": "Hello! Nice to meet you.",
+    "hi": "Hi there! How are you?",
+    "welcome": "Hello, I am Joe. What can I do for you?",
+    "well": "I'm doing well, thank you.",
+    "fine_and_you": "I'm fine, thanks. And you?",
+    "glad": "I am glad to hear that.",
+    "name": "My name is Joe.",
+    "name_nice": "I am Joe. Nice to meet you.",
+    "three": "One, two, three.",
+    "five": "One, two, three, four, five.",
+    "ten": "One, two, three, four, five, six, seven, eight, nine, ten.",
+    "okay": "Okay.",
+    "stop": "Okay, I will stop.",
+    "hear": "Yes, I can hear you.",
+    "can": "I can talk with you, and I can count.",
+    "welcome_thanks": "You're welcome.",
+    "pleasure": "My pleasure.",
+    "bye": "Goodbye, see you soon.",
+    "bye_nice": "Bye! It was nice talking to you.",
+}
+
+USER: dict[str, tuple[str, ...]] = {
+    "greeting": ("Hello.", "Hi there.", "Hi!", "Hello there.", "Hey, hello.", "Good morning.", "Hello, Joe."),
+    "how": ("How are you?", "How are you today?", "How are you doing?", "And how are you?", "How is it going?"),
+    "fine": ("I am fine.", "I'm good, thank you.", "I am fine, thanks.", "I am doing great.", "Very well, thanks."),
+    "name": ("What is your name?", "What's your name?", "Who are you?", "Tell me your name.", "And your name is?"),
+    "three": ("Count to three.", "Please count to three.", "Can you count to three?", "Count up to three, please."),
+    "five": ("Count to five.", "Please count to five.", "Can you count to five?", "Count up to five, please."),
+    "ten": ("Count to ten.", "Please count to ten.", "Can you count to ten?", "Count up to ten, please."),
+    "stop": ("Stop.", "Stop, please.", "Wait, stop.", "Okay, stop.", "Please stop.", "Stop it."),
+    "hear": ("Can you hear me?", "Do you hear me?", "Hello, can you hear me?", "Are you there?"),
+    "can": ("What can you do?", "Tell me what you can do.", "So what can you do?", "What can you do for me?"),
+    "thanks": ("Thank you.", "Thanks.", "Thank you very much.", "Thanks a lot.", "Okay, thank you."),
+    "bye": ("Goodbye.", "Bye bye.", "Okay, bye.", "See you later.", "Goodbye, Joe.", "I have to go, bye."),
+}
+
+_PEOPLE = (
+    "the teacher", "my brother", "your sister", "an old farmer", "the young doctor", "our neighbour", "a good friend",
+    "the boy next door", "her mother", "the tall man", "a busy chef", "the judge", "Paul", "Jane", "Theo", "George",
+)  # fmt: skip
+_VERBS = (
+    "found", "bought", "painted", "washed", "carried", "watched", "measured", "forgot", "borrowed", "chose", "threw",
+    "fixed", "described", "pushed", "shared", "enjoyed", "brought", "kept", "showed", "pulled",
+)  # fmt: skip
+_THINGS = (
+    "a yellow umbrella", "the broken chair", "five blue cups", "a huge box of books", "the purple vase", "some fresh air",
+    "a small wooden boat", "the first page", "three green apples", "a piece of cheese", "the other watch", "an orange",
+    "a loud noise", "the cold water", "a leather jacket", "two dozen eggs", "a quiet voice", "the thick rope",
+    "a bowl of soup", "her favourite song", "the usual treasure", "the bridge", "a shiny coin", "new shoes",
+)  # fmt: skip
+_PLACES = (
+    "in the kitchen", "near the river", "behind the house", "on the beach", "at the station", "under the table",
+    "after lunch", "before breakfast", "on a rainy Thursday", "last January", "without a word", "with both hands",
+    "in the garage", "around the corner", "for the whole year", "every evening", "through the window",
+)  # fmt: skip
+_STARTS = (
+    "I think", "Maybe", "Yesterday", "As you know,", "To be honest,", "Of course", "You should know that", "Well,",
+    "We heard that", "Usually", "It is true that", "Imagine that",
+)  # fmt: skip
+_ASKS = (
+    "Do you know why", "Could you explain how", "Are you sure that", "Did you hear that", "Why do you think that",
+)  # fmt: skip
+_NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fifteen", "twenty", "thirty", "fifty", "a hundred", "a thousand",
+)  # fmt: skip
+_SHORT = (
+    "Yes, of course.", "No, thank you.", "That sounds good.", "I am not sure.", "Let me think about it.", "Really?",
+    "What a lovely day!", "Please, go on.", "I see what you mean.", "Could you say that again?", "Just a moment.",
+    "Oh, I am sorry.", "That is a good question.", "Right.", "Great!", "Have a nice evening.", "Okay, go ahead.",
+)  # fmt: skip
+
+
+def _pick(words: tuple[str, ...], rng: np.random.Generator) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def codec_sentence(rng: np.random.Generator) -> str:
+    """One random sentence. Not meant to make sense, only to sound like English."""
+    kind = int(rng.integers(10))
+    if kind == 0:
+        return _pick(_SHORT, rng)
+    if kind == 1:
+        count = int(rng.integers(3, 7))
+        spoken = ", ".join(_pick(_NUMBERS, rng) for _ in range(count))
+        return spoken[0].upper() + spoken[1:] + "."
+    core = f"{_pick(_PEOPLE, rng)} {_pick(_VERBS, rng)} {_pick(_THINGS, rng)}"
+    place = f" {_pick(_PLACES, rng)}" if kind % 2 == 0 else ""
+    if kind in (2, 3):
+        return f"{_pick(_ASKS, rng)} {core}{place}?"
+    if kind in (4, 5, 6):
+        return f"{_pick(_STARTS, rng)} {core}{place}."
+    return core[0].upper() + core[1:] + place + "."
+
+
+def codec_sentences(count: int, rng: np.random.Generator, exclude: frozenset[str] = frozenset()) -> list[str]:
+    """`count` different sentences, none of them in `exclude`."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        sentence = codec_sentence(rng)
+        if sentence not in exclude:
+            found[sentence] = None
+    return list(found)

@@ -1,0 +1,195 @@
+"""Stage `codec`: train the audio VAE or the video VAE on prepared arrays (`wan_streamer.simulation.make_codec_data`).
+
+Audio: 1 s crops; multi-resolution spectral losses, and in the last `ADVERSARIAL_PART` of the steps a discriminator.
+Video: 8-frame crops of 96 x 128; L1 in a decorrelated colour space plus gradients, weighted to what moves.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
+from wan_streamer.config import to_dict
+from wan_streamer.errors import ConfigError, DataError
+from wan_streamer.presets import get_preset
+from wan_streamer.training.losses import (
+    SpectrumDiscriminator,
+    discriminator_loss,
+    generator_loss,
+    spectral_loss,
+    video_loss,
+)
+from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, save_atomically
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
+
+AGENT_SHARE = 0.75  # of the batch; the rest is other voices or other faces
+ADVERSARIAL_PART = 0.35
+SPECTRAL_WEIGHTS = {"log": 1.0, "convergence": 1.0, "mel": 2.0, "phase": 0.5}
+
+
+def load_array(data_dir: Path, name: str) -> np.ndarray:
+    """Memory-map `name`.npy. Raises `DataError` if it is missing or not a plain array."""
+    path = Path(data_dir) / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected an array written by `make_codec_data` ({error})") from error
+
+
+class AudioCodecStage(Stage):
+    name = "codec-audio"
+
+    def __init__(self, preset: str, data_dir: Path, config: TrainConfig) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.vae = AudioVAE(get_preset(preset).audio_vae)
+        self.discriminator = SpectrumDiscriminator()
+        self.models: dict[str, nn.Module] = {"vae": self.vae, "discriminator": self.discriminator}
+        self.train_data = [load_array(data_dir, "agent_audio"), load_array(data_dir, "other_audio")]
+        self.valid_data = [load_array(data_dir, "agent_audio_valid"), load_array(data_dir, "other_audio_valid")]
+        self.crop = SAMPLES_PER_UNIT * 6  # 0.96 s
+
+    def batch(self, step: int) -> Tensor:
+        rng = np.random.default_rng((self.config.seed, step))
+        rows = []
+        for row in range(self.config.batch):
+            audio = self.train_data[row >= AGENT_SHARE * self.config.batch]
+            start = rng.integers(0, len(audio) - self.crop)
+            gain = 10 ** rng.uniform(-0.4, 0.15)
+            rows.append(np.asarray(audio[start : start + self.crop], np.float32) / 32768 * gain)
+        return torch.from_numpy(np.stack(rows))
+
+    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            latent, _ = self.vae.encode_raw(batch)
+            noise = torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise
+            rebuilt, _ = self.vae.decode_raw(latent + noise)
+        parts = spectral_loss(rebuilt, batch)
+        total = sum(weight * parts[name] for name, weight in SPECTRAL_WEIGHTS.items())
+        numbers = {name: value.item() for name, value in parts.items()}
+        total = total + 0.01 * latent.float().square().mean()  # without it the mean grows and drowns the noise
+        if step >= (1 - ADVERSARIAL_PART) * self.config.steps:
+            adversarial, numbers["critic"] = self._adversarial(rebuilt, batch, generator)
+            total = total + adversarial
+        return total, numbers  # type: ignore[return-value]
+
+    def _adversarial(self, rebuilt: Tensor, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        """Both players in one scalar: the critic is frozen in the generator's graph, the audio in the critic's."""
+        size = SAMPLES_PER_UNIT * 3
+        start = int(torch.randint(0, self.crop - size, (1,), generator=generator))
+        fake_BT, real_BT = rebuilt[:, start : start + size], batch[:, start : start + size]
+        self.discriminator.requires_grad_(False)
+        with torch.autocast("cpu", torch.bfloat16):
+            fool, match = generator_loss(self.discriminator(real_BT), self.discriminator(fake_BT))
+        self.discriminator.requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            judge = discriminator_loss(self.discriminator(real_BT), self.discriminator(fake_BT.detach()))
+        return 0.2 * fool.float() + 2.0 * match.float() + judge.float(), judge.item()
+
+    def validate(self) -> dict[str, float]:
+        numbers = {}
+        for name, audio in zip(("agent", "other"), self.valid_data, strict=True):
+            clip = np.asarray(audio[: 20 * SAMPLE_RATE], np.float32) / 32768
+            rebuilt = torch.from_numpy(self.vae.reconstruct(clip))
+            parts = spectral_loss(rebuilt[None], torch.from_numpy(clip)[None])
+            numbers |= {f"{name}_{part}": value.item() for part, value in parts.items()}
+        return numbers
+
+    def export(self, out_dir: Path) -> None:
+        clip = torch.from_numpy(np.asarray(self.train_data[0][: 120 * SAMPLE_RATE], np.float32) / 32768)
+        with torch.inference_mode():
+            latent, _ = self.vae.encode_raw(clip[None, : len(clip) // SAMPLES_PER_UNIT * SAMPLES_PER_UNIT])
+        self.vae.stats.measure(latent.flatten(0, 1))
+        _export(self.vae, out_dir, "audio_vae")
+
+
+class VideoCodecStage(Stage):
+    name = "codec-video"
+
+    def __init__(self, preset: str, data_dir: Path, config: TrainConfig, frames: int = 8) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.vae = VideoVAE(get_preset(preset).video_vae).to(memory_format=torch.channels_last)
+        self.models: dict[str, nn.Module] = {"vae": self.vae}
+        self.train_data = [load_array(data_dir, "agent_frames"), load_array(data_dir, "other_frames")]
+        self.valid_data = [load_array(data_dir, "agent_frames_valid"), load_array(data_dir, "other_frames_valid")]
+        self.frames, self.crop = frames, (96, 128)
+
+    def batch(self, step: int) -> Tensor:
+        rng = np.random.default_rng((self.config.seed, step))
+        rows = []
+        for row in range(self.config.batch):
+            video = self.train_data[row >= AGENT_SHARE * self.config.batch]
+            start = rng.integers(0, len(video) - self.frames)
+            # A normal draw around the middle: faces and mouths are seen more often than corners.
+            free = np.array(video.shape[1:3]) - self.crop
+            top, left = (free * np.clip(rng.normal(0.5, 0.3, 2), 0, 1)).astype(int)
+            rows.append(video[start : start + self.frames, top : top + self.crop[0], left : left + self.crop[1]])
+        return frames_to_video(torch.from_numpy(np.stack(rows)), torch.device("cpu"))
+
+    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            latent, _ = self.vae.encode_raw(batch)
+            noise = torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise
+            rebuilt, _ = self.vae.decode_raw(latent + noise)
+        parts = video_loss(rebuilt, batch)
+        total = parts["colour"] + parts["gradient"] + 1e-3 * latent.float().square().mean()
+        return total, {name: value.item() for name, value in parts.items()}
+
+    def validate(self) -> dict[str, float]:
+        numbers = {}
+        for name, video in zip(("agent", "other"), self.valid_data, strict=True):
+            frames = np.array(video[: len(video) // FRAMES_PER_UNIT * FRAMES_PER_UNIT][:96])
+            with torch.autocast("cpu", torch.bfloat16):
+                rebuilt = self.vae.reconstruct(frames)
+            error = (rebuilt.astype(np.float32) - frames) ** 2
+            numbers[f"{name}_psnr"] = float(10 * np.log10(255**2 / error.mean()))
+            moving = frames.std(0).mean(-1) > 8  # what moves within the clip: mouth, lids, head outline
+            if moving.any():
+                numbers[f"{name}_moving_psnr"] = float(10 * np.log10(255**2 / error[:, moving].mean()))
+        return numbers
+
+    def export(self, out_dir: Path) -> None:
+        frames = torch.from_numpy(np.array(self.train_data[0][:: len(self.train_data[0]) // 400][:400]))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            latents = [self.vae.encode_raw(frames_to_video(part[None], part.device))[0] for part in frames.split(40)]
+        self.vae.stats.measure(torch.cat(latents, 1).movedim(2, -1).flatten(0, 3))
+        _export(self.vae, out_dir, "video_vae")
+
+
+def _export(vae: AudioVAE | VideoVAE, out_dir: Path, name: str) -> None:
+    tensors = {key: value.detach() for key, value in vae.state_dict().items()}
+    save_atomically(tensors, out_dir / f"{name}.safetensors")
+    (out_dir / f"{name}.json").write_text(json.dumps(to_dict(vae.config), indent=2) + "\n")
+
+
+STAGES: dict[str, tuple[type, TrainConfig]] = {
+    "audio": (AudioCodecStage, TrainConfig(steps=6000, lr=6e-4, batch=16, betas=(0.8, 0.95), ema=0.995)),
+    "video": (VideoCodecStage, TrainConfig(steps=6000, lr=1e-3, batch=8, ema=0.995)),
+}
+
+
+def train_codec(
+    kind: str,
+    preset: str,
+    data_dir: Path,
+    out_dir: Path,
+    resume: bool = False,
+    steps: int | None = None,
+    minutes: float | None = None,
+) -> dict[str, float]:
+    """Train codec `kind` ("audio" or "video") and export it to `out_dir`. Returns the last validation metrics."""
+    if kind not in STAGES:
+        raise ConfigError(f"unknown codec {kind!r}; expected one of {', '.join(STAGES)}")
+    stage_class, config = STAGES[kind]
+    if steps is not None:
+        config = dataclasses.replace(config, steps=steps)
+    trainer = Trainer(stage_class(preset, Path(data_dir), config), Path(out_dir))
+    if resume:
+        trainer.resume()
+    return trainer.run(minutes)
