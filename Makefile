@@ -17,7 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { echo "Could not make $(VENV); on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	@echo "installing into $(VENV); this takes a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[serve,simulate,train,eval,dev]'
 	@touch $@
 

@@ -3,11 +3,11 @@
 It shows a white block that moves 4 pixels per frame over a bar coloured like what it sees, hums 660 Hz, and says once a
 second what it heard and saw. Typed text is repeated; "crash", "error" and "hang" make it fail in that way.
 
-    python standin.py PORT [CHECKPOINT]    serves it, or a checkpoint, until interrupted
+    python standin.py PORT    serves it until interrupted (--help: the other agents)
 """
 
+import argparse
 import os
-import sys
 import time
 
 import numpy as np
@@ -69,10 +69,50 @@ class StandInSession:
 class StandInAgent:
     name = "stand-in"
     frame_size = (HEIGHT, WIDTH)
-    solver_steps = 1
+    default_steps = 1
+
+    def warmup(self) -> None:
+        self.session().step(UserUnit())
 
     def session(self, seed: int = 0) -> StandInSession:
         return StandInSession()
+
+
+class EchoSession(StandInSession):
+    """Gives back what it heard and saw, to measure how long a call takes around."""
+
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+        unit = super().step(user, steps)
+        audio = np.zeros_like(unit.audio) if user.audio is None else user.audio
+        black = np.zeros_like(unit.video)
+        video = black if user.video is None or user.video.shape != black.shape else user.video
+        return AgentUnit(unit.index, audio, video, stage_ms=unit.stage_ms)
+
+
+class ClapSession(StandInSession):
+    """Every 1.6 s a white picture and a burst of noise that begin at the same sample, to measure sync."""
+
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+        unit = super().step(user, steps)
+        audio, video = np.zeros_like(unit.audio), np.zeros_like(unit.video)
+        if unit.index % 10 == 0:
+            audio[:1920] = np.random.default_rng(0).uniform(-0.5, 0.5, 1920)
+            video[:] = 255
+        return AgentUnit(unit.index, audio, video)
+
+
+class EchoAgent(StandInAgent):
+    name = "echo"
+
+    def session(self, seed: int = 0) -> StandInSession:
+        return EchoSession()
+
+
+class ClapAgent(StandInAgent):
+    name = "clap"
+
+    def session(self, seed: int = 0) -> StandInSession:
+        return ClapSession()
 
 
 def fail_to_load() -> StandInAgent:
@@ -86,13 +126,21 @@ def die_on_load() -> StandInAgent:
 
 
 def main() -> None:
-    from wan_streamer.serving import serve
+    from wan_streamer.serving import ServingConfig, serve
 
-    port = int(sys.argv[1])
-    if len(sys.argv) > 2:
-        serve(sys.argv[2], port=port)
-    else:
-        serve("stand-in", port=port, agent_factory=StandInAgent)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--checkpoint", help="serve this instead of a stand-in")
+    parser.add_argument("--agent", choices=("StandInAgent", "EchoAgent", "ClapAgent"), default="StandInAgent")
+    parser.add_argument("--transport", choices=("aiortc", "jitter", "full"), default="full")
+    options = parser.parse_args()
+    config = {
+        "aiortc": ServingConfig(own_jitter_buffers=False, video_playout_ms=None),
+        "jitter": ServingConfig(video_playout_ms=None),
+        "full": ServingConfig(),
+    }[options.transport]
+    factory = None if options.checkpoint else globals()[options.agent]
+    serve(options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config)
 
 
 if __name__ == "__main__":

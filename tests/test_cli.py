@@ -92,6 +92,11 @@ def test_missing_training_data(command: str, tmp_path: Path) -> None:
     assert_one_line(result, "nowhere")
 
 
+def test_missing_shards_and_codecs(tmp_path: Path) -> None:
+    assert_one_line(run("encode", tmp_path / "nowhere", tmp_path / "a", "--codecs", NANO), "nowhere")
+    assert_one_line(run("encode", tmp_path, tmp_path / "b", "--codecs", tmp_path), "audio_vae.safetensors")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "audio_vae.safetensors", "video_vae.safetensors", "config.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_damaged_checkpoint(name: str, damage: str, tmp_path: Path) -> None:
@@ -141,7 +146,7 @@ def test_help_is_quick_and_knows_every_command() -> None:
     result = run("--help")
     took = time.perf_counter() - start
     assert result.returncode == 0
-    for command in ("serve", "talk", "simulate", "train", "inspect"):
+    for command in ("serve", "talk", "simulate", "encode", "train", "inspect"):
         assert command in result.stdout
         assert run(command, "--help").stdout.count("Example") == (command != "train")
     assert took < 2.0  # 0.15 s on an idle machine; with PyTorch it would be seconds

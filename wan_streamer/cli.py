@@ -3,8 +3,10 @@
 `main`   entry point: a `WanStreamerError` is one line on stderr and exit code 2
 """
 
+import os
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -48,7 +50,10 @@ Checkpoint = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
 Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol or paper-192p.")]
-Data = Annotated[Path, typer.Option(metavar="DIR", help="Folder with training data, as [b]simulate[/b] writes it.")]
+CodecData = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Sounds and faces, from [b]simulate --codecs[/b].")
+]
+DuplexData = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversations, from [b]encode[/b].")]
 TrainOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the preset's number.")]
@@ -113,36 +118,82 @@ def talk(
 
 @app.command()
 def simulate(
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill.")],
-    hours: Annotated[float, typer.Option(min=0.0001, help="Hours of conversation to make.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same conversations.")],
-    split: Annotated[str, typer.Option(help="train, or test: voices and faces that training never meets.")] = "train",
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same data.")],
+    hours: Annotated[float | None, typer.Option(help="Hours of conversation to make.")] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test; they share no voice and no face.")] = "train",
+    codecs: Annotated[
+        bool, typer.Option("--codecs", help="Make the sounds and faces for [b]train codec[/b] instead.")
+    ] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")] = None,
 ) -> None:
-    """Make conversations between simulated people and the agent, as training data with exact ground truth.
+    """Make conversations between simulated people and the agent: training data with exact ground truth.
 
-    Example: [b]wan-streamer simulate data/first --hours 2 --seed 1[/b]
+    Example: [b]wan-streamer simulate data/world/train --hours 2 --seed 1[/b]
     """
+    if (hours is None) == (not codecs):
+        raise ConfigError("simulate: expected --hours or --codecs, and not both")
     from rich.progress import Progress
 
+    from wan_streamer.simulation import make_codec_data
     from wan_streamer.simulation import simulate as run
 
+    workers = processes or os.cpu_count() or 1
     with Progress(transient=True) as progress:
         task = progress.add_task("simulating", total=None)
-        run(
-            out_dir,
-            hours=hours,
-            seed=seed,
-            split=split,
-            processes=processes,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        if hours is None:
+            make_codec_data(out_dir, seed=seed, processes=workers)
+        else:
+            update = partial(progress.update, task)
+            run(out_dir, hours, seed, split, workers, progress=lambda done, all_: update(completed=done, total=all_))
+
+
+@app.command()
+def encode(
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder with the folders train and valid.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    codecs: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Result of [b]train codec[/b], once for sound and once for pictures."),
+    ] = None,
+    preset: Preset = "nano",
+) -> None:
+    """Turn conversations into what [b]train duplex[/b] reads. The codecs are kept beside them.
+
+    Example: [b]wan-streamer encode data/world data/latents --codecs runs/audio --codecs runs/video[/b]
+    """
+    import shutil
+
+    from rich.progress import Progress
+
+    from wan_streamer.data.latents import encode_shards
+    from wan_streamer.presets import get_preset
+    from wan_streamer.training.duplex import load_codecs
+
+    perception = get_preset(preset).perception
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for path in [path for folder in codecs or [] for path in folder.glob("*_vae.*")]:
+        if path.resolve() != (out_dir / path.name).resolve():
+            shutil.copy(path, out_dir)
+    audio_vae, video_vae = load_codecs(preset, out_dir)
+    for split in ("train", "valid"):
+        with Progress(transient=True) as progress:
+            update = partial(progress.update, progress.add_task(f"encoding {split}", total=None))
+            written = encode_shards(
+                shards / split,
+                out_dir / split,
+                audio_vae,
+                video_vae,
+                perception,
+                progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
+            )
+        typer.echo(f"{split}: {written} conversations encoded")
 
 
 @train_app.command("codec")
 def train_codec(
     codec: Annotated[Codec, typer.Option(help="Which of the two codecs.")],
-    data: Data,
+    data: CodecData,
     out: TrainOut,
     preset: Preset = "nano",
     resume: Resume = False,
@@ -151,7 +202,7 @@ def train_codec(
 ) -> None:
     """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
 
-    Example: [b]wan-streamer train codec --codec audio --data data/first --out runs/audio[/b]
+    Example: [b]wan-streamer train codec --codec audio --data data/codecs --out runs/audio[/b]
     """
     from wan_streamer.training.codec import train_codec as run
 
@@ -160,7 +211,7 @@ def train_codec(
 
 @train_app.command("duplex")
 def train_duplex(
-    data: Data,
+    data: DuplexData,
     out: TrainOut,
     preset: Preset = "nano",
     resume: Resume = False,
@@ -169,7 +220,7 @@ def train_duplex(
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
 
-    Example: [b]wan-streamer train duplex --data data/first --out runs/duplex[/b]
+    Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
     from wan_streamer.training.duplex import train_duplex as run
 

@@ -91,6 +91,7 @@ class TextConfig:
     vocab_size: int = 1024
     slots: int = 2
     lead_units: int = 1
+    temperature: float = 0.0  # of sampling; 0 takes the likeliest token
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class CacheConfig:
 
     policy: str = "window"
     sink_units: int = 1
-    video_units: int = 6
-    audio_units: int = 32
-    text_units: int = 32
+    video_units: int = 5
+    audio_units: int = 24
+    text_units: int = 24
 
     def __post_init__(self) -> None:
         if self.policy not in ("full", "window"):

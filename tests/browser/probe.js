@@ -1,5 +1,20 @@
 // Measures what the browser decoded: every video frame shown and every audio sample that would be heard.
 // Started by the tests with window.probe(); nothing of it is part of the page.
+window.peers = [];
+window.RTCPeerConnection = class extends window.RTCPeerConnection {
+  constructor(...options) {
+    super(...options);
+    window.peers.push(this);
+  }
+};
+
+// What WebRTC says about the received streams: {audio: {...}, video: {...}}.
+window.inbound = async () => {
+  const found = {};
+  (await window.peers.at(-1).getStats()).forEach((stat) => { if (stat.type === "inbound-rtp") found[stat.kind] = stat; });
+  return found;
+};
+
 window.probe = async () => {
   const video = document.querySelector('[data-testid="agent-video"]');
   const [W, H] = [84, 48];
@@ -44,13 +59,14 @@ window.probe = async () => {
   tap.port.onmessage = ({ data }) => chunks.push(data);
   audio.createMediaStreamSource(new MediaStream(video.srcObject.getAudioTracks())).connect(tap).connect(audio.destination);
 
+  const began = performance.now();
   window.probeResult = () => {
     const samples = new Int16Array(chunks.length * 128);
     chunks.forEach((chunk, i) => chunk.forEach((x, j) => { samples[128 * i + j] = Math.max(-1, Math.min(1, x)) * 32767; }));
     const bytes = new Uint8Array(samples.buffer);
     let text = "";
     for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-    return { frames, audio: btoa(text) };
+    return { frames, audio: btoa(text), seconds: (performance.now() - began) / 1000 };
   };
   return audio.state;
 };

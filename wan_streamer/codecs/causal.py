@@ -62,8 +62,8 @@ class MemoryBlock(nn.Module):
         past = torch.cat([state.to(x_BTCHW.dtype), x_BTCHW[:, :-1]], dim=1)
         hidden = torch.cat([x_BTCHW, past], dim=2).reshape(B * T, 2 * C, H, W)
         hidden = hidden.contiguous(memory_format=torch.channels_last)
-        hidden = self.conv2(F.silu(self.conv1(hidden)))
-        return F.silu(x_BTCHW + hidden.reshape(B, T, C, H, W)), x_BTCHW[:, -1:]
+        hidden = self.conv2(F.silu(self.conv1(F.silu(hidden))))
+        return x_BTCHW + hidden.reshape(B, T, C, H, W), x_BTCHW[:, -1:]
 
 
 class CodecStats(nn.Module):

@@ -84,9 +84,14 @@ class VideoVAE(nn.Module):
         self.dec_half = nn.Conv2d(c4, 4 * c2, 1)
         self.dec_last = nn.Conv2d(c2, c2, 3, padding=1)
         self.dec_out = nn.Conv2d(c2, 3 * 4, 3, padding=1)
-        nn.init.zeros_(self.dec_out.weight)
-        nn.init.zeros_(self.dec_out.bias)  # type: ignore[arg-type]
         self.stats = CodecStats(latent)
+        for module in self.modules():  # unit gain, so that the identity path keeps its scale through all blocks
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if isinstance(module, MemoryBlock):
+                nn.init.normal_(module.conv2.weight, std=0.3 * module.conv2.weight[0].numel() ** -0.5)
+        nn.init.normal_(self.dec_out.weight, std=0.1 * self.dec_out.weight[0].numel() ** -0.5)
 
     def encode_raw(self, video_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
         """Frames [B, T, 3, H, W] in [-1, 1], T a multiple of 4 -> latent means [B, T / 4, C, H / 16, W / 16]."""
@@ -121,9 +126,9 @@ class VideoVAE(nn.Module):
             for block in blocks:  # type: ignore[attr-defined]
                 hidden, kept = block(hidden, next(flow))
                 after.append(kept)
-        half = F.silu(F.pixel_shuffle(self.dec_half(hidden.flatten(0, 1)), 2))
+        half = F.pixel_shuffle(self.dec_half(hidden.flatten(0, 1)), 2)
         half = half.contiguous(memory_format=torch.channels_last)
-        detail = F.pixel_shuffle(self.dec_out(half + F.silu(self.dec_last(half))), 2)
+        detail = F.pixel_shuffle(self.dec_out(F.silu(half + self.dec_last(F.silu(half)))), 2)
         colour = F.interpolate(flat[:, :COLOUR_CHANNELS].float(), scale_factor=16, mode="bilinear")
         video = detail.float().reshape(B, T, 4, 3, 16 * h, 16 * w) + colour.reshape(B, T, 1, 3, 16 * h, 16 * w)
         return video.flatten(1, 2), VideoState(after)

@@ -28,8 +28,8 @@ def encode_flac(audio_T: np.ndarray) -> bytes:
 def decode_flac(data: bytes) -> np.ndarray:
     """FLAC -> float32 [T] at 24 kHz. Raises `MediaError` for anything else."""
     try:
-        with av.open(io.BytesIO(data), format="flac") as container:
-            pieces = []
+        with av.open(io.BytesIO(data), "r", format="flac") as container:
+            pieces: list[np.ndarray] = []
             for frame in container.decode(audio=0):
                 if frame.sample_rate != SAMPLE_RATE or frame.layout.nb_channels != 1:
                     raise MediaError(f"sound: expected mono at {SAMPLE_RATE} Hz, got {frame.sample_rate} Hz")
@@ -60,7 +60,7 @@ def encode_mp4(video_THWC: np.ndarray, crf: int, pixels: str) -> bytes:
 def decode_mp4(data: bytes) -> np.ndarray:
     """MP4 -> uint8 [T, H, W, 3]. Raises `MediaError` for anything else."""
     try:
-        with av.open(io.BytesIO(data), format="mp4") as container:
+        with av.open(io.BytesIO(data), "r", format="mp4") as container:
             container.streams.video[0].thread_count = 1
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:

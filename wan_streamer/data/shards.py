@@ -156,7 +156,8 @@ def read_shard(path: str | Path, video: bool = True) -> Iterator[Episode]:
     path = Path(path)
     try:
         with tarfile.open(path, "r:") as tar:
-            key, parts = "", {}
+            key = ""
+            parts: dict[str, bytes] = {}
             for member in tar:
                 stem, _, suffix = Path(member.name).name.partition(".")
                 if suffix not in _PARTS or not member.isfile():

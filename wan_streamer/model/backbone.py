@@ -85,6 +85,7 @@ class Backbone(nn.Module):
         self.layout = unit_layout(config)
         self.layers = nn.ModuleList(Layer(config.backbone) for _ in range(config.backbone.layers))
         self.norm = RMSNorm(config.backbone.dim, config.backbone.norm_eps)
+        self.clip_layer = self._clip_layer
         self._views: dict[int, ClipView] = {}  # constants per clip length, not state
 
     def forward(self, x_BKND: Tensor) -> Tensor:
@@ -95,8 +96,15 @@ class Backbone(nn.Module):
         view = self._views[K]
         x = x_BKND
         for layer in self.layers:
-            x = layer.finish(x, self._attend_clip(layer, x, view))  # type: ignore[operator]
+            x = self.clip_layer(layer, x, view)
         return self.norm(x)
+
+    def _clip_layer(self, layer: nn.Module, x_BKND: Tensor, view: ClipView) -> Tensor:
+        return layer.finish(x_BKND, self._attend_clip(layer, x_BKND, view))  # type: ignore[operator]
+
+    def compile_training(self) -> None:
+        """Fuse the element-wise work of a training layer (one graph for all layers; needs a C++ compiler)."""
+        self.clip_layer = torch.compile(self._clip_layer, dynamic=False)
 
     def _attend_clip(self, layer: nn.Module, x_BKND: Tensor, view: ClipView) -> Tensor:
         B, K, N, _ = x_BKND.shape
@@ -116,10 +124,16 @@ class Backbone(nn.Module):
             sink_k = rotate(sink_k, view.sink_2KMh.to(x_BKND.device))
             parts.append(torch.stack([sink_k, sink_v.to(sink_k.dtype)], dim=3))
         parts.append(kv[:, :, self.layout.noisy])
-        keys, values = torch.cat(parts, dim=2).flatten(0, 1).unbind(2)
-        mask = view.mask_KNM.to(x_BKND.device).repeat(B, 1, 1).unsqueeze(1)
-        out = layer.attention.attend(q.flatten(0, 1), keys, values, mask)  # type: ignore[operator, union-attr]
-        return out.unflatten(0, (B, K))
+        keys, values = torch.cat(parts, dim=2).permute(3, 0, 1, 4, 2, 5).unbind(0)  # [B, K, G, M, d]
+        # Plain products instead of the fused kernel: on CPU its backward pass is several times slower than these.
+        groups = keys.shape[2]
+        q = q.unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2, 5).flatten(3, 4)  # [B, K, G, rep N, d]
+        score = q @ (keys * q.shape[-1] ** -0.5).transpose(3, 4)
+        hidden = ~view.mask_KNM.to(x_BKND.device)
+        score = score.unflatten(3, (-1, N)).masked_fill(hidden[None, :, None, None], float("-inf")).flatten(3, 4)
+        out = score.softmax(-1).to(values.dtype) @ values
+        out = out.unflatten(3, (-1, N)).permute(0, 1, 4, 2, 3, 5).flatten(3)
+        return layer.attention.out_proj(out)  # type: ignore[operator, union-attr]
 
     def step(self, x_ND: Tensor, index_N: Tensor, cache: KVCache) -> tuple[Tensor, KVSlice]:
         """Run tokens `index_N` of the open block against the cache: hidden states [N, D] and the KV slice to commit.

@@ -68,9 +68,10 @@ class Attention(nn.Module):
         repeat = config.heads // config.kv_heads
         # The query heads that share a key head become extra rows, so keys and values are never copied per head.
         q_BGNd = q_BNQd.unflatten(2, (config.kv_heads, repeat)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        k_BGMd, v_BGMd = k_BMGd.transpose(1, 2), v_BMGd.transpose(1, 2)
         if mask is not None:
             mask = mask.repeat(1, 1, repeat, 1)
-        out = F.scaled_dot_product_attention(q_BGNd, k_BMGd.transpose(1, 2), v_BMGd.transpose(1, 2), attn_mask=mask)
+        out = F.scaled_dot_product_attention(q_BGNd, k_BGMd, v_BGMd, attn_mask=mask)
         out = out.unflatten(2, (repeat, N)).permute(0, 3, 1, 2, 4).reshape(B, N, -1)
         return self.out_proj(out)
 

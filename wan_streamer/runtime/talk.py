@@ -1,10 +1,10 @@
 """A recording talks to the agent: film in, film and report out. No browser needed.
 
 `talk`            runs the whole conversation
+`captions`        the transcript as lines
 `print_summary`   the latency table and the captions, for people
 """
 
-import itertools
 import json
 import os
 import queue
@@ -26,6 +26,7 @@ from wan_streamer.runtime.clock import UNIT_S, UnitDriver
 from wan_streamer.units import FPS, UNIT_MS, AgentUnit, UserUnit
 
 Pace = Literal["realtime", "fast"]
+PAUSE_UNITS = 8  # 1.3 s without text ends a line of the captions
 AHEAD_UNITS = 16  # the recording is decoded up to 2.5 s before it is heard
 
 
@@ -194,6 +195,21 @@ def write_json(path: Path, value: dict) -> None:
         raise MediaError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def captions(transcript: list[dict]) -> list[tuple[int, str, str]]:
+    """Lines (first unit, lane, text): what a lane says without a pause of `PAUSE_UNITS`, in order of their begin."""
+    lines: list[tuple[int, str, str]] = []
+    for lane in sorted({entry["lane"] for entry in transcript}):
+        last = -PAUSE_UNITS
+        for entry in (entry for entry in transcript if entry["lane"] == lane):
+            if entry["unit"] - last >= PAUSE_UNITS:
+                lines.append((entry["unit"], lane, ""))
+            first, _, text = lines.pop()
+            lines.append((first, lane, text + entry["text"]))
+            last = entry["unit"]
+    shown = [(first, lane, "".join(filter(str.isprintable, text)).strip()) for first, lane, text in lines]
+    return sorted(line for line in shown if line[2])
+
+
 def print_summary(report: dict, film: Path, console: Console) -> None:
     """The figures of a run and what was said."""
     table = Table(title=f"{report['checkpoint']} on {report['device']}, {report['pace']}", title_justify="left")
@@ -209,9 +225,10 @@ def print_summary(report: dict, film: Path, console: Console) -> None:
         f"{report['seconds']:.1f} s in {report['units']} units · {report['realtime_factor']:.2f}x real time · "
         f"{report['deadline_misses']} deadlines missed ({share:.1f} %), {report['held_units']} units held",
         highlight=False,
+        soft_wrap=True,
     )
     speakers = {"response": "agent", "transcript": "heard"}
-    for lane, entries in itertools.groupby(report["transcript"], key=lambda entry: entry["lane"]):
-        text = "".join(entry["text"] for entry in entries).strip()
-        console.print(f"{speakers[lane]}: {text}", markup=False, highlight=False)
+    for unit, lane, text in captions(report["transcript"]):
+        line = f"{unit * UNIT_S:6.1f} s  {speakers[lane]}: {text}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"film: {film}", markup=False, highlight=False, soft_wrap=True)

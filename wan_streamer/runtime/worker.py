@@ -23,7 +23,6 @@ from wan_streamer.units import AgentUnit, UserUnit
 
 PROTOCOL = 1
 STATS_EVERY_UNITS = 6  # about once a second
-WARM_UP_UNITS = 2  # the first steps of a fresh process pay for allocations and lazy initialisation
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +43,11 @@ class Agent(Protocol):
     def frame_size(self) -> tuple[int, int]: ...
 
     @property
-    def solver_steps(self) -> int: ...
+    def default_steps(self) -> int: ...
 
     def session(self, seed: int = 0) -> Session: ...
+
+    def warmup(self) -> None: ...
 
 
 AgentFactory = Callable[[], Agent]
@@ -177,9 +178,7 @@ def _load(factory: AgentFactory | str, threads: int) -> Agent:
     agent = _resolve(factory)()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    session = agent.session(seed=0)
-    for _ in range(WARM_UP_UNITS):
-        session.step(UserUnit())
+    agent.warmup()
     return agent
 
 
@@ -197,7 +196,7 @@ def _serve_sessions(conn: Connection, agent: Agent) -> None:
                 return
             case OpenSession():
                 driver, current = (
-                    UnitDriver(agent.session(seed=message.seed), agent.solver_steps, agent.frame_size),
+                    UnitDriver(agent.session(seed=message.seed), agent.default_steps, agent.frame_size),
                     message.session,
                 )
             case CloseSession() if message.session == current:

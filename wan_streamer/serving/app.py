@@ -27,7 +27,7 @@ from wan_streamer.serving.webrtc import Peer
 
 MAX_SDP = 64_000
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:",
+    "Content-Security-Policy": "object-src 'none'; base-uri 'none'; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",

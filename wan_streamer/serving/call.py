@@ -118,9 +118,7 @@ class Call:
             if session is None:  # the model is being restarted: time goes on, typed text waits
                 self.uplink.discard(t_in)
                 continue
-            unit = await asyncio.to_thread(self.uplink.cut(t_in))
-            self._meter.add("server: convert", (time.monotonic() - t_in) * 1000)
-            session.step(index, unit, t_in)
+            session.step(index, self.uplink.take(t_in), t_in)
             index += 1
             if session.pending > 1 and time.monotonic() - self._answered > self._config.model_timeout_s:
                 log.warning("the model owes %d units and is restarted", session.pending)

@@ -1,10 +1,9 @@
 """Where the milliseconds of a call go, over the last ten seconds.
 
 Stages of the model come from `AgentUnit.stage_ms` as they are. The server adds its own:
-    server: convert   pictures to RGB at the model's size, in a thread
-    server: to model  through the pipe, including the wait for the unit before
-    server: from model
-    server: playout   how long the answer waits in the playout queue
+    server: to model    through the pipe, including the wait for the unit before
+    server: from model  back through the pipe
+    server: playout     how long the answer waits in the playout queue
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
 """From the agent's units to a visitor's tracks: one queue, one clock, audio and video together.
 
 `Upsampler`     24 kHz -> 48 kHz, `(x, state) -> y` with the state in the object, 480 samples in, 960 out
-`Playout`       a queue of 40 ms slices (one picture and its 960 samples) and the pacer that plays them
+`Playout`       a queue of 20 ms slices (480 samples, every second one with a picture) and the pacer that plays them
 `AgentAudio`, `AgentVideo`  the two aiortc tracks that the pacer feeds
 
 aiortc sends a frame the moment `recv` returns it, so the pacer is the clock: every 20 ms one audio frame, every 40 ms a
@@ -11,7 +11,7 @@ picture. A late unit is bridged by silence and the last picture; the delay this 
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -19,17 +19,19 @@ import numpy as np
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_FRAME, AgentUnit
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME, AgentUnit
 
 STEP_MS = 20  # one Opus frame
 STEP_S = STEP_MS / 1000
-SLICE_MS = 2 * STEP_MS  # one picture
 STEP_SAMPLES = SAMPLE_RATE * STEP_MS // 1000
+STEPS_PER_FRAME = SAMPLES_PER_FRAME // STEP_SAMPLES
 OUT_RATE = 48_000
 OUT_SAMPLES = OUT_RATE * STEP_MS // 1000
 VIDEO_CLOCK = 90_000
 FADE = STEP_SAMPLES // 4  # 5 ms: no click where silence begins or ends
-SLACK_UNITS = 32  # about 5 s
+SLACK_UNITS = 24  # about 4 s
+GAP_MEMORY_STEPS = 1500  # 30 s
+MAX_MARGIN_STEPS = 4
 QUIET = 0.01  # RMS below which a slice can be dropped unheard
 RESYNC_S = 0.5  # a pacer this late (machine asleep) starts a new clock instead of a burst
 
@@ -54,17 +56,17 @@ class Upsampler:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """40 ms. picture uint8 [H, W, 3], samples float32 [960] at 24 kHz."""
+    """20 ms. samples float32 [480] at 24 kHz; picture uint8 [H, W, 3] if one begins here."""
 
-    picture: np.ndarray
     samples: np.ndarray
+    picture: np.ndarray | None
 
 
 class Playout:
     """Plays units in order on its own clock until `close`.
 
     late      20 ms steps bridged by silence since the first unit
-    dropped   slices dropped to take back delay
+    dropped   20 ms slices dropped to take back delay
     """
 
     def __init__(self, *, prebuffer_ms: int, max_ms: int) -> None:
@@ -73,7 +75,6 @@ class Playout:
         self.audio, self.video = AgentAudio(), AgentVideo()
         self._prebuffer_ms, self._max_ms = prebuffer_ms, max_ms
         self._queue: deque[Slice] = deque()
-        self._half: np.ndarray | None = None  # second 20 ms of the slice that is playing
         self._picture: np.ndarray | None = None  # the last one played; no picture is sent before the first
         self._upsample = Upsampler()
         self._step = 0
@@ -82,50 +83,64 @@ class Playout:
         self._gap = True
         self._last_sample = 0.0
         self._slack: deque[float] = deque(maxlen=SLACK_UNITS)
+        self._gaps: deque[int] = deque()  # the steps at which an answer was missing
 
     @property
     def queued_ms(self) -> float:
         """How long a sample that is pushed now waits."""
-        return len(self._queue) * SLICE_MS + (STEP_MS if self._half is not None else 0)
+        return len(self._queue) * STEP_MS
 
     def push(self, unit: AgentUnit) -> None:
         """Queue one unit. The first one starts the clock of the answer after the prebuffer."""
         if self._plays_from is None:
             self._plays_from = self._step + max(1, round(self._prebuffer_ms / STEP_MS))
         self._slack.append(self.queued_ms)
-        audio = unit.audio.reshape(FRAMES_PER_UNIT, SAMPLES_PER_FRAME)
-        self._queue.extend(Slice(unit.video[i], audio[i]) for i in range(FRAMES_PER_UNIT))
+        for i, samples in enumerate(unit.audio.reshape(-1, STEP_SAMPLES)):
+            frame, rest = divmod(i, STEPS_PER_FRAME)
+            self._queue.append(Slice(samples, unit.video[frame] if rest == 0 else None))
         self._take_back()
 
     def _take_back(self) -> None:
         """Drop delay that no unit of the last seconds needed: hidden in a pause, or at once when it is far too much."""
         excess = 0.0
         if len(self._slack) == SLACK_UNITS:
-            excess = min(self._slack) - max(self._prebuffer_ms, STEP_MS) - SLICE_MS
+            excess = min(self._slack) - self._margin_ms()
         if self.queued_ms > self._max_ms:
             while self.queued_ms > self._max_ms / 2:
-                self._queue.popleft()
-                self.dropped += 1
-            self._slack.clear()
+                self._drop(0)
         elif excess > 0:
-            quiet = next((s for s in self._queue if float(np.sqrt(np.mean(s.samples**2))) < QUIET), None)
-            if quiet is not None:
-                self._queue.remove(quiet)
-                self.dropped += 1
-                self._slack.clear()
+            quiet = (i for i, s in enumerate(self._queue) if float(np.sqrt(np.mean(s.samples**2))) < QUIET)
+            if (index := next(quiet, None)) is not None:
+                self._drop(index)
+
+    def _margin_ms(self) -> int:
+        """What may stay queued: more after each interruption of the last half minute, so that they do not recur."""
+        while self._gaps and self._step - self._gaps[0] > GAP_MEMORY_STEPS:
+            self._gaps.popleft()
+        return max(self._prebuffer_ms, STEP_MS) + STEP_MS * min(len(self._gaps), MAX_MARGIN_STEPS)
+
+    def _drop(self, index: int) -> None:
+        """Drop one slice; its picture begins with the next one instead."""
+        dropped = self._queue[index]
+        del self._queue[index]
+        if index < len(self._queue) and self._queue[index].picture is None:
+            self._queue[index] = replace(self._queue[index], picture=dropped.picture)
+        self.dropped += 1
+        self._slack.clear()
 
     def step(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Advance 20 ms: float32 [960] at 48 kHz, and a picture when one is due."""
         picture: np.ndarray | None = None
-        if self._half is not None:
-            samples, self._half = self._half, None
-        elif self._queue and self._plays_from is not None and self._step >= self._plays_from:
-            playing = self._queue.popleft()
-            samples, self._half = playing.samples[:STEP_SAMPLES], playing.samples[STEP_SAMPLES:]
-            self._picture = picture = playing.picture
-        else:
-            samples = None
-            self.late += self._plays_from is not None and self._step >= self._plays_from
+        samples: np.ndarray | None = None
+        if self._plays_from is not None and self._step >= self._plays_from:
+            if self._queue:
+                playing = self._queue.popleft()
+                samples, picture = playing.samples, playing.picture
+                self._picture = self._picture if picture is None else picture
+            else:
+                self.late += 1
+                if not self._gap:
+                    self._gaps.append(self._step)
         if samples is None:
             audio = np.zeros(STEP_SAMPLES, np.float32)
             audio[:FADE] = self._last_sample * np.linspace(1, 0, FADE, dtype=np.float32)
@@ -136,7 +151,7 @@ class Playout:
                 audio = audio.copy()
                 audio[:FADE] *= np.linspace(0, 1, FADE, dtype=np.float32)
             self._gap, self._last_sample = False, float(audio[-1])
-        if picture is None and self._step - self._picture_step >= 2:
+        if picture is None and self._step - self._picture_step >= STEPS_PER_FRAME:
             picture = self._picture  # keep the stream alive while a unit is late
         if picture is not None:
             self._picture_step = self._step
@@ -192,13 +207,13 @@ class _PacedTrack(MediaStreamTrack):
 
 
 class AgentAudio(_PacedTrack):
-    """48 kHz mono, 20 ms frames."""
+    """48 kHz, 20 ms frames, both channels alike: a mono frame would reach the Opus encoder 3 dB quieter."""
 
     kind = "audio"
 
     def put(self, samples: np.ndarray, pts: int) -> None:
         pcm = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.repeat(pcm, 2)[None], format="s16", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = OUT_RATE, pts, Fraction(1, OUT_RATE)
         self._offer(frame)
 

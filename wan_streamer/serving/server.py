@@ -18,9 +18,11 @@ from wan_streamer.serving.webrtc import use_loopback_candidates
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `ServingError` with what to do when the port or host cannot be used."""
+    if not 0 <= port <= 65_535:
+        raise ServingError(f"--port: expected 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, OverflowError) as error:
+    except socket.gaierror as error:
         raise ServingError(f"cannot listen on {host}:{port}: {error}; check --host and --port") from error
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -22,6 +22,6 @@ class ServingConfig:
     model_timeout_s: float = 8.0
     max_recoveries: int = 3
     own_jitter_buffers: bool = True
-    video_playout_ms: int | None = 0
+    video_playout_ms: int | None = 40
     prebuffer_ms: int = 20
     max_playout_ms: int = 480

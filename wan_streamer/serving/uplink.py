@@ -1,18 +1,18 @@
 """From a visitor's tracks to units: what arrived by the server's clock, cut every 160 ms.
 
 `AudioInput`  any audio frames -> 24 kHz mono samples, 3 840 at a time
-`VideoInput`  any video frames -> the four pictures that were on at the unit's four ticks
+`VideoInput`  pictures -> the four that were on at the unit's four ticks; `Converter` makes them of any video frames
 `Uplink`      both of them and typed text -> `UserUnit`
 
 A device that sends nothing is off: its part of the unit is None, never a stale picture and never a wait.
 """
 
 from collections import deque
-from collections.abc import Callable
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UserUnit
 
@@ -103,42 +103,46 @@ class AudioInput:
 
 
 class VideoInput:
-    """Keeps the pictures of the last unit with their arrival times; converts only those that are used."""
+    """Keeps the pictures of the last unit with their arrival times."""
 
     def __init__(self) -> None:
-        self._frames: deque[tuple[float, av.VideoFrame]] = deque(maxlen=64)
+        self._pictures: deque[tuple[float, np.ndarray]] = deque(maxlen=64)
 
-    def push(self, frame: av.VideoFrame, now: float) -> None:
-        self._frames.append((now, frame))
+    def push(self, picture: np.ndarray, now: float) -> None:
+        """One picture, uint8 [H, W, 3]. now: its arrival, `time.monotonic()` seconds."""
+        self._pictures.append((now, picture))
 
     def close(self) -> None:
         """The camera was switched off."""
-        self._frames.clear()
+        self._pictures.clear()
 
-    def pick(self, now: float) -> list[av.VideoFrame] | None:
-        """The pictures of the four ticks of the 160 ms that end now, or None if the camera is off.
+    def take(self, now: float) -> np.ndarray | None:
+        """uint8 [4, H, W, 3]: the four ticks of the 160 ms that end now, or None if the camera is off.
 
         A tick shows the newest picture that had arrived; the first picture also stands for ticks before it.
         """
-        frames = list(self._frames)
-        if not frames or now - frames[-1][0] > VIDEO_OFF_S:
-            self._frames.clear()
+        pictures = list(self._pictures)
+        if not pictures or now - pictures[-1][0] > VIDEO_OFF_S:
+            self._pictures.clear()
             return None
         ticks = [now - (FRAMES_PER_UNIT - 1 - i) / FPS for i in range(FRAMES_PER_UNIT)]
-        picked = [next((f for t, f in reversed(frames) if t <= tick), frames[0][1]) for tick in ticks]
-        while len(self._frames) > 1 and self._frames[1][0] <= now:
-            self._frames.popleft()
-        return picked
+        picked = [next((p for t, p in reversed(pictures) if t <= tick), pictures[0][1]) for tick in ticks]
+        while len(self._pictures) > 1 and self._pictures[1][0] <= now:
+            self._pictures.popleft()
+        newest = picked[-1]
+        return np.stack([p if p.shape == newest.shape else newest for p in picked])  # a camera may change its size
 
 
-def to_pictures(frames: list[av.VideoFrame]) -> np.ndarray:
-    """uint8 [T, H, W, 3]: RGB, fitted into the model's size."""
-    height, width = fit(frames[-1].height, frames[-1].width)
-    pictures: dict[int, np.ndarray] = {}
-    for frame in frames:
-        if id(frame) not in pictures:
-            pictures[id(frame)] = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.stack([pictures[id(frame)] for frame in frames])
+class Converter:
+    """Video frames of any format to RGB pictures of the model's size. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()  # keeps the scaler: setting one up costs more than a frame
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        height, width = fit(frame.height, frame.width)
+        return self._reformatter.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
 
 
 def fit(height: int, width: int) -> tuple[int, int]:
@@ -158,16 +162,12 @@ class Uplink:
     def push_text(self, text: str) -> None:
         self._texts.append(text)
 
-    def cut(self, now: float) -> Callable[[], UserUnit]:
-        """Take what belongs to the unit that ends now. The returned function converts it and may run in a thread.
-
-        One typed message goes into one unit, in order.
-        """
+    def take(self, now: float) -> UserUnit:
+        """The unit that ends now. One typed message goes into one unit, in order."""
         text = self._texts.popleft() if self._texts else ""
-        audio, frames = self.audio.take(now), self.video.pick(now)
-        return lambda: UserUnit(audio=audio, video=None if frames is None else to_pictures(frames), text=text)
+        return UserUnit(audio=self.audio.take(now), video=self.video.take(now), text=text)
 
     def discard(self, now: float) -> None:
         """Drop the media of the unit that ends now; typed text stays for a later unit."""
         self.audio.take(now)
-        self.video.pick(now)
+        self.video.take(now)

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import aioice.ice
+import av
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
@@ -28,8 +29,10 @@ from wan_streamer.serving import jitter
 from wan_streamer.serving.call import Call
 from wan_streamer.serving.messages import parse_page_message
 from wan_streamer.serving.settings import ServingConfig
+from wan_streamer.serving.uplink import Converter
 
 LOOPBACK = "127.0.0.1"
+CLOSE_TIMEOUT_S = 3.0
 EVENTS_KEPT = 256  # events that wait for the data channel to open
 
 log = logging.getLogger(__name__)
@@ -123,8 +126,8 @@ class Peer:
         self._gone.set()
         for task in self._pumps:
             task.cancel()
-        with contextlib.suppress(Exception):
-            await self._pc.close()
+        with contextlib.suppress(Exception):  # a timeout too: aiortc waits for ever if its own tasks were cancelled
+            await asyncio.wait_for(self._pc.close(), CLOSE_TIMEOUT_S)
 
     def _send(self, text: str) -> None:
         if self._channel is None or self._channel.readyState != "open":
@@ -142,16 +145,25 @@ class Peer:
             self.hang_up()
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        uplink = self.call.uplink
-        sink = uplink.audio if track.kind == "audio" else uplink.video
-        self._spawn(self._pump(track, sink))
+        self._spawn(self._pump_audio(track) if track.kind == "audio" else self._pump_video(track))
 
-    async def _pump(self, track: MediaStreamTrack, sink: Any) -> None:
+    async def _pump_audio(self, track: MediaStreamTrack) -> None:
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
+                assert isinstance(frame, av.AudioFrame)
                 self.call.heard = time.monotonic()
-                sink.push(frame, self.call.heard)
+                self.call.uplink.audio.push(frame, self.call.heard)
+
+    async def _pump_video(self, track: MediaStreamTrack) -> None:
+        convert = Converter()
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                frame = await track.recv()
+                assert isinstance(frame, av.VideoFrame)
+                self.call.heard = time.monotonic()
+                picture = await asyncio.to_thread(convert, frame)  # now, so that the unit need not wait for it
+                self.call.uplink.video.push(picture, self.call.heard)
 
     def _on_datachannel(self, channel: RTCDataChannel) -> None:
         self._channel = channel

@@ -41,7 +41,7 @@ REPLIES: dict[str, tuple[tuple[str, float], ...]] = {
 ASKS_BACK = frozenset({"hi", "fine_and_you"})  # replies after which the user says how they are
 SMILES = frozenset({"hello", "hi", "welcome", "name_nice", "glad", "welcome_thanks", "pleasure", "bye", "bye_nice"})
 MIDDLE = ("how", "name", "three", "five", "ten", "interrupt", "hear", "can", "thanks")
-WEIGHTS = (1.2, 1.4, 0.9, 1.4, 0.4, 1.7, 0.8, 0.9, 0.9)
+WEIGHTS = (1.2, 1.4, 0.8, 1.4, 1.2, 1.6, 0.8, 0.9, 0.9)
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,11 @@ class _Planner:
             self._exchange("greeting")
         weights = np.array(WEIGHTS) / sum(WEIGHTS)
         order = [MIDDLE[i] for i in rng.choice(len(MIDDLE), len(MIDDLE), replace=False, p=weights)]
-        wanted = int(rng.integers(3, 6))
-        says_bye = rng.random() < 0.35
+        says_bye = rng.random() < 0.3
+        wanted = int(rng.integers(2, 4)) if says_bye else int(rng.integers(3, 6))
         misses = 0
         for intent in order:
-            if len(self.dialogue.scenarios) >= wanted or misses >= 3:
+            if len(self.dialogue.scenarios) >= wanted or misses >= 6:
                 break
             added = self._interrupt() if intent == "interrupt" else self._exchange(intent)
             misses += not added

@@ -36,7 +36,9 @@ class Hair:
             AntiAlias=True, Color=skia.ColorSetA(toned(dark, 0.55), 90), Style=skia.Paint.kStroke_Style,
             StrokeWidth=1.4, StrokeCap=skia.Paint.kRound_Cap,
         )  # fmt: skip
-        self._behind = [path for path in getattr(self, f"_{self.style}_behind", list)()]
+        self._behind: list[Any] = getattr(self, f"_{self.style}_behind", list)()
+        self._front: list[Any]
+        self._strands: list[Any]
         self._front, self._strands = getattr(self, f"_{self.style}_front", lambda: ([], []))()
 
     def behind(self, canvas: Any) -> None:
@@ -84,7 +86,8 @@ class Hair:
     def _quiff_front(self) -> tuple[list[Any], list[Any]]:
         h = self.half
         sides = self._rim(
-            [(h - 6, -10, h - 6, -26, h - 12, -38), (20, -44, -14, -46, -h + 11, -36), (-h + 7, -26, -h + 7, -10, -h + 1, 4)],
+            [(h - 6, -10, h - 6, -26, h - 12, -38), (20, -44, -14, -46, -h + 11, -36),
+             (-h + 7, -26, -h + 7, -10, -h + 1, 4)],
             4, 3.0, -72,
         )  # fmt: skip
         tuft = skia.Path()
@@ -96,8 +99,9 @@ class Hair:
         tuft.cubicTo(-14, -46, -26, -46, -h + 8, -34)
         tuft.close()
         strands = [
-            (-32, -46, -30, -64, -16, -74, 6, -78), (-22, -48, -16, -64, 4, -74, 26, -74), (-8, -50, 2, -62, 18, -68, 38, -62),
-            (6, -50, 16, -58, 28, -60, 42, -52), (-38, -44, -40, -58, -30, -70, -16, -77),
+            (-32, -46, -30, -64, -16, -74, 6, -78), (-22, -48, -16, -64, 4, -74, 26, -74),
+            (-8, -50, 2, -62, 18, -68, 38, -62), (6, -50, 16, -58, 28, -60, 42, -52),
+            (-38, -44, -40, -58, -30, -70, -16, -77),
         ]  # fmt: skip
         return [sides, tuft], [self._curve(s) for s in strands]
 
@@ -114,7 +118,8 @@ class Hair:
     def _crop_front(self) -> tuple[list[Any], list[Any]]:
         h = self.half
         path = self._rim(
-            [(h - 4, -12, h - 4, -28, h - 12, -42), (24, -50, -24, -50, -h + 12, -42), (-h + 4, -28, -h + 4, -12, -h + 1, 2)],
+            [(h - 4, -12, h - 4, -28, h - 12, -42), (24, -50, -24, -50, -h + 12, -42),
+             (-h + 4, -28, -h + 4, -12, -h + 1, 2)],
             2, 1.5, -70,
         )  # fmt: skip
         strands = [(-24, -50, -20, -58, -12, -64, -4, -66), (-6, -52, 0, -58, 8, -64, 18, -64),
@@ -126,8 +131,8 @@ class Hair:
         path = skia.Path()
         for x, y, r in (
             (-h + 2, -22, 11), (-h + 2, -40, 14), (-h + 12, -56, 15), (-22, -68, 16), (-4, -74, 17), (14, -72, 16),
-            (h - 16, -62, 16), (h - 6, -46, 15), (h, -28, 12), (-26, -52, 13), (-8, -56, 13), (10, -55, 13), (26, -50, 12),
-            (-h + 1, -8, 7), (h - 1, -12, 8),
+            (h - 16, -62, 16), (h - 6, -46, 15), (h, -28, 12), (-26, -52, 13), (-8, -56, 13), (10, -55, 13),
+            (26, -50, 12), (-h + 1, -8, 7), (h - 1, -12, 8),
         ):  # fmt: skip
             path.addCircle(x, y, r)
         strands = [(-30, -56, -26, -66, -14, -66, -14, -56), (-4, -64, 0, -76, 14, -74, 14, -64),
@@ -174,7 +179,8 @@ class Hair:
     def _bob_front(self) -> tuple[list[Any], list[Any]]:
         h = self.half
         path = self._rim(
-            [(h + 1, 2, h - 4, -16, h - 7, -27), (22, -34, -22, -34, -h + 7, -27), (-h + 4, -16, -h - 1, 2, -h + 1, 28)],
+            [(h + 1, 2, h - 4, -16, h - 7, -27), (22, -34, -22, -34, -h + 7, -27),
+             (-h + 4, -16, -h - 1, 2, -h + 1, 28)],
             28, 10, -79,
         )  # fmt: skip
         strands = [(-20, -32, -22, -52, -14, -66, -2, -72), (-4, -33, -6, -52, 0, -66, 8, -72),
@@ -189,7 +195,8 @@ class Hair:
     def _bun_front(self) -> tuple[list[Any], list[Any]]:
         h = self.half
         path = self._rim(
-            [(h - 5, -12, h - 5, -26, h - 12, -38), (26, -54, -26, -54, -h + 12, -38), (-h + 5, -26, -h + 5, -12, -h + 1, 4)],
+            [(h - 5, -12, h - 5, -26, h - 12, -38), (26, -54, -26, -54, -h + 12, -38),
+             (-h + 5, -26, -h + 5, -12, -h + 1, 4)],
             4, 2.5, -76,
         )  # fmt: skip
         strands = [(-34, -40, -30, -56, -14, -68, 0, -74), (34, -40, 30, -56, 16, -68, 2, -74),

@@ -1,4 +1,4 @@
-"""How a head is drawn: body, face, eyes, brows, nose, mouth. Hair is in `face_hair`.
+"""How a head is drawn: body, face, eyes, brows, nose. Hair is in `face_hair`, the mouth in `face_mouth`.
 
 Head space: pixels of the 192 x 336 design, origin between the cheeks, y down. A face is about 128 high, 94 wide.
 """
@@ -9,39 +9,9 @@ import numpy as np
 import skia
 
 from wan_streamer.simulation.face_hair import Hair
-from wan_streamer.simulation.faces import Color, FaceIdentity, FacePose
-
-
-def mix(a: Color, b: Color, amount: float) -> Color:
-    return tuple(round(x + (y - x) * amount) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
-
-
-def solid(color: Color, alpha: int = 255) -> Any:
-    return skia.Color(*color, alpha)
-
-
-def fill(color: Color, alpha: int = 255) -> Any:
-    return skia.Paint(AntiAlias=True, Color=solid(color, alpha))
-
-
-def line(color: Color, width: float, alpha: int = 255) -> Any:
-    return skia.Paint(
-        AntiAlias=True, Color=solid(color, alpha), Style=skia.Paint.kStroke_Style, StrokeWidth=width,
-        StrokeCap=skia.Paint.kRound_Cap, StrokeJoin=skia.Paint.kRound_Join,
-    )  # fmt: skip
-
-
-def radial(x: float, y: float, radius: float, colors: list[Any], stops: list[float] | None = None) -> Any:
-    shader = skia.GradientShader.MakeRadial((x, y), radius, colors, stops)
-    return skia.Paint(AntiAlias=True, Shader=shader)
-
-
-def linear(x0: float, y0: float, x1: float, y1: float, colors: list[Any], stops: list[float] | None = None) -> Any:
-    shader = skia.GradientShader.MakeLinear([(x0, y0), (x1, y1)], colors, stops)
-    return skia.Paint(AntiAlias=True, Shader=shader)
-
-
-DARK: Color = (40, 22, 24)
+from wan_streamer.simulation.face_mouth import Mouth
+from wan_streamer.simulation.face_paint import DARK, fill, line, linear, mix, radial, solid
+from wan_streamer.simulation.faces import FaceIdentity, FacePose
 
 
 class Parts:
@@ -76,34 +46,26 @@ class Parts:
         self.shirt_line = line(mix(shirt, DARK, 0.4), 1.6, 200)
         self.white = radial(0, 1, 12, [solid((255, 255, 253)), solid((228, 224, 226))])
         eye = identity.eyes
-        self.iris = radial(0, 1.6, 6.2, [solid(mix(eye, (255, 246, 220), 0.4)), solid(eye), solid(mix(eye, DARK, 0.65))],
-                           [0.0, 0.6, 1.0])
+        rings = [mix(eye, (255, 246, 220), 0.4), eye, mix(eye, DARK, 0.65)]
+        self.iris = radial(0, 1.6, 6.2, [solid(ring) for ring in rings], [0.0, 0.6, 1.0])
         self.pupil, self.glint = fill((22, 16, 20)), fill((255, 255, 255), 235)
         self.eye_shadow = fill(mix(self.shade, DARK, 0.5), 70)
         self.lash = line(mix(DARK, identity.hair, 0.15), 2.5 if identity.feminine else 2.0)
         self.lower_lash = line(mix(self.shade, DARK, 0.3), 0.9, 120)
         self.crease = line(mix(self.shade, DARK, 0.2), 1.1, 140)
-        self.brow_paint = fill(mix(identity.hair, DARK, 0.3) if identity.hair_style != "bald" else mix(DARK, skin, 0.2),
-                               235)
+        self.brow_paint = fill(
+            mix(identity.hair, DARK, 0.3) if identity.hair_style != "bald" else mix(DARK, skin, 0.2), 235
+        )
         self.nose_line = line(mix(self.shade, DARK, 0.16), 1.7, 185)
         self.nose_side = linear(-3, -10, 12, -6, [clear(solid(self.shade), 0), clear(solid(self.shade), 105)])
         shine = mix(skin, (255, 255, 255), 0.55)
         self.nose_light = radial(-1.5, 12, 6.5, [solid(shine, 120), solid(shine, 0)])
-        lip = mix(mix(skin, (196, 62, 70), 0.62 if identity.feminine else 0.36), self.shade, 0.2)
-        self.lip_upper = linear(0, -7, 0, 4, [solid(lip), solid(mix(lip, (110, 30, 40), 0.35))])
-        self.lip_lower = linear(0, 0, 0, 12, [solid(mix(lip, (255, 226, 214), 0.22)), solid(mix(lip, self.shade, 0.4))])
-        self.lip_light = line((255, 244, 238), 1.8, 70)
-        self.lip_line = line(mix(lip, (90, 24, 34), 0.7), 1.7, 225)
-        self.cavity = linear(0, -8, 0, 16, [solid((52, 14, 22)), solid((112, 34, 42))])
-        self.teeth_paint = linear(0, -8, 0, 2, [solid((226, 220, 214)), solid((252, 249, 244))])
-        self.tongue_paint = radial(0, 4, 15, [solid((226, 118, 118)), solid((176, 70, 78))])
-        self.chin_shadow = fill(self.shade, 60)
-        self.fold = line(mix(self.shade, DARK, 0.1), 1.2, 85)
         if identity.beard == "stubble":
             tint = mix(identity.hair, skin, 0.3)
             self.beard_paint = linear(0, 17, 0, 44, [solid(tint, 0), solid(tint, 66), solid(tint, 92)])
         else:
             self.beard_paint = fill(mix(identity.hair, skin, 0.1), 235)
+        self.mouth = Mouth(identity, self.shade, self.beard_paint)
         self.frame_paint = line((44, 40, 48), 2.4, 240)
         self.lens_paint = fill((220, 235, 245), 34)
 
@@ -207,8 +169,9 @@ class Parts:
         for side in (-1, 1):
             x = side * (half + 0.5) - yaw * 5
             canvas.drawOval(skia.Rect.MakeLTRB(x - 7, -10, x + 7, 17), self.ear_paint)
-            canvas.drawArc(skia.Rect.MakeLTRB(x - 3.5, -5, x + 3.5, 11), 90 if side < 0 else -90, 180, False,
-                           self.ear_inner)
+            canvas.drawArc(
+                skia.Rect.MakeLTRB(x - 3.5, -5, x + 3.5, 11), 90 if side < 0 else -90, 180, False, self.ear_inner
+            )
         face = self._face_path(pose)
         canvas.drawPath(face, self.skin_paint)
         canvas.save()
@@ -219,7 +182,7 @@ class Parts:
         for paint, side in zip(self.blush, (-1, 1), strict=True):
             canvas.drawCircle(side * 27, 18 - pose.smile * 2, 17, paint)
         self._nose(canvas, yaw)
-        self._mouth(canvas, pose)
+        self.mouth.draw(canvas, pose)
         for side in (-1, 1):
             self._eye(canvas, pose, side)
             self._brow(canvas, pose, side)
@@ -323,8 +286,14 @@ class Parts:
         inner, outer = centre - side * 11, centre + side * 13
         path.moveTo(inner, lift + 2 - max(pose.brow, 0) * 0.5)
         path.cubicTo(inner + side * 6, lift - 3.5, outer - side * 8, lift - 4.5, outer, lift + 3)
-        path.cubicTo(outer - side * 8, lift - 4.5 + thick * 0.8, inner + side * 6, lift - 3.5 + thick * 1.15, inner,
-                     lift + 2 + thick * 0.7)
+        path.cubicTo(
+            outer - side * 8,
+            lift - 4.5 + thick * 0.8,
+            inner + side * 6,
+            lift - 3.5 + thick * 1.15,
+            inner,
+            lift + 2 + thick * 0.7,
+        )
         path.close()
         canvas.drawPath(path, self.brow_paint)
 
@@ -336,94 +305,3 @@ class Parts:
             canvas.drawRRect(lens, self.frame_paint)
             canvas.drawLine(x + side * 14.5, -12, side * (self.half + 4), -14, self.frame_paint)
         canvas.drawLine(-5, -11, 5, -11, self.frame_paint)
-
-    def _mouth(self, canvas: Any, pose: FacePose) -> None:
-        smile, full = pose.smile, self.who.lips
-        half = 21.0 * (1 + 0.14 * pose.mouth_wide + 0.10 * smile) * (1 - 0.36 * pose.lip_round)
-        gap = 19.0 * pose.mouth_open
-        up, down = -gap * 0.30, gap * 0.70
-        corner = 0.6 - 5.4 * smile * (1 - 0.5 * pose.lip_round) + gap * 0.10
-        pout = 1 + 0.35 * pose.lip_round
-        thick_up, thick_down = 5.0 * full * pout * (1 - 0.12 * smile), 6.4 * full * pout * (1 - 0.1 * smile)
-        bend = half * (0.52 + 0.16 * pose.lip_round)  # rounder corners for o and u
-        canvas.save()
-        canvas.translate(pose.yaw * 1.5, 35)
-        if self.who.beard == "moustache":
-            self._moustache(canvas, up - thick_up)
-        inner = skia.Path()
-        inner.moveTo(-half, corner)
-        inner.cubicTo(-bend, up + corner * 0.12, -half * 0.2, up, 0, up + 0.6)
-        inner.cubicTo(half * 0.2, up, bend, up + corner * 0.12, half, corner)
-        inner.cubicTo(bend, down * 1.02 + 0.8, half * 0.25, down + 1.2, 0, down + 1.2)
-        inner.cubicTo(-half * 0.25, down + 1.2, -bend, down * 1.02 + 0.8, -half, corner)
-        inner.close()
-        self._lips(canvas, half, bend, corner, up, down, thick_up, thick_down)
-        if gap > 0.9:
-            canvas.drawPath(inner, self.cavity)
-            canvas.save()
-            canvas.clipPath(inner, doAntiAlias=True)
-            if gap > 5:
-                rise = (3.0 + 6 * pose.tongue) * min(1.0, gap / 10)
-                canvas.save()
-                canvas.translate(0, down - rise)
-                canvas.drawOval(skia.Rect.MakeLTRB(-half * 0.62, 0, half * 0.62, 16), self.tongue_paint)
-                canvas.restore()
-            shown = min(6.2, gap * 0.5) * (0.45 + 0.55 * pose.teeth)
-            edge = up + 0.6 + shown
-            teeth = skia.Rect.MakeLTRB(-half * 0.82, up - 9, half * 0.82, edge)
-            canvas.drawRRect(skia.RRect.MakeRectXY(teeth, 5, 3.5), self.teeth_paint)
-            canvas.restore()
-        else:
-            seam = skia.Path()
-            seam.moveTo(-half, corner)
-            seam.cubicTo(-bend, 0.4 + corner * 0.1, -4, -0.2, 0, 0.6)
-            seam.cubicTo(4, -0.2, bend, 0.4 + corner * 0.1, half, corner)
-            canvas.drawPath(seam, self.lip_line)
-        for side in (-1, 1):
-            canvas.drawLine(side * half, corner, side * (half + 1.6), corner - 1.2 * smile, self.lip_line)
-            if smile > 0.2:
-                cheek = skia.Path()
-                cheek.moveTo(side * (half + 3), corner - 12)
-                cheek.cubicTo(side * (half + 7), corner - 8, side * (half + 8), corner - 4, side * (half + 6), corner + 2)
-                canvas.drawPath(cheek, self.fold)
-        canvas.restore()
-
-    def _moustache(self, canvas: Any, lip: float) -> None:
-        path = skia.Path()
-        path.moveTo(0, lip - 6)
-        path.cubicTo(-8, lip - 8, -18, lip - 2, -23, lip + 6)
-        path.cubicTo(-14, lip + 3, -8, lip + 2, 0, lip + 1)
-        path.cubicTo(8, lip + 2, 14, lip + 3, 23, lip + 6)
-        path.cubicTo(18, lip - 2, 8, lip - 8, 0, lip - 6)
-        canvas.drawPath(path, self.beard_paint)
-
-    def _lips(
-        self, canvas: Any, half: float, bend: float, corner: float, up: float, down: float, thick_up: float,
-        thick_down: float,
-    ) -> None:  # fmt: skip
-        top = up - thick_up
-        upper = skia.Path()
-        upper.moveTo(-half, corner)
-        upper.cubicTo(-bend, top * 0.75 + corner * 0.2, -6, top - 0.6, -3.5, top - 0.4)
-        upper.cubicTo(-2, top, -1, top + 1.1, 0, top + 1.2)
-        upper.cubicTo(1, top + 1.1, 2, top, 3.5, top - 0.4)
-        upper.cubicTo(6, top - 0.6, bend, top * 0.75 + corner * 0.2, half, corner)
-        upper.cubicTo(bend, up + 1.5, -bend, up + 1.5, -half, corner)
-        upper.close()
-        bottom = down + thick_down
-        lower = skia.Path()
-        lower.moveTo(-half, corner)
-        lower.cubicTo(-bend, down, bend, down, half, corner)
-        lower.cubicTo(bend + 1, bottom * 0.96, half * 0.3, bottom + 0.4, 0, bottom + 0.4)
-        lower.cubicTo(-half * 0.3, bottom + 0.4, -bend - 1, bottom * 0.96, -half, corner)
-        lower.close()
-        canvas.save()
-        canvas.translate(0, down)
-        canvas.drawOval(skia.Rect.MakeLTRB(-9, thick_down + 1.5, 9, thick_down + 6), self.chin_shadow)
-        canvas.restore()
-        canvas.drawPath(lower, self.lip_lower)
-        canvas.drawPath(upper, self.lip_upper)
-        light = skia.Path()
-        light.moveTo(-half * 0.3, down + thick_down * 0.55)
-        light.quadTo(0, down + thick_down * 0.68, half * 0.3, down + thick_down * 0.55)
-        canvas.drawPath(light, self.lip_light)

@@ -74,7 +74,8 @@ class FaceIdentity:
             hair = int(rng.integers(len(HAIRS)))
             if (skin * 5 + style * 3 + hair * 7) % 8 in remainders[split]:
                 break
-        feminine = HAIR_STYLES[style] in ("long", "bob", "bun") or (HAIR_STYLES[style] == "curly" and rng.random() < 0.5)
+        name = HAIR_STYLES[style]
+        feminine = name in ("long", "bob", "bun") or (name == "curly" and rng.random() < 0.5)
 
         def around(spread: float) -> float:
             return float(np.round(rng.uniform(1 - spread, 1 + spread), 3))

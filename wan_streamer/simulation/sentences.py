@@ -53,10 +53,11 @@ _VERBS = (
     "fixed", "described", "pushed", "shared", "enjoyed", "brought", "kept", "showed", "pulled",
 )  # fmt: skip
 _THINGS = (
-    "a yellow umbrella", "the broken chair", "five blue cups", "a huge box of books", "the purple vase", "some fresh air",
-    "a small wooden boat", "the first page", "three green apples", "a piece of cheese", "the other watch", "an orange",
-    "a loud noise", "the cold water", "a leather jacket", "two dozen eggs", "a quiet voice", "the thick rope",
-    "a bowl of soup", "her favourite song", "the usual treasure", "the bridge", "a shiny coin", "new shoes",
+    "a yellow umbrella", "the broken chair", "five blue cups", "a huge box of books", "the purple vase",
+    "some fresh air", "a small wooden boat", "the first page", "three green apples", "a piece of cheese",
+    "the other watch", "an orange", "a loud noise", "the cold water", "a leather jacket", "two dozen eggs",
+    "a quiet voice", "the thick rope", "a bowl of soup", "her favourite song", "the usual treasure", "the bridge",
+    "a shiny coin", "new shoes",
 )  # fmt: skip
 _PLACES = (
     "in the kitchen", "near the river", "behind the house", "on the beach", "at the station", "under the table",

@@ -66,11 +66,10 @@ class AgentVoice:
 
 def _save_renderings(path: Path, speeches: list[Speech]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    labels = [
-        {"words": [asdict(w) for w in s.words], "phonemes": [asdict(p) for p in s.phonemes]} for s in speeches
-    ]
-    arrays: dict[str, np.ndarray] = {f"audio{i}": np.round(s.audio * 32767).astype(np.int16) for i, s in
-                                     enumerate(speeches)}
+    labels = [{"words": [asdict(w) for w in s.words], "phonemes": [asdict(p) for p in s.phonemes]} for s in speeches]
+    arrays: dict[str, np.ndarray] = {
+        f"audio{i}": np.round(s.audio * 32767).astype(np.int16) for i, s in enumerate(speeches)
+    }
     arrays["labels"] = np.frombuffer(json.dumps(labels).encode(), np.uint8)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -267,7 +266,7 @@ def _from_events(text: str, audio_T: np.ndarray, rate: int, events: list[tuple[s
 
 
 class _Event(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("type", ctypes.c_int), ("unique", ctypes.c_uint), ("text_position", ctypes.c_int), ("length", ctypes.c_int),
         ("audio_position", ctypes.c_int), ("sample", ctypes.c_int), ("user_data", ctypes.c_void_p),
         ("string", ctypes.c_char * 8),

@@ -17,6 +17,7 @@ from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
 from wan_streamer.config import to_dict
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.presets import get_preset
+from wan_streamer.tensors import save_atomically
 from wan_streamer.training.losses import (
     SpectrumDiscriminator,
     discriminator_loss,
@@ -24,7 +25,7 @@ from wan_streamer.training.losses import (
     spectral_loss,
     video_loss,
 )
-from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, save_atomically
+from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 AGENT_SHARE = 0.75  # of the batch; the rest is other voices or other faces

@@ -6,7 +6,6 @@ number are all there is to save. Nothing is pickled: tensors go to safetensors, 
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -16,10 +15,11 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wan_streamer.errors import TrainingError
+from wan_streamer.tensors import save_atomically
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,3 @@ class _Swap:
             kept = p.detach().clone()
             p.copy_(self.ema[name])
             self.ema[name].copy_(kept)
-
-
-def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors beside `path` and rename, so that a kill never leaves half a file."""
-    temporary = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)

@@ -6,6 +6,8 @@ const UNIT_MS = 160;
 const TURN_UNITS = 10; // a pause of 1.6 s in a lane starts a new line
 const MAX_TURNS = 200;
 const SUBTITLE_MS = 6000;
+// The way of a unit: the model's own stages (2) lie between those of the server.
+const STAGE_ORDER = { "server: to model": 1, "server: from model": 3, "server: playout": 4 };
 
 const $ = (id) => document.getElementById(id);
 let call = null;
@@ -16,6 +18,7 @@ let subtitleTimer = null;
 
 // ---------------------------------------------------------------------------------------------------- states
 
+const WELCOME = { title: $("poster-title").textContent, text: $("poster-text").textContent };
 const STATUS = { idle: "Ready", connecting: "Connecting", live: "Live", recovering: "Restarting", ended: "Call ended" };
 
 function setState(state, message) {
@@ -26,10 +29,8 @@ function setState(state, message) {
   $("start").disabled = open || state === "connecting";
   $("start").textContent = state === "connecting" ? "Connecting" : state === "ended" ? "Call again" : "Start call";
   $("text").disabled = $("send").disabled = !open;
-  if (state === "ended") {
-    $("poster-title").textContent = "The call has ended";
-    $("poster-text").textContent = "You can start another one at any time.";
-  }
+  $("poster-title").textContent = state === "ended" ? "The call has ended" : WELCOME.title;
+  $("poster-text").textContent = state === "ended" ? "You can start another one at any time." : WELCOME.text;
 }
 
 function showAlert(title, text = "") {
@@ -55,16 +56,16 @@ async function start() {
   } catch (error) {
     if (call !== current) return; // stopped meanwhile
     const known = error instanceof CallError ? error : new CallError("The call could not start", String(error.message ?? error));
+    call = null;
     current.stop();
-    setState("ended", known.title);
-    $("poster-title").textContent = known.title;
-    $("poster-text").textContent = known.message;
+    showLocal(null);
+    setState("idle", "Not connected");
     showAlert(known.title, known.message);
   }
 }
 
 function listen(current) {
-  const on = (type, handler) => current.addEventListener(type, ({ detail }) => handler(detail));
+  const on = (type, handler) => current.addEventListener(type, ({ detail }) => call === current && handler(detail));
   on("state", ({ state, message, agent, failed }) => {
     if (agent) $("agent-name").textContent = agent;
     if (state !== "ended") return setState(state, message);
@@ -163,7 +164,8 @@ function showStages(stages) {
       row.dataset.stage = name;
       row.innerHTML = '<span></span><div class="bar-track"><i class="p95"></i><i class="p50"></i></div><b></b>';
       row.firstElementChild.textContent = name.replace("server: ", "");
-      if (name.startsWith("server: ")) row.classList.add("server");
+      row.classList.toggle("server", name.startsWith("server: "));
+      row.style.order = STAGE_ORDER[name] ?? 2;
       list.append(row);
     }
     const width = (value) => `${Math.min(100, (value / UNIT_MS) * 100)}%`;

@@ -1,0 +1,148 @@
+"""Measures a call from the visitor's side, in a real browser: how late an answer is, how far sound and picture part.
+
+    python tests/browser/measure_latency.py [--seconds 60] [--json OUT.json]
+
+An echo agent (20 ms of work per unit) gives back what it hears and sees. The made-up camera flashes and the microphone
+clicks at irregular times; the page's own picture and sound of them are compared with the agent's. The figures hold
+everything from there on: encoding, network, jitter buffers, 0 to 160 ms until the unit is full, the agent, the playout
+queue, decoding and rendering. Run it on an idle machine and state which.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+from harness import CHROMIUM_FLAGS, chromium_path, run_server
+from playwright.sync_api import Page, sync_playwright
+
+RATE = 48_000
+FILM_S = 21.0
+EVENTS_S = np.cumsum(np.random.default_rng(7).uniform(0.9, 1.5, 17))
+EVENTS_S = EVENTS_S[EVENTS_S < FILM_S - 1]
+
+TAP = """async () => {
+  const own = document.querySelector('[data-testid="self-video"]');
+  const agent = document.querySelector('[data-testid="agent-video"]');
+  window.seen = { self: [], agent: [] };
+  for (const [name, video] of [["self", own], ["agent", agent]]) {
+    const canvas = new OffscreenCanvas(8, 8);
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    let bright = false;
+    const onFrame = (now, meta) => {
+      context.drawImage(video, 0, 0, 8, 8);
+      const level = context.getImageData(4, 4, 1, 1).data[1];
+      if (level > 128 && !bright) window.seen[name].push(meta.expectedDisplayTime);
+      bright = level > 128;
+      video.requestVideoFrameCallback(onFrame);
+    };
+    video.requestVideoFrameCallback(onFrame);
+  }
+  const audio = new AudioContext({ sampleRate: 48000 });
+  const code = `registerProcessor("clicks", class extends AudioWorkletProcessor {
+    constructor() { super(); this.quiet = 0; }
+    process([input]) {
+      const samples = input[0] ?? [];
+      for (let i = 0; i < samples.length; i++) {
+        if (Math.abs(samples[i]) < 0.05) this.quiet++;
+        else { if (this.quiet > 9600) this.port.postMessage((currentFrame + i) / sampleRate); this.quiet = 0; }
+      }
+      return true;
+    } })`;
+  await audio.audioWorklet.addModule(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+  window.heard = { self: [], agent: [] };
+  const page = () => performance.now() - audio.currentTime * 1000;
+  const offset = page();
+  for (const [name, video] of [["self", own], ["agent", agent]]) {
+    const node = new AudioWorkletNode(audio, "clicks");
+    node.port.onmessage = ({ data }) => window.heard[name].push(data * 1000 + offset);
+    audio.createMediaStreamSource(new MediaStream(video.srcObject.getAudioTracks())).connect(node).connect(
+      new GainNode(audio, { gain: 0 })).connect(audio.destination);
+  }
+}"""
+
+
+def make_devices(folder: Path) -> list[str]:
+    wav, y4m = folder / "clicks.wav", folder / "flashes.y4m"
+    pcm = np.zeros(int(FILM_S * RATE), np.float32)
+    noise = np.random.default_rng(1).uniform(-0.7, 0.7, RATE // 12)
+    for t in EVENTS_S:
+        pcm[int(t * RATE) : int(t * RATE) + len(noise)] = noise
+    with av.open(str(wav), "w") as out:
+        stream = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((pcm * 32767).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = RATE
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with av.open(str(y4m), "w", format="yuv4mpegpipe") as out:
+        stream = out.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 336, 192, "yuv420p"
+        for i in range(int(FILM_S * 25)):
+            flash = any(t <= i / 25 < t + 0.3 for t in EVENTS_S)
+            picture = np.full((192, 336, 3), 235 if flash else 16, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    return [f"--use-file-for-fake-audio-capture={wav}", f"--use-file-for-fake-video-capture={y4m}"]
+
+
+def delays(first: list[float], second: list[float], longest: float = 850.0) -> np.ndarray:
+    """Milliseconds from each time of `first` to the next one of `second`."""
+    pairs = [min((b - a for b in second if b > a), default=np.inf) for a in first]
+    return np.array([d for d in pairs if d < longest])
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    if len(values) == 0:
+        return {"n": 0}
+    p50, p95 = np.percentile(values, (50, 95))
+    return {"n": len(values), "p50": round(float(p50), 1), "p95": round(float(p95), 1)}
+
+
+def call(page: Page, url: str, seconds: float) -> dict:
+    page.goto(url)
+    page.get_by_test_id("start").click()
+    page.wait_for_function("document.body.dataset.state === 'live'", timeout=20_000)
+    time.sleep(3)
+    page.evaluate(TAP)
+    time.sleep(seconds)
+    result = page.evaluate("({ seen, heard })")
+    result["page"] = page.get_by_test_id("latency").inner_text().split()
+    page.get_by_test_id("stop").click()
+    time.sleep(1)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    report: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        flags = CHROMIUM_FLAGS + make_devices(Path(name))
+        for transport in ("aiortc", "jitter", "full"):
+            for agent in ("EchoAgent", "ClapAgent"):
+                browser = playwright.chromium.launch(executable_path=chromium_path(), args=flags)
+                with run_server(Path(name), "--agent", agent, "--transport", transport) as server:
+                    page = browser.new_context(permissions=["microphone", "camera"]).new_page()
+                    result = call(page, server.url, options.seconds)
+                browser.close()
+                seen, heard = result["seen"], result["heard"]
+                if agent == "EchoAgent":
+                    row = {"audio": summary(delays(heard["self"], heard["agent"])),
+                           "video": summary(delays(seen["self"], seen["agent"]))}  # fmt: skip
+                else:
+                    lags = delays([t - 400 for t in seen["agent"]], heard["agent"]) - 400
+                    row = {"audio after video": summary(lags)}
+                print(transport, agent, row, " ".join(result["page"]), flush=True)
+                report.setdefault(transport, {}).update(row)
+        print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""A visitor's call in a real headless Chromium: what was decoded is judged, not what was sent.
+
+With the stand-in agent every expectation is exact: its tone, its moving block, what it saw and heard.
+With the embedded checkpoint: half a minute of living picture, continuous sound and captions.
+"""
+
+import os
+import time
+
+import numpy as np
+import pytest
+import standin
+from harness import CAMERA_COLOUR, Server, audio_of, run_server
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+CHECKPOINT = os.environ.get("WAN_STREAMER_TEST_CHECKPOINT", "nano")
+WINDOW = 480  # samples: 10 ms at 48 kHz
+READY_MS = 20_000
+
+
+def start_call(page: Page) -> None:
+    page.get_by_test_id("start").click()
+    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
+    page.wait_for_function("document.querySelector('[data-testid=agent-video]').videoWidth > 0", timeout=READY_MS)
+
+
+def record(page: Page, seconds: float) -> dict:
+    """Everything decoded during so many seconds of a running call."""
+    assert page.evaluate("window.probe()") == "running"
+    before = page.evaluate("window.inbound()")
+    time.sleep(seconds)
+    after = page.evaluate("window.inbound()")
+    result = page.evaluate("window.probeResult()")
+    result["samples"] = audio_of(result)
+    for kind in ("audio", "video"):
+        result[kind + "_stats"] = {
+            name: after[kind][name] - before[kind].get(name, 0)
+            for name, value in after[kind].items()
+            if isinstance(value, int | float)
+        }
+    return result
+
+
+def assert_smooth(result: dict) -> None:
+    """At least 24 frames per second were decoded and shown, and sound came without holes."""
+    frames, seconds = result["frames"], result["seconds"]
+    assert result["video_stats"]["framesDecoded"] / seconds >= 24
+    assert (frames[-1]["presented"] - frames[0]["presented"]) / seconds >= 24
+    assert len(frames) / seconds >= 20  # the probe itself may miss a few on a busy machine
+    assert len(result["samples"]) / 48_000 >= 0.95 * seconds
+    audio = result["audio_stats"]
+    concealed = audio["concealedSamples"] - audio["silentConcealedSamples"]
+    assert concealed <= 0.02 * audio["totalSamplesReceived"]
+
+
+def levels(samples: np.ndarray) -> np.ndarray:
+    """RMS of every 10 ms."""
+    return np.sqrt(np.mean(samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW) ** 2, axis=1))
+
+
+def test_the_stand_in_is_seen_and_heard_exactly(standin_server: Server, open_page) -> None:
+    page = open_page(standin_server.url)
+    expect(page.get_by_test_id("stop")).to_be_disabled()
+    start_call(page)
+    time.sleep(2)  # the jitter buffers settle
+    result = record(page, 10)
+    assert_smooth(result)
+
+    sound = result["samples"]
+    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
+    assert abs(np.argmax(spectrum) * 48_000 / len(sound) - standin.TONE_HZ) < 2
+    loud = levels(sound)[5:]
+    assert abs(np.median(loud) - standin.TONE_LEVEL / np.sqrt(2)) < 0.03
+    assert np.mean(loud < 0.05) <= 0.02, "the tone has holes"
+
+    frames = result["frames"]
+    assert {(f["width"], f["height"]) for f in frames} == {(standin.WIDTH, standin.HEIGHT)}
+    assert all(f["mean"] > 20 for f in frames)  # not black
+    travel = (standin.WIDTH - standin.BLOCK) / standin.WIDTH
+    steps = np.diff([f["block"] for f in frames]) % travel  # shares of the width, wrapped
+    ticks = np.diff([f["rtp"] for f in frames]) / 3600
+    expected = (ticks * standin.SPEED / standin.WIDTH) % travel
+    error = np.abs((steps - expected + travel / 2) % travel - travel / 2)
+    assert np.mean(error < 0.006) > 0.9  # 2 pixels; where a unit was late the block waits
+
+    captions = page.get_by_test_id("captions")
+    expect(captions.locator("[data-lane=response]").first).to_contain_text("Unit")
+    seen = captions.locator("[data-lane=transcript]").last.inner_text().rstrip(". ").split()[-1]
+    assert np.abs(np.subtract([int(c) for c in seen.split(",")], CAMERA_COLOUR)).max() < 20
+    heard = [
+        float(w) for w in captions.locator("[data-lane=transcript]").last.inner_text().split() if w.startswith("0.")
+    ]
+    assert max(heard) > 0.02
+    assert page.locator("[data-testid=latency] [data-stage=solve]").count() == 1
+    expect(page.locator("#rtt")).to_contain_text("ms")
+    assert page.problems == []
+
+
+def test_devices_text_and_stop(standin_server: Server, open_page) -> None:
+    page = open_page(standin_server.url)
+    start_call(page)
+    captions = page.get_by_test_id("captions")
+    page.get_by_label("Type to the agent").fill("good morning")
+    page.keyboard.press("Enter")
+    expect(captions).to_contain_text("You typed good morning", timeout=5000)
+    page.get_by_label("Camera", exact=True).click()
+    expect(captions).to_contain_text("saw nothing", timeout=8000)
+    page.get_by_label("Microphone", exact=True).click()
+    expect(captions).to_contain_text("heard nothing saw nothing", timeout=8000)
+    page.get_by_label("Camera", exact=True).click()
+    expect(captions).to_contain_text("heard nothing saw 336x192", timeout=8000)
+    page.get_by_test_id("stop").click()
+    expect(page.get_by_test_id("status")).to_have_text("Call ended")
+    standin_server.wait_free()
+    assert page.evaluate("document.querySelector('[data-testid=self-video]').srcObject") is None
+    start_call(page)  # and again
+    assert page.problems == []
+
+
+def test_a_second_visitor_is_told_that_the_agent_is_busy(standin_server: Server, open_page) -> None:
+    standin_server.wait_free()
+    first, second = open_page(standin_server.url), open_page(standin_server.url)
+    start_call(first)
+    second.get_by_test_id("start").click()
+    expect(second.get_by_role("alert")).to_contain_text("one visitor at a time", timeout=READY_MS)
+    expect(second.get_by_test_id("start")).to_be_enabled()
+    expect(first.get_by_test_id("status")).to_have_text("Live")
+    first.close()  # a closed tab frees the place
+    standin_server.wait_free()
+    second.get_by_test_id("start").click()
+    expect(second.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
+
+
+def test_the_call_survives_a_dead_model_process(standin_server: Server, open_page) -> None:
+    standin_server.wait_free()
+    page = open_page(standin_server.url)
+    start_call(page)
+    page.get_by_label("Type to the agent").fill("crash")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("restarted", timeout=READY_MS)
+    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
+    assert np.median(levels(record(page, 3)["samples"])) > 0.1
+    assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("NotAllowedError", "No permission"), ("NotFoundError", "No microphone found"), ("NotReadableError", "is in use")],
+)
+def test_device_problems_are_explained(standin_server: Server, open_page, name: str, title: str) -> None:
+    page = open_page(standin_server.url)
+    fail = f"async () => {{ throw new DOMException('', '{name}') }}"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {fail}; }}")
+    page.get_by_test_id("start").click()
+    expect(page.get_by_role("alert")).to_contain_text(title)
+    expect(page.get_by_test_id("start")).to_be_enabled()
+    assert standin_server.status()["busy"] is False
+
+
+def test_a_lost_server_is_reported(tmp_path, open_page) -> None:
+    with run_server(tmp_path) as server:
+        page = open_page(server.url)
+        start_call(page)
+    expect(page.get_by_role("alert")).to_contain_text("The call ended", timeout=READY_MS)
+    expect(page.get_by_test_id("start")).to_be_enabled()
+
+
+@pytest.mark.slow
+def test_half_a_minute_with_the_embedded_checkpoint(tmp_path, open_page) -> None:
+    with run_server(tmp_path, "--checkpoint", CHECKPOINT) as server:
+        page = open_page(server.url)
+        start_call(page)
+        time.sleep(3)
+        result = record(page, 30)
+        assert_smooth(result)
+        frames = result["frames"]
+        assert {(f["width"], f["height"]) for f in frames} == {(336, 192)}
+        assert min(f["mean"] for f in frames) > 10, "a black picture"
+        still = longest_run([f["change"] is not None and f["change"] < 0.02 for f in frames])
+        assert still < 50, f"the picture was frozen for {still} frames"
+        assert page.get_by_test_id("captions").locator("li").count() > 0, "no captions in half a minute"
+        spoken = page.get_by_test_id("captions").locator("[data-lane=response]").count() > 0
+        assert not spoken or levels(result["samples"]).max() > 0.01, "captions of speech without a sound"
+        assert page.problems == []
+        page.get_by_test_id("stop").click()
+        expect(page.get_by_test_id("status")).to_have_text("Call ended")
+
+
+def longest_run(flags: list[bool]) -> int:
+    best = run = 0
+    for flag in flags:
+        run = run + 1 if flag else 0
+        best = max(best, run)
+    return best

@@ -1,0 +1,141 @@
+"""Shards come back as they were written, and damage is named."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wan_streamer.data.shards import SCHEMA, Episode, check_labels, read_episodes, read_shard, shard_name, write_shard
+from wan_streamer.errors import DataError
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
+
+
+def an_episode(index: int = 0, units: int = 3, camera: bool = True) -> Episode:
+    rng = np.random.default_rng(index)
+    frames, samples = units * FRAMES_PER_UNIT, units * SAMPLES_PER_UNIT
+    row_W = np.linspace(40, 200, 64)
+    film = np.stack([np.tile((row_W + 2 * t)[None, :, None], (48, 1, 3)) for t in range(frames)]).astype(np.uint8)
+    word = {"text": "Hello.", "start": 0.1, "end": 0.4}
+    labels = {
+        "schema": SCHEMA, "generator": "test", "seed": 1, "split": "train", "index": index, "units": units, "fps": 25,
+        "scenarios": ["greeting"], "user": {"camera": camera}, "agent": {},
+        "words": {"user": [word], "agent": [word]},
+        "phonemes": {"user": [], "agent": [{"symbol": "h", "start": 0.1, "end": 0.15}]},
+        "events": [{"type": "speech", "side": "agent", "start": 0.1, "end": 0.4, "label": "hello"}],
+        "mouth_open": {"user": [0.0] * frames, "agent": [0.5] * frames},
+    }  # fmt: skip
+    user, agent = (rng.uniform(-0.5, 0.5, samples).astype(np.float32) for _ in range(2))
+    return Episode(f"ep{index:06d}", user, agent, film if camera else None, film[:, ::-1], labels)
+
+
+def rewrite(path, change) -> None:
+    """Copy a tar while `change(name, data)` returns the new data, or None to leave the member out."""
+    with tarfile.open(path) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            data = change(name, data)
+            if data is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def test_round_trip(tmp_path):
+    written = [an_episode(0), an_episode(1, camera=False)]
+    write_shard(tmp_path / shard_name(0), written)
+    write_shard(tmp_path / shard_name(1), [an_episode(2)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [shard_name(0), shard_name(1)]
+    read = list(read_episodes(tmp_path))
+    assert [e.key for e in read] == ["ep000000", "ep000001", "ep000002"]
+    for a, b in zip(written, read[:2], strict=True):
+        assert a.labels == b.labels
+        assert b.user_audio.dtype == np.float32
+        assert np.abs(a.user_audio - b.user_audio).max() < 1e-4
+        assert np.abs(a.agent_audio - b.agent_audio).max() < 1e-4
+        assert b.agent_video.shape == a.agent_video.shape
+        assert np.abs(a.agent_video.astype(int) - b.agent_video).mean() < 2.0
+    assert read[1].user_video is None
+    assert np.abs(written[0].user_video.astype(int) - read[0].user_video).mean() < 3.0
+    silent = next(read_episodes(tmp_path, video=False))
+    assert silent.agent_video is None
+    assert silent.units == 3
+
+
+def test_equal_episodes_give_equal_files(tmp_path):
+    for name in ("a", "b"):
+        write_shard(tmp_path / name / shard_name(0), [an_episode()])
+    assert (tmp_path / "a" / shard_name(0)).read_bytes() == (tmp_path / "b" / shard_name(0)).read_bytes()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(DataError, match="film"):
+        write_shard(tmp_path / shard_name(0), [an_episode(), replace(an_episode(1), agent_video=None)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_folder_shard_and_gap(tmp_path):
+    with pytest.raises(DataError, match="expected a folder of shards"):
+        list(read_episodes(tmp_path / "nothing"))
+    with pytest.raises(DataError, match=shard_name(0)):
+        list(read_episodes(tmp_path))
+    write_shard(tmp_path / shard_name(1), [an_episode()])
+    with pytest.raises(DataError, match=f"{shard_name(0)} is missing"):
+        list(read_episodes(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.3, 0.6])
+def test_a_truncated_shard_is_damaged(tmp_path, keep):
+    path = tmp_path / shard_name(0)
+    write_shard(path, [an_episode(0), an_episode(1)])
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    with pytest.raises(DataError, match=shard_name(0)):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize("part", ["user.flac", "agent.mp4", "json"])
+def test_a_missing_or_broken_part_is_named(tmp_path, part):
+    for change in (lambda data: None, lambda data: b"not media, not JSON"):
+        path = tmp_path / shard_name(0)
+        write_shard(path, [an_episode()])
+        rewrite(path, lambda name, data, change=change: change(data) if name.endswith(part) else data)
+        with pytest.raises(DataError, match="ep000000"):
+            list(read_shard(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"units": "3"}, "'units': expected int"),
+        ({"split": "dev"}, "split"),
+        ({"words": {"user": []}}, "words"),
+        ({"words": {"user": [], "agent": [{"text": "a", "start": 5.0, "end": 6.0}]}}, "outside"),
+        ({"events": [{"type": "speech"}]}, r"events\[0\]"),
+        ({"mouth_open": {"user": [], "agent": []}}, "mouth_open"),
+        ({"units": 4}, "mouth_open"),
+    ],
+)
+def test_labels_are_checked(change, problem):
+    labels = json.loads(json.dumps({**an_episode().labels, **change}))
+    with pytest.raises(DataError, match=problem):
+        check_labels(labels, "here")
+
+
+def test_every_documented_key_is_needed():
+    labels = an_episode().labels
+    for key in labels:
+        with pytest.raises(DataError, match=repr(key)):
+            check_labels({k: v for k, v in labels.items() if k != key}, "here")
+
+
+def test_sound_of_another_length_is_refused(tmp_path):
+    episode = an_episode()
+    path = tmp_path / shard_name(0)
+    write_shard(path, [replace(episode, user_audio=episode.user_audio[:-100])])
+    with pytest.raises(DataError, match=r"expected 11520 samples, got 11420"):
+        list(read_shard(path))

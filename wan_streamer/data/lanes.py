@@ -1,0 +1,63 @@
+"""Timed words -> the tokens of a text lane, unit by unit.
+
+Response lane: a word's tokens stand `lead` units before its sound, so that text leads speech. Transcript lane: after
+the word has been heard. Between the words of an utterance the slots hold HOLD, at its end END, elsewhere SILENCE.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
+from wan_streamer.units import UNIT_MS
+
+UNIT_S = UNIT_MS / 1000
+HEARD_AFTER = 1  # units between the end of a user's word and its transcript
+
+
+def fill_lane(
+    words: Sequence[dict], speech: Sequence[dict], units: int, slots: int, codec: TextCodec, shift: int, at: str
+) -> np.ndarray:
+    """Tokens [units, slots] of one lane.
+
+    words   [{"text", "start", "end"}] in seconds;  speech  [{"start", "end"}], the utterances that hold them
+    at      which end of a word releases it ("start" or "end"), moved by `shift` units
+    """
+    lane = np.full((units, slots), SILENCE, np.int64)
+    flat = lane.reshape(-1)
+    for utterance in speech:
+        inside = [w for w in words if utterance["start"] - 0.05 <= w["start"] < utterance["end"]]
+        if not inside:
+            continue
+        place = max(0, int(inside[0][at] / UNIT_S) + shift) * slots
+        if place >= len(flat):
+            continue
+        last = min(len(flat) - 1, max(place, (int(utterance["end"] / UNIT_S) + max(0, shift)) * slots))
+        flat[place : last + 1] = HOLD
+        for number, word in enumerate(inside):
+            place = max(place, (int(word[at] / UNIT_S) + shift) * slots)
+            for token in codec.encode((" " if number else "") + word["text"]):
+                if place < last:
+                    flat[place] = token
+                    place += 1
+        flat[last] = END
+    return lane
+
+
+def conversation_lanes(
+    labels: dict, slots: int, lead: int, codec: TextCodec, typed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(user text [units, slots], lanes [units, slots, 2] of response and transcript) of a labelled conversation.
+
+    With `typed`, the user's words arrive as text while they would be spoken, and nothing is heard.
+    """
+    units, words = labels["units"], labels["words"]
+    speech = {
+        side: [e for e in labels["events"] if e["type"] == "speech" and e["side"] == side] for side in ("user", "agent")
+    }
+    response = fill_lane(words["agent"], speech["agent"], units, slots, codec, -lead, "start")
+    user = fill_lane(words["user"], speech["user"], units, slots, codec, HEARD_AFTER, "end")
+    silent = np.full_like(user, SILENCE)
+    if typed:
+        return np.where(user == HOLD, SILENCE, user), np.stack([response, silent], axis=-1)
+    return silent, np.stack([response, user], axis=-1)

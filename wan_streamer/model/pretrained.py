@@ -1,0 +1,107 @@
+"""A checkpoint folder: the model, its codecs, its tokenizer and its config, bound together.
+
+`Weights`   the four parts in memory;   `load_weights` / `save_weights` between memory and a folder
+`find_checkpoint`   name of an embedded checkpoint, local folder or hub id -> local folder
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.text import TextCodec
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import StreamerConfig, load_config, to_dict
+from wan_streamer.errors import CheckpointError
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.tensors import load_module, save_atomically
+
+EMBEDDED = Path(__file__).parent.parent / "checkpoints"
+CODEC_KEY = "codecs"  # in model.safetensors: which codecs the model was trained on
+
+
+@dataclass
+class Weights:
+    config: StreamerConfig
+    streamer: Streamer
+    audio_vae: AudioVAE
+    video_vae: VideoVAE
+    text: TextCodec
+
+
+def codec_hash(*codecs: nn.Module) -> str:
+    """Fingerprint of codec weights as they are stored (bfloat16): equal weights, equal hash."""
+    digest = hashlib.sha256()
+    for codec in codecs:
+        for name, value in sorted(codec.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of `name`. Raises `CheckpointError` with the choices if there is none."""
+    folder = Path(name)
+    if (EMBEDDED / name / "config.json").is_file():
+        return EMBEDDED / name
+    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
+        return _from_hub(name)
+    if not (folder / "config.json").is_file():
+        found = "no config.json in it" if folder.is_dir() else "nothing there"
+        known = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
+        raise CheckpointError(f"{name}: expected a checkpoint folder ({found}) or an embedded checkpoint ({known})")
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise CheckpointError(f"{name}: not a folder; to load from a hub, pip install huggingface_hub") from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "README.md"]))
+    except Exception as error:  # network, permission and naming errors of the hub client
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{name}: no such folder, and the hub answered: {reason}") from error
+
+
+def new_weights(config: StreamerConfig, text: TextCodec) -> Weights:
+    """Untrained parts of `config`."""
+    return Weights(config, Streamer(config), AudioVAE(config.audio_vae), VideoVAE(config.video_vae), text)
+
+
+def load_weights(folder: Path) -> Weights:
+    """Read a checkpoint folder. Raises `CheckpointError` or `ConfigError` naming the damaged part."""
+    folder = Path(folder)
+    weights = new_weights(load_config(folder / "config.json"), TextCodec.load(folder / "tokenizer.json"))
+    load_module(weights.audio_vae, folder / "audio_vae.safetensors")
+    load_module(weights.video_vae, folder / "video_vae.safetensors")
+    load_module(weights.streamer, folder / "model.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        trained_on = (file.metadata() or {}).get(CODEC_KEY, "unknown")
+    present = codec_hash(weights.audio_vae, weights.video_vae)
+    if trained_on != present:
+        raise CheckpointError(f"{folder}: the model was trained on codecs {trained_on}, the folder holds {present}")
+    return weights
+
+
+def save_weights(weights: Weights, folder: Path) -> None:
+    """Write a checkpoint folder, weights as bfloat16 (statistics too: they are part of the codecs' hash)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    binding = {CODEC_KEY: codec_hash(weights.audio_vae, weights.video_vae)}
+    parts: dict[str, tuple[nn.Module, dict[str, str]]] = {
+        "audio_vae": (weights.audio_vae, {}),
+        "video_vae": (weights.video_vae, {}),
+        "model": (weights.streamer, binding),
+    }
+    for name, (module, metadata) in parts.items():
+        tensors = {key: value.detach().cpu().bfloat16() for key, value in module.state_dict().items()}
+        save_atomically(tensors, folder / f"{name}.safetensors", metadata)
+    weights.text.save(folder / "tokenizer.json")
+    (folder / "config.json").write_text(json.dumps(to_dict(weights.config), indent=2) + "\n")

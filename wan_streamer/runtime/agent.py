@@ -1,0 +1,78 @@
+"""`WanStreamer`: a loaded agent, the library's front door."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import StreamerConfig
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
+from wan_streamer.runtime.session import Session
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
+
+
+class WanStreamer:
+    """An agent that can hold several sessions. The weights are shared and never change."""
+
+    def __init__(self, weights: Weights, name: str, device: str = "cpu") -> None:
+        self.weights, self.name = weights, name
+        try:
+            self.device = torch.device(device)
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {device!r}: expected cpu, cuda or cuda:N that this machine has ({reason})") from error
+        for module in (weights.streamer, weights.audio_vae, weights.video_vae):
+            module.to(self.device).eval().requires_grad_(False)
+        # Convolutions run three times faster in bfloat16 on CPUs that have it; the pictures are 8 bits anyway.
+        weights.video_vae.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "WanStreamer":
+        """Load an embedded checkpoint ("nano"), a folder, or a hub id.
+
+        Raises `CheckpointError` (missing, damaged, does not fit) or `ConfigError` (config, device).
+        """
+        folder = find_checkpoint(str(name))
+        weights = load_weights(folder)
+        return cls(weights, weights.config.name if folder.name == weights.config.name else str(name), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint folder that `from_pretrained` reads."""
+        save_weights(self.weights, Path(folder))
+
+    def session(self, seed: int = 0) -> Session:
+        """A fresh conversation."""
+        return Session(self.weights, seed)
+
+    def warmup(self, units: int = 3) -> None:
+        """Run a few units in a scratch session, so that the first real unit is not slow."""
+        session = self.session()
+        height, width = self.frame_size
+        frames = np.zeros((FRAMES_PER_UNIT, height, width, 3), np.uint8)
+        for _ in range(units):
+            session.step(UserUnit(audio=np.zeros(SAMPLES_PER_UNIT, np.float32), video=frames))
+
+    @property
+    def config(self) -> StreamerConfig:
+        return self.weights.config
+
+    @property
+    def default_steps(self) -> int:
+        return self.config.flow.steps
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of the agent's picture."""
+        return self.config.video_vae.height, self.config.video_vae.width
+
+    @property
+    def audio_vae(self) -> AudioVAE:
+        return self.weights.audio_vae
+
+    @property
+    def video_vae(self) -> VideoVAE:
+        return self.weights.video_vae
