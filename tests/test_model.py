@@ -4,17 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from tiny import TINY
 
 from wan_streamer.codecs.text import SILENCE
-from wan_streamer.config import (
-    AudioVAEConfig,
-    BackboneConfig,
-    CacheConfig,
-    PerceptionConfig,
-    StreamerConfig,
-    TextConfig,
-    VideoVAEConfig,
-)
+from wan_streamer.config import StreamerConfig
 from wan_streamer.flow.path import interpolate
 from wan_streamer.flow.solver import solve, time_grid
 from wan_streamer.model.backbone import clip_view
@@ -23,17 +16,6 @@ from wan_streamer.model.layout import Kind, Latents, UnitLayout, effective_dista
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.units import SAMPLES_PER_UNIT
 
-TINY = StreamerConfig(
-    name="tiny",
-    audio_vae=AudioVAEConfig(latent_dim=6, dim=16, latent_blocks=1, frame_blocks=1),
-    video_vae=VideoVAEConfig(height=96, width=96, latent_channels=4, channels=(4, 8, 8, 8), blocks=1),
-    perception=PerceptionConfig(
-        mel_bins=16, audio_dim=16, audio_blocks=1, video_height=48, video_width=48, video_channels=(4, 4, 8)
-    ),
-    backbone=BackboneConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_dim=48),
-    text=TextConfig(vocab_size=40),
-    cache=CacheConfig(policy="window", sink_units=2, video_units=2, audio_units=3, text_units=5),
-)
 K = 9
 
 

@@ -141,6 +141,11 @@ def test_serve_raises_what_loading_raised_and_frees_the_port() -> None:
     bind("127.0.0.1", port).close()
 
 
+def test_a_missing_certificate_is_reported() -> None:
+    with pytest.raises(ServingError, match=r"HTTPS certificate.*nowhere\.pem"):
+        serve("nano", port=0, certfile="nowhere.pem", keyfile="nowhere.pem", agent_factory=standin.StandInAgent)
+
+
 @pytest.mark.parametrize(("host", "expected"), [("localhost", True), ("127.0.0.1", True), ("::1", True),
                                                 ("0.0.0.0", False), ("example.org", False)])  # fmt: skip
 def test_loopback_hosts(host: str, expected: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from wan_streamer.errors import ConfigError, WanStreamerError
+from wan_streamer.process import tune_process
 
 app = typer.Typer(
     name="wan-streamer",
@@ -217,6 +218,7 @@ def train_duplex(
     resume: Resume = False,
     steps: Steps = None,
     minutes: Minutes = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")] = False,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
 
@@ -224,7 +226,7 @@ def train_duplex(
     """
     from wan_streamer.training.duplex import train_duplex as run
 
-    _print_scores(run(preset, data, out, resume=resume, steps=steps, minutes=minutes))
+    _print_scores(run(preset, data, out, resume=resume, steps=steps, minutes=minutes, compiled=compiled))
 
 
 @app.command()
@@ -242,10 +244,11 @@ def inspect(
         raise ConfigError("inspect: expected a folder or --preset, and not both")
     from rich.console import Console
 
-    from wan_streamer.model.inspect import describe
+    from wan_streamer.model.inspect import describe_checkpoint, describe_preset
 
+    description = describe_checkpoint(str(checkpoint)) if preset is None else describe_preset(preset)
     console = Console()
-    for table in _tables(describe(preset or checkpoint)):
+    for table in _tables(description):
         console.print(table)
 
 
@@ -284,6 +287,7 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Run the command line and exit with its code: 0, 2 for what the user can fix, 130 for Ctrl-C."""
+    tune_process()
     try:
         app()
     except WanStreamerError as error:

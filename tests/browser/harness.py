@@ -12,13 +12,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent
@@ -69,7 +70,7 @@ class Server:
         with urllib.request.urlopen(self.url + "/api/status", timeout=5) as response:
             return json.load(response)
 
-    def wait_free(self, timeout_s: float = 10) -> None:
+    def wait_free(self, timeout_s: float = 20) -> None:
         end = time.monotonic() + timeout_s
         while self.status()["busy"]:
             assert time.monotonic() < end, "the server did not free the call"
@@ -107,16 +108,12 @@ def audio_of(result: dict) -> np.ndarray:
     return np.frombuffer(base64.b64decode(result["audio"]), np.int16).astype(np.float32) / 32767
 
 
-def make_devices(folder: Path) -> list[str]:
-    """Chromium flags for a microphone with speech-like bursts and a camera with a patch moving over plain colour."""
+def write_devices(folder: Path, pcm: np.ndarray, pictures: Iterable[np.ndarray]) -> list[str]:
+    """Chromium flags that make a recording the microphone and the camera, over and over.
+
+    pcm int16 [samples] at 48 kHz; pictures uint8 [H, W, 3] at 25 fps.
+    """
     wav, y4m = folder / "microphone.wav", folder / "camera.y4m"
-    seconds = 4
-    t = np.arange(seconds * MIC_RATE) / MIC_RATE
-    pitch = 140 + 30 * np.sin(2 * np.pi * 0.7 * t)
-    phase = 2 * np.pi * np.cumsum(pitch) / MIC_RATE
-    voice = sum(np.sin(h * phase) / h for h in range(1, 12))
-    syllables = np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) * (t % 2 < 1.4)
-    pcm = (voice * syllables * 9000).astype(np.int16)
     with av.open(str(wav), "w") as out:
         stream = out.add_stream("pcm_s16le", rate=MIC_RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
@@ -125,10 +122,54 @@ def make_devices(folder: Path) -> list[str]:
         out.mux(stream.encode(None))
     with av.open(str(y4m), "w", format="yuv4mpegpipe") as out:
         stream = out.add_stream("rawvideo", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 672, 384, "yuv420p"
-        for i in range(50):
-            picture = np.full((384, 672, 3), CAMERA_COLOUR, np.uint8)
-            picture[150:200, 10 * i : 10 * i + 50] = 255
+        for i, picture in enumerate(pictures):
+            if i == 0:
+                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
     return [f"--use-file-for-fake-audio-capture={wav}", f"--use-file-for-fake-video-capture={y4m}"]
+
+
+def synthetic_devices(folder: Path) -> list[str]:
+    """A microphone with speech-like bursts and a camera with a patch moving over plain colour."""
+    t = np.arange(4 * MIC_RATE) / MIC_RATE
+    phase = 2 * np.pi * np.cumsum(140 + 30 * np.sin(2 * np.pi * 0.7 * t)) / MIC_RATE
+    voice = sum(np.sin(h * phase) / h for h in range(1, 12))
+    syllables = np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) * (t % 2 < 1.4)
+    pictures = np.full((50, 384, 672, 3), CAMERA_COLOUR, np.uint8)
+    for i, picture in enumerate(pictures):
+        picture[150:200, 10 * i : 10 * i + 50] = 255
+    return write_devices(folder, (voice * syllables * 9000).astype(np.int16), pictures)
+
+
+def film_devices(folder: Path, film: Path) -> list[str]:
+    """A film with sound and 25 fps as the devices."""
+    with av.open(str(film)) as source:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=MIC_RATE)
+    with av.open(str(film)) as source:
+        frames = [out for frame in source.decode(audio=0) for out in resampler.resample(frame)]
+    return write_devices(folder, np.concatenate([frame.to_ndarray()[0] for frame in frames]), pictures)
+
+
+@contextlib.contextmanager
+def chromium(devices: list[str]) -> Iterator[Callable[[str], Page]]:
+    """A browser. Yields a function that opens a page which must not log errors; `page.problems` collects them."""
+    path = chromium_path()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS + devices)
+
+        def open_page(url: str) -> Page:
+            page = browser.new_context(permissions=["microphone", "camera"]).new_page()
+            problems: list[str] = []
+            page.problems = problems  # type: ignore[attr-defined]
+            page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+            page.on("pageerror", lambda e: problems.append(str(e)))
+            page.add_init_script(path=HERE / "probe.js")
+            page.goto(url)
+            return page
+
+        yield open_page
+        for context in browser.contexts:
+            context.close()  # pages say goodbye, which a browser that is ended at once does not
+        browser.close()

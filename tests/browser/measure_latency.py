@@ -1,6 +1,6 @@
 """Measures a call from the visitor's side, in a real browser: how late an answer is, how far sound and picture part.
 
-    python tests/browser/measure_latency.py [--seconds 60] [--json OUT.json]
+    python tests/browser/measure_latency.py [--seconds 60] [--transport aiortc own own+0] [--json OUT.json]
 
 An echo agent (20 ms of work per unit) gives back what it hears and sees. The made-up camera flashes and the microphone
 clicks at irregular times; the page's own picture and sound of them are compared with the agent's. The figures hold
@@ -9,15 +9,15 @@ queue, decoding and rendering. Run it on an idle machine and state which.
 """
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
 from pathlib import Path
 
-import av
 import numpy as np
-from harness import CHROMIUM_FLAGS, chromium_path, run_server
-from playwright.sync_api import Page, sync_playwright
+from harness import chromium, run_server, write_devices
+from playwright.sync_api import Page
 
 RATE = 48_000
 FILM_S = 21.0
@@ -65,27 +65,14 @@ TAP = """async () => {
 }"""
 
 
-def make_devices(folder: Path) -> list[str]:
-    wav, y4m = folder / "clicks.wav", folder / "flashes.y4m"
+def flashes_and_clicks(folder: Path) -> list[str]:
     pcm = np.zeros(int(FILM_S * RATE), np.float32)
     noise = np.random.default_rng(1).uniform(-0.7, 0.7, RATE // 12)
     for t in EVENTS_S:
         pcm[int(t * RATE) : int(t * RATE) + len(noise)] = noise
-    with av.open(str(wav), "w") as out:
-        stream = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        frame = av.AudioFrame.from_ndarray((pcm * 32767).astype(np.int16)[None], format="s16", layout="mono")
-        frame.sample_rate = RATE
-        out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    with av.open(str(y4m), "w", format="yuv4mpegpipe") as out:
-        stream = out.add_stream("rawvideo", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 336, 192, "yuv420p"
-        for i in range(int(FILM_S * 25)):
-            flash = any(t <= i / 25 < t + 0.3 for t in EVENTS_S)
-            picture = np.full((192, 336, 3), 235 if flash else 16, np.uint8)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode(None))
-    return [f"--use-file-for-fake-audio-capture={wav}", f"--use-file-for-fake-video-capture={y4m}"]
+    flashing = [any(t <= i / 25 < t + 0.3 for t in EVENTS_S) for i in range(int(FILM_S * 25))]
+    pictures = (np.full((192, 336, 3), 235 if on else 16, np.uint8) for on in flashing)
+    return write_devices(folder, (pcm * 32767).astype(np.int16), pictures)
 
 
 def delays(first: list[float], second: list[float], longest: float = 850.0) -> np.ndarray:
@@ -101,11 +88,10 @@ def summary(values: np.ndarray) -> dict[str, float]:
     return {"n": len(values), "p50": round(float(p50), 1), "p95": round(float(p95), 1)}
 
 
-def call(page: Page, url: str, seconds: float) -> dict:
-    page.goto(url)
+def call(page: Page, seconds: float) -> dict:
     page.get_by_test_id("start").click()
     page.wait_for_function("document.body.dataset.state === 'live'", timeout=20_000)
-    time.sleep(3)
+    time.sleep(6)  # the buffers settle
     page.evaluate(TAP)
     time.sleep(seconds)
     result = page.evaluate("({ seen, heard })")
@@ -118,28 +104,29 @@ def call(page: Page, url: str, seconds: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--transport", nargs="+", default=["aiortc", "own", "own+0"], help="see standin.py")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     report: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        flags = CHROMIUM_FLAGS + make_devices(Path(name))
-        for transport in ("aiortc", "jitter", "full"):
-            for agent in ("EchoAgent", "ClapAgent"):
-                browser = playwright.chromium.launch(executable_path=chromium_path(), args=flags)
-                with run_server(Path(name), "--agent", agent, "--transport", transport) as server:
-                    page = browser.new_context(permissions=["microphone", "camera"]).new_page()
-                    result = call(page, server.url, options.seconds)
-                browser.close()
-                seen, heard = result["seen"], result["heard"]
-                if agent == "EchoAgent":
-                    row = {"audio": summary(delays(heard["self"], heard["agent"])),
-                           "video": summary(delays(seen["self"], seen["agent"]))}  # fmt: skip
-                else:
-                    lags = delays([t - 400 for t in seen["agent"]], heard["agent"]) - 400
-                    row = {"audio after video": summary(lags)}
-                print(transport, agent, row, " ".join(result["page"]), flush=True)
-                report.setdefault(transport, {}).update(row)
-        print(json.dumps(report, indent=2))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        devices = flashes_and_clicks(folder)
+        for transport, agent in itertools.product(options.transport, ("EchoAgent", "ClapAgent")):
+            arguments = ("--agent", agent, "--transport", transport)
+            with run_server(folder, *arguments) as server, chromium(devices) as open_page:
+                result = call(open_page(server.url), options.seconds)
+            seen, heard = result["seen"], result["heard"]
+            if agent == "EchoAgent":
+                row = {
+                    "audio": summary(delays(heard["self"], heard["agent"])),
+                    "video": summary(delays(seen["self"], seen["agent"])),
+                }
+            else:
+                lags = delays([t - 400 for t in seen["agent"]], heard["agent"]) - 400
+                row = {"audio after video": summary(lags)}
+            print(transport, agent, row, " ".join(result["page"]), flush=True)
+            report.setdefault(transport, {}).update(row)
+    print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2))
 

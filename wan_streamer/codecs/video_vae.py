@@ -147,8 +147,9 @@ class VideoVAE(nn.Module):
         """The codec's round trip: uint8 [T, H, W, 3], T a multiple of 4 -> the same shape."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ShapeError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], self.stats.mean_C.device))
-        return video_to_frames(self.decode(latent)[0])[0].cpu().numpy()
+        like = self.stats.mean_C  # a loaded agent keeps this codec in bfloat16
+        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], like.device).to(like.dtype))
+        return video_to_frames(self.decode(latent.to(like.dtype))[0])[0].cpu().numpy()
 
 
 def frames_to_video(frames_BTHWC: Tensor, device: torch.device) -> Tensor:

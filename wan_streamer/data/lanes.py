@@ -25,22 +25,25 @@ def fill_lane(
     """
     lane = np.full((units, slots), SILENCE, np.int64)
     flat = lane.reshape(-1)
+    free = 0  # first slot after the last utterance
     for utterance in speech:
         inside = [w for w in words if utterance["start"] - 0.05 <= w["start"] < utterance["end"]]
-        if not inside:
-            continue
-        place = max(0, int(inside[0][at] / UNIT_S) + shift) * slots
+        first = place = max(free, (int(inside[0][at] / UNIT_S) + shift) * slots) if inside else len(flat)
         if place >= len(flat):
             continue
-        last = min(len(flat) - 1, max(place, (int(utterance["end"] / UNIT_S) + max(0, shift)) * slots))
-        flat[place : last + 1] = HOLD
+        tokens: dict[int, int] = {}
         for number, word in enumerate(inside):
             place = max(place, (int(word[at] / UNIT_S) + shift) * slots)
             for token in codec.encode((" " if number else "") + word["text"]):
-                if place < last:
-                    flat[place] = token
-                    place += 1
+                tokens[place] = token
+                place += 1
+        last = min(len(flat) - 1, max(place, (int(utterance["end"] / UNIT_S) + max(0, shift)) * slots))
+        flat[first:last] = HOLD
+        for place, token in tokens.items():
+            if place < last:  # the recording ends before the others
+                flat[place] = token
         flat[last] = END
+        free = last + 1
     return lane
 
 

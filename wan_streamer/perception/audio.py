@@ -19,14 +19,17 @@ class AudioPerceptionState:
     blocks: list[State] = field(default_factory=list)
 
 
-def mel_filters(bins: int) -> Tensor:
-    """Triangular mel filters [N_FFT / 2 + 1, bins] from 60 Hz to 8 kHz (HTK scale), where speech is."""
-    hz = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    mel = 2595 * torch.log10(1 + hz / 700)
-    low, high = (2595 * torch.log10(1 + torch.tensor(edge) / 700) for edge in (60.0, 8000.0))
-    centres = torch.linspace(low.item(), high.item(), bins + 2)
-    width = (centres[1] - centres[0]).clamp(min=(mel[1] - mel[0]).item() / 2)
-    return (1 - (mel[:, None] - centres[None, 1:-1]).abs() / width).clamp(min=0)
+def mel_filters(n_fft: int, bins: int, low_hz: float, high_hz: float) -> Tensor:
+    """Triangular mel filters [n_fft / 2 + 1, bins] (HTK scale); none is narrower than a frequency bin."""
+
+    def mel(hz: Tensor) -> Tensor:
+        return 2595 * torch.log10(1 + hz / 700)
+
+    line = mel(torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1))
+    low, high = mel(torch.tensor([low_hz, high_hz])).tolist()
+    centre = torch.linspace(low, high, bins + 2)
+    width = torch.maximum(centre[1] - centre[0], (line[1] - line[0]) / 2)
+    return (1 - (line[:, None] - centre[None, 1:-1]).abs() / width).clamp(min=0)
 
 
 class AudioPerception(nn.Module):
@@ -38,7 +41,8 @@ class AudioPerception(nn.Module):
     def __init__(self, config: PerceptionConfig) -> None:
         super().__init__()
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
-        self.register_buffer("filters", mel_filters(config.mel_bins), persistent=False)
+        # From 60 Hz to 8 kHz, where speech is.
+        self.register_buffer("filters", mel_filters(N_FFT, config.mel_bins, 60, 8000), persistent=False)
         self.project = nn.Linear(4 * config.mel_bins, config.audio_dim)
         self.blocks = nn.ModuleList(ConvNeXt1d(config.audio_dim, 5) for _ in range(config.audio_blocks))
 

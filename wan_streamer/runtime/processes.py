@@ -48,8 +48,12 @@ def _typed(kind: str, message: str) -> WanStreamerError:
 
 
 def default_threads() -> int:
-    """Model threads that leave the machine able to move media: all cores up to four."""
-    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    """Model threads that leave the machine able to move media: all cores but one, at most four.
+
+    On two cores with the browser on the same machine, one thread answers sooner than two (docs/serving.md).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores - 1))
 
 
 class _Worker:

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from wan_streamer.errors import ServingError, WanStreamerError
+from wan_streamer.process import tune_process
 from wan_streamer.units import AgentUnit, UserUnit
 
 PROTOCOL = 1
@@ -159,6 +160,7 @@ def _resolve(factory: AgentFactory | str) -> AgentFactory:
 def serve_model(conn: Connection, factory: AgentFactory | str, threads: int) -> None:
     """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
+    tune_process()
     try:
         started = time.monotonic()
         agent = _load(factory, threads)

@@ -70,6 +70,9 @@ def serve(
     checkpoint is bad; both before anything is served.
     """
     console = console or Console()
+    for name, file in (("certificate", certfile), ("key", keyfile)):
+        if file is not None and not Path(file).is_file():
+            raise ServingError(f"HTTPS {name}: expected a PEM file, found nothing at {file}")
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
     model = ModelProcess(agent_factory or checkpoint_factory(str(checkpoint), device))
     try:

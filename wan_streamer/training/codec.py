@@ -156,7 +156,9 @@ class VideoCodecStage(Stage):
         return numbers
 
     def export(self, out_dir: Path) -> None:
-        frames = torch.from_numpy(np.array(self.train_data[0][:: len(self.train_data[0]) // 400][:400]))
+        video = self.train_data[0]
+        count = min(400, len(video) // FRAMES_PER_UNIT * FRAMES_PER_UNIT)
+        frames = torch.from_numpy(np.array(video[:: len(video) // count][:count]))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             latents = [self.vae.encode_raw(frames_to_video(part[None], part.device))[0] for part in frames.split(40)]
         self.vae.stats.measure(torch.cat(latents, 1).movedim(2, -1).flatten(0, 3))

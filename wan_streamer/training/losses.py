@@ -11,23 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wan_streamer.perception.audio import mel_filters
 from wan_streamer.units import SAMPLE_RATE
 
 FFT_SIZES = (2048, 1024, 512, 256, 128)
 
 
 @functools.cache
-def mel_matrix(n_fft: int, bins: int, low_hz: float = 0.0, high_hz: float = SAMPLE_RATE / 2) -> Tensor:
-    """Triangular mel filters [n_fft / 2 + 1, bins] (HTK scale), each scaled to unit sum."""
-
-    def mel(hz: Tensor) -> Tensor:
-        return 2595 * torch.log10(1 + hz / 700)
-
-    hz = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1)
-    edges = torch.linspace(mel(torch.tensor(low_hz)).item(), mel(torch.tensor(high_hz)).item(), bins + 2)
-    width = edges[1] - edges[0]
-    weight = (1 - (mel(hz)[:, None] - edges[None, 1:-1]).abs() / width).clamp(min=0)
-    return weight / weight.sum(0, keepdim=True).clamp(min=1e-3)
+def mel_matrix(n_fft: int, bins: int) -> Tensor:
+    """Mel filters over the whole band [n_fft / 2 + 1, bins], each scaled to unit sum."""
+    filters = mel_filters(n_fft, bins, 0, SAMPLE_RATE / 2)
+    return filters / filters.sum(0, keepdim=True).clamp(min=1e-3)
 
 
 def stft(audio_BT: Tensor, n_fft: int, hop: int) -> Tensor:

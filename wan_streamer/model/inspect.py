@@ -1,0 +1,238 @@
+"""What an agent is made of, as nested dictionaries of plain values; `wan-streamer inspect` prints them.
+
+`describe_preset`       a named size; nothing is trained, read or allocated
+`describe_checkpoint`   a trained agent: the same, its files, and whether model and codecs belong together
+
+Tables of a description: parameters · tokens (of a unit, by role) · history (the key-value cache) · gflop (of a unit,
+by stage of a session) · config, and of a checkpoint also files and codecs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.causal import State
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import StreamerConfig, load_config, to_dict
+from wan_streamer.errors import CheckpointError
+from wan_streamer.model.cache import KVCache
+from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
+from wan_streamer.model.pretrained import CODEC_KEY, codec_hash, find_checkpoint
+from wan_streamer.model.streamer import LiveState, Streamer
+from wan_streamer.perception.audio import AudioPerception
+from wan_streamer.presets import get_preset
+from wan_streamer.tensors import load_module
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT, UNIT_MS
+
+META = torch.device("meta")
+MINUTE_UNITS = 60_000 // UNIT_MS
+
+
+def describe_preset(name: str) -> dict[str, Any]:
+    """The description of a preset. Raises `ConfigError` if there is none of this name."""
+    return {"preset": name, **_describe(get_preset(name))}
+
+
+def describe_checkpoint(name: str) -> dict[str, Any]:
+    """The description of a checkpoint: an embedded one, a folder or a hub id.
+
+    Codecs that do not belong to the model are part of the answer. Raises `CheckpointError` or `ConfigError` for
+    whatever else is missing, damaged or does not fit.
+    """
+    folder = find_checkpoint(name)
+    config = load_config(folder / "config.json")
+    description = {"checkpoint": str(folder), **_describe(config)}
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    description["files"] = {path.name: path.stat().st_size for path in paths}
+    description["codecs"] = _check_codecs(config, folder)
+    return description
+
+
+def _describe(config: StreamerConfig) -> dict[str, Any]:
+    with _Unallocated():
+        streamer = Streamer(config)
+        audio_vae, video_vae = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
+    parameters = _parameters(streamer, audio_vae, video_vae)
+    for module in (streamer, audio_vae, video_vae):
+        module.to(META)
+    return {
+        "name": config.name,
+        "unit_ms": config.unit_ms,
+        "parameters": parameters,
+        "tokens": _tokens(streamer.layout),
+        "history": _history(streamer),
+        "gflop": _gflop(streamer, audio_vae, video_vae),
+        "config": to_dict(config),
+    }
+
+
+class _Unallocated(TorchFunctionMode):
+    """Modules made in this context have their weights on the meta device; the few constants they compute are real."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": META} if func is torch.empty else {}))
+
+
+def _parameters(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict[str, int]:
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    parts = {
+        "backbone": count(streamer.backbone),
+        "hearing": count(streamer.hearing),
+        "seeing": count(streamer.seeing),
+        "text_embedding": count(streamer.text_in),
+    }
+    parts["inputs_and_heads"] = count(streamer) - sum(parts.values())
+    parts |= {"audio_vae": count(audio_vae), "video_vae": count(video_vae)}
+    return parts | {"total": sum(parts.values())}
+
+
+def _tokens(layout: UnitLayout) -> dict[str, int]:
+    """Tokens of one unit: those that enter the history, by role, and those that only the solver sees."""
+    roles = {
+        "agent_video": layout.agent_video,
+        "agent_audio": layout.agent_audio,
+        "user_audio": layout.user_audio,
+        "user_video": layout.user_video,
+        "user_text": layout.user_text,
+        "lane_starts": layout.lane_start,
+        "lane_slots": slice(layout.slots[0].start, layout.slots[-1].stop),
+        "history": layout.context,
+        "solved": layout.noisy,
+    }
+    return {name: where.stop - where.start for name, where in roles.items()}
+
+
+def _seen_history(config: StreamerConfig, layout: UnitLayout) -> tuple[int, Tensor]:
+    """(block, [M, 2]) where every window is full: which (block, layout index) of earlier units that block sees.
+
+    Under `full` the history has no end; the block is the one that begins after a minute.
+    """
+    block = MINUTE_UNITS
+    if config.cache.policy == "window":
+        block = int(window_units(config).max()) + config.cache.sink_units
+    kind_N = layout.kind_N[layout.context]
+    distance = effective_distance(config, kind_N[None], block, torch.arange(block)[:, None])
+    return block, (distance >= 0).nonzero()
+
+
+def _live(streamer: Streamer) -> LiveState:
+    """A session (on the meta device) whose next unit is the block of `_seen_history`."""
+    block, seen_M2 = _seen_history(streamer.config, streamer.layout)
+    live = streamer.open()
+    cache = live.cache
+    while len(seen_M2) + streamer.layout.context.stop > cache.raw.shape[2]:
+        cache._grow()
+    cache.block, cache.length = block - 1, len(seen_M2)
+    cache.block_M[: cache.length], cache.index_M[: cache.length] = seen_M2.unbind(1)
+    return live
+
+
+def _history(streamer: Streamer) -> dict[str, Any]:
+    """Sizes of the cache of a live session. The cache keeps keys twice: before and after rotation."""
+    config, layout, backbone = streamer.config, streamer.layout, streamer.config.backbone
+    block, seen_M2 = _seen_history(config, layout)
+    cache: KVCache = _live(streamer).cache
+    element = cache.raw.element_size()
+    slice_bytes = 2 * backbone.layers * layout.context.stop * backbone.kv_heads * backbone.head_dim * element
+    limited = config.cache.policy == "window"
+    return {
+        "policy": config.cache.policy,
+        "grows_without_limit": not limited,
+        "measured_at_unit": block,
+        "visible_tokens": len(seen_M2),
+        "element_bytes": element,
+        "kv_slice_bytes": slice_bytes,
+        "cache_bytes_per_unit": slice_bytes * 3 // 2,
+        "cache_bytes_visible": slice_bytes * 3 // 2 * len(seen_M2) // layout.context.stop,
+        "cache_bytes_allocated": cache.bytes,
+    }
+
+
+class _HearingNetwork(nn.Module):
+    """`AudioPerception` after its spectrum, whose autocast region does not exist on the meta device."""
+
+    def __init__(self, hearing: AudioPerception) -> None:
+        super().__init__()
+        self.project, self.blocks = hearing.project, hearing.blocks
+
+    def forward(self, audio_BT: Tensor, state: None) -> tuple[Tensor, None]:
+        B, T = audio_BT.shape
+        hidden = self.project(audio_BT.new_empty(B, T // SAMPLES_PER_FRAME, self.project.in_features))
+        fresh: State = None
+        for block in self.blocks:
+            hidden, _ = block(hidden, fresh)
+        return hidden, None
+
+
+@torch.inference_mode()
+def _gflop(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict[str, float]:
+    """10^9 operations (a multiplication and an addition are two) of matrix products and convolutions, by stage.
+
+    The stages of a session run on the meta device with the history of `_seen_history`. Spectra, norms and the softmax
+    are not counted.
+    """
+    config, perception = streamer.config, streamer.config.perception
+    live, last = _live(streamer), streamer.silence()
+    streamer.hearing = _HearingNetwork(streamer.hearing)  # type: ignore[assignment]
+    sound = torch.empty(SAMPLES_PER_UNIT, device=META)
+    shape = (FRAMES_PER_UNIT, perception.video_height, perception.video_width, 3)
+    frames = torch.empty(shape, dtype=torch.uint8, device=META)
+    tokens = torch.zeros(len(LANES), dtype=torch.long, device=META)
+
+    def decode() -> None:
+        audio_vae.decode(last.audio[None])
+        video_vae.decode(streamer.unpatchify(last.video)[None, None])
+
+    def speak() -> None:
+        for slot in range(config.text.slots):
+            streamer.speak(live, slot, tokens)
+
+    operations = {
+        "observe": _operations(lambda: streamer.observe(live, last, sound, frames, streamer.quiet_slots())),
+        "text": _operations(speak),
+        "solve": config.flow.steps * _operations(lambda: streamer.velocity(live, last, 1.0)),
+        "decode": _operations(decode),
+    }
+    operations["unit"] = sum(operations.values())
+    operations["second"] = operations["unit"] * 1000 / UNIT_MS
+    return {name: round(value / 1e9, 4) for name, value in operations.items()}
+
+
+def _operations(stage: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        stage()
+    return counter.get_total_flops()
+
+
+def _check_codecs(config: StreamerConfig, folder: Path) -> dict[str, str]:
+    """Fingerprints of the codecs in the folder and of those the model was trained on."""
+    with _Unallocated():
+        streamer = Streamer(config)
+    expected = {name: list(value.shape) for name, value in streamer.state_dict().items()}
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (not a dict)
+            trained_on = (file.metadata() or {}).get(CODEC_KEY, "unknown")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not found; expected a checkpoint's weights") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); fetch or train the checkpoint again") from error
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(f"{path}: {name} expected {expected.get(name)}, got {found.get(name)}")
+    audio_vae, video_vae = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
+    load_module(audio_vae, folder / "audio_vae.safetensors")
+    load_module(video_vae, folder / "video_vae.safetensors")
+    present = codec_hash(audio_vae, video_vae)
+    verdict = "yes" if present == trained_on else "NO: this agent cannot be loaded"
+    return {"in_the_folder": present, "model_trained_on": trained_on, "belong_together": verdict}
