@@ -56,14 +56,14 @@ class Recogniser:
         return words(" ".join(segment.text for segment in segments))
 
 
-def play(agent: WanStreamer, episode: Episode, seed: int) -> dict:
+def play(agent: WanStreamer, episode: Episode, seed: int, steps: int) -> dict:
     """The agent's side of a conversation with the recorded user."""
     session, units = agent.session(seed), []
     for k in range(episode.units):
         video = episode.user_video
         frames = None if video is None else video[k * FRAMES_PER_UNIT : (k + 1) * FRAMES_PER_UNIT]
         sound = episode.user_audio[k * SAMPLES_PER_UNIT : (k + 1) * SAMPLES_PER_UNIT]
-        units.append(session.step(UserUnit(audio=sound, video=frames)))
+        units.append(session.step(UserUnit(audio=sound, video=frames), steps))
     return {
         "audio": np.concatenate([unit.audio for unit in units]),
         "video": np.concatenate([unit.video for unit in units]),
@@ -108,12 +108,16 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="folder of test shards, made by simulate")
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="solver steps instead of the checkpoint's")
     options = parser.parse_args()
     agent, recognise = WanStreamer.from_pretrained(options.checkpoint), Recogniser()
-    count = dict.fromkeys(("asked", "answered", "right", "own_bad", "own", "truth_bad", "truth", "heard_bad", "heard"), 0)
+    steps = options.steps or agent.default_steps
+    count = dict.fromkeys(
+        ("asked", "answered", "right", "own_bad", "own", "truth_bad", "truth", "heard_bad", "heard"), 0
+    )
     played, psnr = [], []
     for number, episode in zip(range(options.episodes), read_episodes(options.shards), strict=False):
-        out = play(agent, episode, options.seed)
+        out = play(agent, episode, options.seed, steps)
         played.append((mouth_motion(out["video"]), loudness(out["audio"])))
         for key, value in zip(("asked", "answered", "right"), turns(episode, out["text"]), strict=True):
             count[key] += value
@@ -127,7 +131,9 @@ def main() -> None:
         count["heard"] += len(spoken)
         rebuilt = agent.video_vae.reconstruct(episode.agent_video[:64])
         psnr.append(10 * np.log10(255**2 / np.square(rebuilt.astype(np.float32) - episode.agent_video[:64]).mean()))
-        print(f"{number:3d} said: {' '.join(own)}\n    heard: {' '.join(words(''.join(out['transcript'])))}", flush=True)
+        print(
+            f"{number:3d} said: {' '.join(own)}\n    heard: {' '.join(words(''.join(out['transcript'])))}", flush=True
+        )
     together, shuffled = [], []
     for i, (motion, _) in enumerate(played):
         for j, (_, loud) in enumerate(played):
@@ -135,6 +141,7 @@ def main() -> None:
             (together if i == j else shuffled).append(np.corrcoef(motion[:n], loud[:n])[0, 1])
     result = {
         "episodes": len(played),
+        "steps": steps,
         "turns": count["asked"],
         "answered": count["answered"] / max(1, count["asked"]),
         "right_reply": count["right"] / max(1, count["asked"]),

@@ -146,16 +146,16 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stage_class", "score", "better"),
-    [(AudioCodecStage, "agent_mel", -0.2), (VideoCodecStage, "agent_psnr", 0.5)],
+    ("stage_class", "steps", "score", "better"),
+    [(AudioCodecStage, 20, "agent_mel", -1.0), (VideoCodecStage, 40, "agent_psnr", 2.0)],
 )
-def test_codec_learns(stage_class: type, score: str, better: float, arrays: Path, tmp_path: Path) -> None:
+def test_codec_learns(stage_class: type, steps: int, score: str, better: float, arrays: Path, tmp_path: Path) -> None:
     """A few steps (the last third of the audio codec's with its critic) improve the held-out score."""
-    config = TrainConfig(steps=20, lr=3e-3, batch=2, warmup=2, ema=0.8)
+    config = TrainConfig(steps=steps, lr=1e-2, batch=2, warmup=2, ema=0.8)
     trainer = Trainer(stage_class("tiny", arrays, config), tmp_path)
     before = trainer.validate()
     after = trainer.run()
-    assert (after[score] - before[score]) * np.sign(better) > abs(better), (before, after)
+    assert (after[score] - before[score]) / better > 1, (before, after)
     assert all(math.isfinite(value) for value in after.values())
 
 
@@ -254,7 +254,6 @@ def test_store_gives_the_latent_before_the_clip(latents: Path) -> None:
     assert torch.equal(start["audio"][3:], later["audio"][:2])
     assert start["user_audio"].shape == (4 * 3840,)
     assert start["user_video"].shape == (16, 48, 48, 3)
-    assert start["video"][1:].std() == pytest.approx(1, abs=0.9)
 
 
 def test_latents_of_other_codecs_are_refused(latents: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import torch
+from torch import nn
 
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import (
@@ -38,6 +39,12 @@ def tiny_text() -> TextCodec:
     return TextCodec.train(WORDS, TALKER.text.vocab_size)
 
 
+def round_as_stored(module: nn.Module) -> nn.Module:
+    """What a checkpoint holds is bfloat16; constants that it does not hold stay as they are."""
+    module.load_state_dict({name: value.bfloat16().float() for name, value in module.state_dict().items()})
+    return module
+
+
 @torch.no_grad()
 def tiny_weights(seed: int = 0, config: StreamerConfig = TALKER) -> Weights:
     """Random weights, the same for the same seed, as they are after a round trip through a checkpoint."""
@@ -52,7 +59,7 @@ def tiny_weights(seed: int = 0, config: StreamerConfig = TALKER) -> Weights:
         ):
             codec.stats.measure(torch.randn(50, channels) * 0.5 + 0.1)
     for module in (weights.streamer, weights.audio_vae, weights.video_vae):
-        module.bfloat16().float().eval().requires_grad_(False)
+        round_as_stored(module).eval().requires_grad_(False)
     return weights
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import TALKER, tiny_weights
+from tiny import TALKER, round_as_stored, tiny_weights
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
@@ -71,12 +71,15 @@ def make_latents(folder: Path, units: int, episodes: int = 1) -> Path:
     """What `wan-streamer encode` leaves: the codecs and encoded conversations in train and valid."""
     weights = tiny_weights()
     audio_vae, video_vae = weights.audio_vae, weights.video_vae
-    first = make_episode(0, 16)
-    audio_vae.stats.measure(audio_vae.encode_raw(torch.from_numpy(first.agent_audio)[None])[0][0])
-    video = frames_to_video(torch.from_numpy(first.agent_video)[None], torch.device("cpu"))
-    video_vae.stats.measure(video_vae.encode_raw(video)[0].movedim(2, -1).flatten(0, 3))
+    sample = [make_episode(number, 2) for number in range(8)]
+    audio = torch.from_numpy(np.stack([episode.agent_audio for episode in sample]))
+    audio_vae.stats.measure(audio_vae.encode_raw(audio)[0].flatten(0, 1))
+    frames = torch.from_numpy(np.stack([episode.agent_video for episode in sample]))
+    video_vae.stats.measure(
+        video_vae.encode_raw(frames_to_video(frames, frames.device))[0].movedim(2, -1).flatten(0, 3)
+    )
     for codec in (audio_vae, video_vae):
-        codec.bfloat16().float()
+        round_as_stored(codec)
     for split, start in (("train", 0), ("valid", episodes)):
         made = [make_episode(start + i, units, split, camera=i % 3 < 2) for i in range(episodes)]
         write_shard(folder / "shards" / split / "shard-00000.tar", made)

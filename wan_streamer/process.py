@@ -1,20 +1,17 @@
 """Settings of a process that runs the model on a CPU. Called by the command line and the model's worker process."""
 
 import ctypes
-import os
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def tune_process() -> None:
-    """Keep freed memory and let idle threads sleep. Call it before PyTorch is imported.
+    """Keep freed memory inside the process.
 
-    By default glibc hands every large tensor back to the kernel and asks for zeroed pages again: a fifth of all CPU
-    time of a training step. And OpenMP threads spin while they wait, which costs the browser or encoder next to the
-    model its core.
+    By default glibc hands every large tensor back to the kernel and asks for zeroed pages again: that was a fifth of
+    all CPU time of a training step.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in musl
         if mallopt:

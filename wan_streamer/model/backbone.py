@@ -138,14 +138,15 @@ class Backbone(nn.Module):
     def step(self, x_ND: Tensor, index_N: Tensor, cache: KVCache) -> tuple[Tensor, KVSlice]:
         """Run tokens `index_N` of the open block against the cache: hidden states [N, D] and the KV slice to commit.
 
-        Only peeks: the cache is the same afterwards.
+        Only peeks: the cache is the same afterwards. Runs in the precision of the layers' weights; what comes in and
+        out keeps its own.
         """
         table = rotary_table(self.layout.position_N3[index_N], self.config.backbone).to(x_ND.device)
         own = visible_in_block(self.layout)[index_N][:, index_N]
         mask = None
         if not own.all():
             mask = torch.cat([own.new_ones(len(index_N), cache.length), own], dim=1).to(x_ND.device)
-        x, raw_keys, all_values = x_ND[None], [], []
+        x, raw_keys, all_values = x_ND[None].to(self.norm.weight.dtype), [], []
         for number, layer in enumerate(self.layers):
             q, raw_k, v = layer.attention.project(layer.attention_norm(x))  # type: ignore[operator, union-attr]
             past_k, past_v = cache.view(number)
@@ -156,4 +157,4 @@ class Backbone(nn.Module):
             x = layer.finish(x, attended)  # type: ignore[operator]
             raw_keys.append(raw_k[0])
             all_values.append(v[0])
-        return self.norm(x[0]), KVSlice(torch.stack(raw_keys), torch.stack(all_values), index_N)
+        return self.norm(x[0]).to(x_ND.dtype), KVSlice(torch.stack(raw_keys), torch.stack(all_values), index_N)

@@ -170,8 +170,8 @@ class Streamer(nn.Module):
 
     def open(self) -> LiveState:
         """A fresh session's state."""
-        parameter = self.place
-        return LiveState(KVCache(self.config, self.layout, parameter.device, parameter.dtype))
+        weight = self.backbone.norm.weight
+        return LiveState(KVCache(self.config, self.layout, weight.device, weight.dtype))
 
     def silence(self) -> Latents:
         """The latents before the first unit: zeros, as in training."""

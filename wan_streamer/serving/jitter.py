@@ -6,8 +6,8 @@
 `use_playout_delay`     asks the browser to show our video without its render delay
 
 aiortc has no hook for any of this, so private attributes of aiortc 1.16 are replaced (the dependency is pinned and
-`tests/test_serving.py` fails if they move). Its own buffers add about 80 ms to audio, stay full after a loss, and hold
-each video frame until the next one starts.
+`tests/test_serving_buffers.py` fails if they move). Its own buffers add about 70 ms to audio, stay full after a loss,
+and hold each video frame until the next one starts.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,0 +1,118 @@
+"""What `inspect` says about an agent is what a real, running one does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TALKER, tiny_weights
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from wan_streamer import WanStreamer, presets
+from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.model.inspect import describe_checkpoint, describe_preset
+from wan_streamer.model.pretrained import Weights
+from wan_streamer.model.streamer import LiveState
+from wan_streamer.units import SAMPLES_PER_UNIT
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: TALKER)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.inference_mode()
+def unit(weights: Weights, live: LiveState) -> None:
+    streamer = weights.streamer
+    seen = weights.config.perception
+    frames = torch.zeros(4, seen.video_height, seen.video_width, 3, dtype=torch.uint8)
+    streamer.observe(live, streamer.silence(), torch.zeros(SAMPLES_PER_UNIT), frames, streamer.quiet_slots())
+    for slot in range(weights.config.text.slots):
+        streamer.speak(live, slot, torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_sizes_are_those_of_a_running_agent() -> None:
+    weights = tiny_weights()
+    described = describe_preset("tiny")
+    parts = described["parameters"]
+    assert parts["total"] == sum(count(m) for m in (weights.streamer, weights.audio_vae, weights.video_vae))
+    assert parts["total"] == sum(parts.values()) - parts["total"]
+    assert parts["backbone"] == count(weights.streamer.backbone)
+
+    tokens, history = described["tokens"], described["history"]
+    roles = [tokens[name] for name in tokens if name not in ("history", "solved")]
+    assert sum(roles) == tokens["history"]
+    assert tokens["solved"] == tokens["agent_video"] + tokens["agent_audio"]
+
+    live = weights.streamer.open()
+    for _ in range(history["measured_at_unit"] + 3):
+        unit(weights, live)
+    cache = live.cache
+    cache.open_block()
+    assert history["visible_tokens"] == cache.length
+    assert history["cache_bytes_allocated"] == cache.bytes
+    keys, values = cache.view(0)
+    per_token = (keys[0, 0].numel() + values[0, 0].numel()) * keys.element_size() * len(cache.rotated)
+    assert history["kv_slice_bytes"] == per_token * tokens["history"]
+    assert history["cache_bytes_visible"] == per_token * 3 // 2 * cache.length
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_operations_are_those_of_a_running_agent() -> None:
+    weights = tiny_weights()
+    described = describe_preset("tiny")
+    live = weights.streamer.open()
+    for _ in range(described["history"]["measured_at_unit"] + 3):
+        unit(weights, live)
+    with FlopCounterMode(display=False) as observe_and_text:
+        unit(weights, live)
+    with FlopCounterMode(display=False) as solve, torch.inference_mode():
+        weights.streamer.velocity(live, weights.streamer.silence(), 1.0)
+    last = weights.streamer.silence()
+    with FlopCounterMode(display=False) as decode, torch.inference_mode():
+        weights.audio_vae.decode(last.audio[None])
+        weights.video_vae.decode(weights.streamer.unpatchify(last.video)[None, None])
+    said = described["gflop"]
+    rounding = 3e-4
+    assert said["observe"] + said["text"] == pytest.approx(observe_and_text.get_total_flops() / 1e9, abs=rounding)
+    assert said["solve"] == pytest.approx(solve.get_total_flops() * TALKER.flow.steps / 1e9, abs=rounding)
+    assert said["decode"] == pytest.approx(decode.get_total_flops() / 1e9, abs=rounding)
+    assert said["unit"] == pytest.approx(sum(said[name] for name in ("observe", "text", "solve", "decode")), abs=rounding)
+
+
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_every_preset_can_be_described(name: str) -> None:
+    described = describe_preset(name)
+    assert described["preset"] == described["config"]["name"] == name
+    assert described["gflop"]["unit"] > 1
+    assert described["history"]["grows_without_limit"] == (described["config"]["cache"]["policy"] == "full")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'huge'"):
+        describe_preset("huge")
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+        describe_checkpoint("huge")
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    WanStreamer(tiny_weights(), "tiny").save_pretrained(folder)
+    described = describe_checkpoint(str(folder))
+    assert described["codecs"]["belong_together"] == "yes"
+    assert described["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
+    preset = describe_preset("tiny")
+    for table in ("parameters", "tokens", "history", "gflop", "config"):
+        assert described[table] == preset[table]
+    for name in ("model.safetensors", "audio_vae.safetensors"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(CheckpointError, match=name):
+            describe_checkpoint(str(folder))
+        (folder / name).write_bytes(data)

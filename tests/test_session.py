@@ -1,0 +1,214 @@
+"""A live session: deterministic, causal (rule 1), and the same after a round trip through a checkpoint folder."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TALKER, tiny_weights
+from tiny_world import save_codecs
+
+from wan_streamer import AgentUnit, UserUnit, WanStreamer
+from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
+from wan_streamer.model.inspect import describe_checkpoint
+from wan_streamer.units import SAMPLES_PER_UNIT
+
+UNITS = 8  # more than any window of the tiny agent
+
+
+def user_units(seed: int = 0, count: int = UNITS) -> list[UserUnit]:
+    """Sound, pictures and typed text, with the microphone and the camera off now and then."""
+    rng = np.random.default_rng(seed)
+    units = []
+    for number in range(count):
+        audio = (rng.standard_normal(SAMPLES_PER_UNIT) * 0.2).astype(np.float32)
+        video = rng.integers(0, 256, (4, 50, 70, 3), dtype=np.uint8)
+        text = "hello" if number % 4 == 1 else ""
+        units.append(UserUnit(audio if number % 5 != 3 else None, video if number % 3 != 2 else None, text))
+    return units
+
+
+def talk(agent: WanStreamer, units: Iterable[UserUnit], seed: int = 0, steps: int | None = None) -> list[AgentUnit]:
+    session = agent.session(seed=seed)
+    return [session.step(unit, steps) for unit in units]
+
+
+def same(a: AgentUnit, b: AgentUnit) -> bool:
+    words = (a.index, a.text, a.transcript) == (b.index, b.text, b.transcript)
+    return words and np.array_equal(a.audio, b.audio) and np.array_equal(a.video, b.video)
+
+
+def all_same(a: list[AgentUnit], b: list[AgentUnit]) -> bool:
+    return all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def agent() -> WanStreamer:
+    return WanStreamer(tiny_weights(), "tiny")
+
+
+def test_answer_has_the_promised_types(agent: WanStreamer) -> None:
+    answers = talk(agent, user_units())
+    assert [answer.index for answer in answers] == list(range(UNITS))
+    for answer in answers:
+        assert (answer.audio.dtype, answer.audio.shape) == (np.float32, (SAMPLES_PER_UNIT,))
+        assert (answer.video.dtype, answer.video.shape) == (np.uint8, (4, *agent.frame_size, 3))
+        assert np.abs(answer.audio).max() <= 1
+        assert list(answer.stage_ms) == ["observe", "text", "solve", "decode"]
+        assert not answer.held
+    assert np.std([answer.audio for answer in answers]) > 1e-3
+    assert any(answer.text for answer in answers)
+    assert any(answer.transcript for answer in answers)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_seed_decides(temperature: float) -> None:
+    config = dataclasses.replace(TALKER, text=dataclasses.replace(TALKER.text, temperature=temperature))
+    agent = WanStreamer(tiny_weights(config=config), "tiny")
+    first = talk(agent, user_units(), seed=3)
+    assert all_same(first, talk(agent, user_units(), seed=3))
+    other = talk(agent, user_units(), seed=4)
+    assert not any(np.array_equal(a.audio, b.audio) for a, b in zip(first, other, strict=True))
+    assert not any(np.array_equal(a.video, b.video) for a, b in zip(first, other, strict=True))
+
+
+def test_sessions_side_by_side_do_not_meet(agent: WanStreamer) -> None:
+    alone = talk(agent, user_units(0), seed=1), talk(agent, user_units(9), seed=2)
+    one, two = agent.session(seed=1), agent.session(seed=2)
+    together = [(one.step(a), two.step(b)) for a, b in zip(user_units(0), user_units(9), strict=True)]
+    assert all_same([pair[0] for pair in together], alone[0])
+    assert all_same([pair[1] for pair in together], alone[1])
+
+
+@pytest.mark.parametrize("what", ["audio", "video", "text", "everything"])
+@pytest.mark.parametrize("k", [0, 1, 6])
+def test_what_the_user_does_cannot_reach_earlier_units(agent: WanStreamer, k: int, what: str) -> None:
+    """Rule 1, from the user's senses to the sound and picture that leave the session, bit for bit."""
+    units, others = user_units(0), user_units(1)
+    if what == "text":
+        others = [dataclasses.replace(unit, text=f"stop {unit.text}") for unit in units]
+    elif what != "everything":
+        others = [dataclasses.replace(a, **{what: getattr(b, what)}) for a, b in zip(units, others, strict=True)]
+    before, after = talk(agent, units), talk(agent, units[:k] + others[k:])
+    assert all_same(before[:k], after[:k])
+    assert not any(np.array_equal(a.audio, b.audio) for a, b in zip(before[k:], after[k:], strict=True))
+
+
+def test_long_text_arrives_over_several_units(agent: WanStreamer) -> None:
+    """Two tokens fit into a unit; the rest waits and nothing is dropped."""
+    session = agent.session()
+    session.step(UserUnit(text="xyzxyz"))
+    assert len(session.typed) == 4
+    session.step(UserUnit(text="q"))
+    assert len(session.typed) == 3
+    for _ in range(2):
+        session.step(UserUnit())
+    assert not session.typed
+
+
+def test_number_of_solver_steps(agent: WanStreamer) -> None:
+    units = user_units()[:3]
+    assert all_same(talk(agent, units), talk(agent, units, steps=agent.default_steps))
+    assert not same(talk(agent, units)[0], talk(agent, units, steps=1)[0])
+    with pytest.raises(ConfigError, match="at least 1"):
+        agent.session().step(UserUnit(), steps=0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"audio": np.zeros(SAMPLES_PER_UNIT - 1, np.float32)},
+        {"audio": np.zeros(SAMPLES_PER_UNIT, np.int16)},
+        {"audio": np.full(SAMPLES_PER_UNIT, np.nan, np.float32)},
+        {"video": np.zeros((3, 50, 70, 3), np.uint8)},
+        {"video": np.zeros((4, 50, 70), np.uint8)},
+    ],
+    ids=["short", "int16", "nan", "three frames", "grey"],
+)
+def test_bad_units_are_refused(bad: dict) -> None:
+    with pytest.raises(ShapeError, match="expected"):
+        UserUnit(**bad)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (48, 48), (97, 31)])
+def test_pictures_of_any_size(agent: WanStreamer, size: tuple[int, int]) -> None:
+    video = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
+    assert talk(agent, [UserUnit(video=video)])[0].video.shape == (4, 96, 96, 3)
+
+
+def test_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="expected cpu"):
+        WanStreamer(tiny_weights(), "tiny", device="toaster")
+
+
+# ---- checkpoints
+
+
+@pytest.fixture
+def folder(agent: WanStreamer, tmp_path: Path) -> Path:
+    agent.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_checkpoint_round_trip(agent: WanStreamer, folder: Path, tmp_path: Path) -> None:
+    loaded = WanStreamer.from_pretrained(folder)
+    assert loaded.config == agent.config
+    assert loaded.name == "tiny"
+    assert all_same(talk(agent, user_units()), talk(loaded, user_units()))
+    loaded.save_pretrained(tmp_path / "again")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_codecs_of_another_agent_are_refused(folder: Path) -> None:
+    other = tiny_weights(seed=1)
+    save_codecs(other.audio_vae, other.video_vae, folder)
+    with pytest.raises(CheckpointError, match="trained on codecs"):
+        WanStreamer.from_pretrained(folder)
+    assert describe_checkpoint(str(folder))["codecs"]["belong_together"].startswith("NO")
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["backbone"]["mlp_dim"] += 16
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (WanStreamer.from_pretrained, lambda name: describe_checkpoint(str(name))):
+        with pytest.raises(CheckpointError, match=r"mlp.*expected \[.*got \["):
+            read(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "audio_vae.safetensors", "tokenizer.json", "config.json"])
+def test_damaged_checkpoints_are_refused(name: str, folder: Path) -> None:
+    data = (folder / name).read_bytes()
+    for damaged in (data[: len(data) // 2], b"", None):
+        (folder / name).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        with pytest.raises((CheckpointError, ConfigError), match=name):
+            WanStreamer.from_pretrained(folder)
+        (folder / name).write_bytes(data)
+    assert WanStreamer.from_pretrained(folder).name == "tiny"
+
+
+def test_missing_checkpoint_names_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing there"):
+        WanStreamer.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"no config\.json in it"):
+        WanStreamer.from_pretrained(tmp_path)
+
+
+def test_pickled_weights_are_never_loaded(folder: Path, tmp_path: Path) -> None:
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CheckpointError, match="damaged"):
+        WanStreamer.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
