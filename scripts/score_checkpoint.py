@@ -25,7 +25,7 @@ from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_U
 
 
 def words(text: str) -> list[str]:
-    numbers = "zero one two three four five six seven eight nine ten".split()
+    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     text = re.sub(r"\d+", lambda m: " " + (numbers[int(m[0])] if int(m[0]) < 11 else m[0]) + " ", text.lower())
     return re.findall(r"[a-z']+", text)
 

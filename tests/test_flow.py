@@ -1,6 +1,7 @@
 """The flow against closed forms: where the exact velocity is known, the solver arrives at the data."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_time_grid() -> None:
     for steps, shift in ((1, 1.0), (2, 3.0), (32, 5.0)):
         grid = time_grid(steps, shift)
         assert (len(grid), grid[0], grid[-1]) == (steps + 1, 1.0, 0.0)
-        assert all(now > following for now, following in zip(grid, grid[1:], strict=False))
+        assert all(now > following for now, following in pairwise(grid))
 
 
 def test_shift() -> None:

@@ -23,13 +23,13 @@ def show(lane: np.ndarray) -> str:
 
 
 def test_response_leads_its_sound() -> None:
-    """"hi" sounds in unit 3, "Joe" in unit 4: with a lead of one unit their tokens begin in units 2 and 3."""
+    """ "hi" sounds in unit 3, "Joe" in unit 4: with a lead of one unit their tokens begin in units 2 and 3."""
     lane = fill_lane(HI_JOE, SPEECH, 8, 2, Letters(), -1, "start")
     assert show(lane) == ".. .. hi _J oe -- |. .."
 
 
 def test_transcript_comes_after_the_word_was_heard() -> None:
-    """"hi" ends in unit 3, "Joe" in unit 5: they are written from units 4 and 6 on, then the turn ends."""
+    """ "hi" ends in unit 3, "Joe" in unit 5: they are written from units 4 and 6 on, then the turn ends."""
     lane = fill_lane(HI_JOE, SPEECH, 10, 2, Letters(), 1, "end")
     assert show(lane) == ".. .. .. .. hi -- _J oe |. .."
 
@@ -41,7 +41,9 @@ def test_no_word_is_lost_when_text_is_slower_than_speech() -> None:
 
 
 def test_lead_stops_at_the_first_unit() -> None:
-    lane = fill_lane([{"text": "a", "start": 0.05, "end": 0.3}], [{"start": 0.05, "end": 0.3}], 3, 2, Letters(), -1, "start")
+    lane = fill_lane(
+        [{"text": "a", "start": 0.05, "end": 0.3}], [{"start": 0.05, "end": 0.3}], 3, 2, Letters(), -1, "start"
+    )
     assert show(lane) == "a- |. .."
 
 

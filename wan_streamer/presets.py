@@ -38,7 +38,9 @@ def paper_192p() -> StreamerConfig:
     return StreamerConfig(
         name="paper-192p",
         video_vae=VideoVAEConfig(channels=(32, 96, 192, 256), blocks=3),
-        perception=PerceptionConfig(audio_dim=384, audio_blocks=8, video_height=192, video_width=336, video_grid=(1, 7)),
+        perception=PerceptionConfig(
+            audio_dim=384, audio_blocks=8, video_height=192, video_width=336, video_grid=(1, 7)
+        ),
         backbone=BackboneConfig(
             dim=2048,
             layers=28,

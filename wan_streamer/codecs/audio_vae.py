@@ -80,7 +80,9 @@ class AudioVAE(nn.Module):
         hidden, more = _run(self.enc_latents, hidden, state.blocks[len(self.enc_frames) :])
         return self.enc_out(hidden), AudioEncoderState(padded[:, -hop:], states + more)
 
-    def decode_raw(self, latent_BTC: Tensor, state: AudioDecoderState | None = None) -> tuple[Tensor, AudioDecoderState]:
+    def decode_raw(
+        self, latent_BTC: Tensor, state: AudioDecoderState | None = None
+    ) -> tuple[Tensor, AudioDecoderState]:
         """Latents before standardisation [B, T, C] -> audio [B, T x 960]."""
         B, T, _ = latent_BTC.shape
         hop = self.config.hop

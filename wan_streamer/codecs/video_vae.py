@@ -97,7 +97,9 @@ class VideoVAE(nn.Module):
         """Frames [B, T, 3, H, W] in [-1, 1], T a multiple of 4 -> latent means [B, T / 4, C, H / 16, W / 16]."""
         B, T, _, H, W = video_BTCHW.shape
         if T == 0 or T % FRAMES_PER_UNIT or H % 16 or W % 16:
-            raise ShapeError(f"video: expected frames in fours and sides divisible by 16, got {list(video_BTCHW.shape)}")
+            raise ShapeError(
+                f"video: expected frames in fours and sides divisible by 16, got {list(video_BTCHW.shape)}"
+            )
         flow = iter((state or VideoState()).blocks or [None] * 3 * self.config.blocks)
         after: list[State] = []
         flat = video_BTCHW.flatten(0, 1)
@@ -115,7 +117,7 @@ class VideoVAE(nn.Module):
 
     def decode_raw(self, latent_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
         """Latents before standardisation [B, T, C, h, w] -> frames [B, 4 T, 3, 16 h, 16 w] in about [-1, 1]."""
-        B, T, C, h, w = latent_BTCHW.shape
+        B, T, _, h, w = latent_BTCHW.shape
         flow = iter((state or VideoState()).blocks or [None] * 3 * self.config.blocks)
         after: list[State] = []
         flat = latent_BTCHW.flatten(0, 1)

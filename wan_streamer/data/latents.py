@@ -103,7 +103,9 @@ class LatentStore:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.paths = sorted(Path(folder).glob("*.safetensors"))
         if not self.paths:
-            raise DataError(f"{folder}: expected encoded conversations, found none; make them with 'wan-streamer encode'")
+            raise DataError(
+                f"{folder}: expected encoded conversations, found none; make them with 'wan-streamer encode'"
+            )
         self.labels: list[dict] = []
         for path in self.paths:
             metadata = _metadata(path)

@@ -1,6 +1,7 @@
 """The Euler solver of the flow, from noise (tau = 1) to data (tau = 0). Training rollouts and live sessions call it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -16,7 +17,7 @@ def time_grid(steps: int, shift: float) -> list[float]:
 def solve(velocity: Callable[[Latents, float], Latents], noise: Latents, grid: list[float]) -> Latents:
     """Integrate both modalities together: z <- z - (tau_i - tau_{i+1}) v(z, tau_i)."""
     latents = noise
-    for now, following in zip(grid, grid[1:], strict=False):
+    for now, following in pairwise(grid):
         slope = velocity(latents, now)
         step = now - following
         latents = Latents(latents.video - step * slope.video, latents.audio - step * slope.audio)

@@ -63,7 +63,7 @@ def clip_view(config: StreamerConfig, layout: UnitLayout, K: int) -> ClipView:
         masks.append(mask.flatten(2))
     sinks = min(config.cache.sink_units, K) if config.cache.policy == "window" else 0
     sink_table = None
-    if K > int(window_units(config).min()) and sinks:
+    if int(window_units(config).min()) < K and sinks:
         key_block = torch.arange(sinks).repeat_interleave(len(context))[None, :]
         kind_M = kinds[context].repeat(sinks)
         distance_KM = effective_distance(config, kind_M, block_K[:, None], key_block)

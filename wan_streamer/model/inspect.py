@@ -26,7 +26,7 @@ from wan_streamer.model.cache import KVCache
 from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
 from wan_streamer.model.pretrained import CODEC_KEY, codec_hash, find_checkpoint
 from wan_streamer.model.streamer import LiveState, Streamer
-from wan_streamer.perception.audio import AudioPerception
+from wan_streamer.perception.audio import HOP, AudioPerception
 from wan_streamer.presets import get_preset
 from wan_streamer.tensors import load_module
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT, UNIT_MS
@@ -158,15 +158,16 @@ def _history(streamer: Streamer) -> dict[str, Any]:
 
 
 class _HearingNetwork(nn.Module):
-    """`AudioPerception` after its spectrum, whose autocast region does not exist on the meta device."""
+    """`AudioPerception` after its Fourier transform: there is no autocast region on the meta device."""
 
     def __init__(self, hearing: AudioPerception) -> None:
         super().__init__()
-        self.project, self.blocks = hearing.project, hearing.blocks
+        self.filters, self.project, self.blocks = hearing.filters, hearing.project, hearing.blocks
 
     def forward(self, audio_BT: Tensor, state: None) -> tuple[Tensor, None]:
         B, T = audio_BT.shape
-        hidden = self.project(audio_BT.new_empty(B, T // SAMPLES_PER_FRAME, self.project.in_features))
+        mel = audio_BT.new_empty(B, T // HOP, len(self.filters)) @ self.filters
+        hidden = self.project(mel.reshape(B, T // SAMPLES_PER_FRAME, -1))
         fresh: State = None
         for block in self.blocks:
             hidden, _ = block(hidden, fresh)

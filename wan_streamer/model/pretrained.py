@@ -38,7 +38,9 @@ def codec_hash(*codecs: nn.Module) -> str:
     digest = hashlib.sha256()
     for codec in codecs:
         for name, value in sorted(codec.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+            digest.update(
+                name.encode() + value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes()
+            )
     return digest.hexdigest()[:16]
 
 

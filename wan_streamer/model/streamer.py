@@ -111,7 +111,9 @@ class Streamer(nn.Module):
         angle = tau.float()[..., None] * frequency
         return self.tau_in(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
-    def _embed_user(self, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text: Tensor) -> list[Tensor]:
+    def _embed_user(
+        self, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text: Tensor
+    ) -> list[Tensor]:
         """Features [..., 4, Da], bool [...], [..., 4 n, Dv], bool [...], ids [..., S] -> parts of [..., n, D]."""
         audio = torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))
         video = torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))
@@ -141,7 +143,7 @@ class Streamer(nn.Module):
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
-        B, K = batch.microphone_BK.shape
+        K = batch.microphone_BK.shape[1]
         heard, _ = self.hearing(batch.user_audio_BT)
         seen, _ = self.seeing(batch.user_video)
         user = self._embed_user(

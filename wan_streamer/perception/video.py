@@ -17,7 +17,7 @@ class VideoPerceptionState:
 
 def scale_frames(frames_THWC: np.ndarray, config: PerceptionConfig) -> Tensor:
     """uint8 frames of any size -> uint8 [T, h, w, 3] of the encoder's size: centre crop to its shape, area average."""
-    T, H, W, _ = frames_THWC.shape
+    _, H, W, _ = frames_THWC.shape
     h, w = config.video_height, config.video_width
     if (h, w) == (H, W):
         return torch.from_numpy(frames_THWC)

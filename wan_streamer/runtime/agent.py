@@ -24,7 +24,9 @@ class WanStreamer:
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"device {device!r}: expected cpu, cuda or cuda:N that this machine has ({reason})") from error
+            raise ConfigError(
+                f"device {device!r}: expected cpu, cuda or cuda:N that this machine has ({reason})"
+            ) from error
         for module in (weights.streamer, weights.audio_vae, weights.video_vae):
             module.to(self.device).eval().requires_grad_(False)
         # Convolutions run three times faster in bfloat16 on CPUs that have it; the pictures are 8 bits anyway.

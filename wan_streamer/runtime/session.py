@@ -1,9 +1,9 @@
 """A single-process live session: `UserUnit -> AgentUnit`, thinker and performer in one (design section 6).
 
-    observe   encode the user's unit, commit it and the agent's last latents
-    text      fill the slots of both lanes, each committed before the next
-    solve     few-step flow solver: peeks at the history, commits nothing
-    decode    latents to sound and picture, emitted at once (eager emission)
+observe   encode the user's unit, commit it and the agent's last latents
+text      fill the slots of both lanes, each committed before the next
+solve     few-step flow solver: peeks at the history, commits nothing
+decode    latents to sound and picture, emitted at once (eager emission)
 """
 
 import time
@@ -70,9 +70,7 @@ class Session:
             self.typed.extend(self.weights.text.encode(user.text))
         slots = self.config.text.slots
         typed = [self.typed.popleft() if self.typed else SILENCE for _ in range(slots)]
-        return self.weights.streamer.observe(
-            self.live, self.last, audio, frames, torch.tensor(typed, device=device)
-        )
+        return self.weights.streamer.observe(self.live, self.last, audio, frames, torch.tensor(typed, device=device))
 
     def _speak(self, logits_LV: Tensor) -> tuple[str, str]:
         added = ["", ""]
@@ -92,9 +90,7 @@ class Session:
 
     def _solve(self, steps: int) -> Latents:
         scale = self.config.flow.temperature
-        start = Latents(
-            *(torch.randn(z.shape, generator=self.noise).to(z.device, z.dtype) * scale for z in self.last)
-        )
+        start = Latents(*(torch.randn(z.shape, generator=self.noise).to(z.device, z.dtype) * scale for z in self.last))
         grid = time_grid(steps, self.config.flow.shift)
         return solve(lambda z, tau: self.weights.streamer.velocity(self.live, z, tau), start, grid)
 

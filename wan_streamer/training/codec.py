@@ -93,7 +93,7 @@ class AudioCodecStage(Stage):
         return 0.2 * fool.float() + 2.0 * match.float() + judge.float(), judge.item()
 
     def validate(self) -> dict[str, float]:
-        numbers = {}
+        numbers: dict[str, float] = {}
         for name, audio in zip(("agent", "other"), self.valid_data, strict=True):
             clip = np.asarray(audio[: 20 * SAMPLE_RATE], np.float32) / 32768
             rebuilt = torch.from_numpy(self.vae.reconstruct(clip))
@@ -115,7 +115,8 @@ class VideoCodecStage(Stage):
     def __init__(self, preset: str, data_dir: Path, config: TrainConfig, frames: int = 8) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.vae = VideoVAE(get_preset(preset).video_vae).to(memory_format=torch.channels_last)
+        self.vae = VideoVAE(get_preset(preset).video_vae)
+        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.models: dict[str, nn.Module] = {"vae": self.vae}
         self.train_data = [load_array(data_dir, "agent_frames"), load_array(data_dir, "other_frames")]
         self.valid_data = [load_array(data_dir, "agent_frames_valid"), load_array(data_dir, "other_frames_valid")]
@@ -143,7 +144,7 @@ class VideoCodecStage(Stage):
         return total, {name: value.item() for name, value in parts.items()}
 
     def validate(self) -> dict[str, float]:
-        numbers = {}
+        numbers: dict[str, float] = {}
         for name, video in zip(("agent", "other"), self.valid_data, strict=True):
             frames = np.array(video[: len(video) // FRAMES_PER_UNIT * FRAMES_PER_UNIT][:96])
             with torch.autocast("cpu", torch.bfloat16):

@@ -26,7 +26,7 @@ from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.presets import get_preset
 from wan_streamer.tensors import load_module
 from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
+from wan_streamer.units import FRAMES_PER_UNIT
 
 CLIP_UNITS = 24  # 3.84 s, as long as the longest window of nano
 TEXT_WEIGHT = 0.25
@@ -83,6 +83,8 @@ class DuplexStage(Stage):
             typed = rng.random() < TYPED_SHARE
             user_text, lanes = self._lanes(store, number, typed)
             sound = clip["user_audio"]
+            if typed:
+                sound = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3
             camera = "user_video" in clip and rng.random() >= CAMERA_OFF_SHARE
             shape = (K * FRAMES_PER_UNIT, model.perception.video_height, model.perception.video_width, 3)
             frames = clip["user_video"] if camera else torch.full(shape, 128, dtype=torch.uint8)
@@ -90,7 +92,7 @@ class DuplexStage(Stage):
                 ClipBatch(
                     self.streamer.patchify(clip["video"]),
                     clip["audio"],
-                    torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3 if typed else sound,
+                    sound,
                     torch.ones(K, dtype=torch.bool),
                     frames,
                     torch.full((K,), camera),

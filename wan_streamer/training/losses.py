@@ -1,15 +1,17 @@
 """Losses of the codecs. Each takes a prediction and a target of equal shape and returns a scalar.
 
-    spectral_loss   multi-resolution STFT: log magnitude, spectral convergence, and mel (after Vocos and DAC)
-    video_loss      L1 in a decorrelated colour space, weighted to what moves, plus gradients
-    SpectrumDiscriminator, discriminator_loss, generator_loss   adversarial part of the audio codec (hinge, after DAC)
+spectral_loss   multi-resolution STFT: log magnitude, spectral convergence, and mel (after Vocos and DAC)
+video_loss      L1 in a decorrelated colour space, weighted to what moves, plus gradients
+SpectrumDiscriminator, discriminator_loss, generator_loss   adversarial part of the audio codec (hinge, after DAC)
 """
 
 import functools
+import itertools
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from wan_streamer.perception.audio import mel_filters
 from wan_streamer.units import SAMPLE_RATE
@@ -73,10 +75,10 @@ class SpectrumDiscriminator(nn.Module):
         def stack() -> nn.ModuleList:
             widths = (2, channels, channels, 2 * channels, 2 * channels)
             layers = [
-                nn.utils.parametrizations.weight_norm(nn.Conv2d(a, b, (9, 3), stride=(2, 1), padding=(4, 1)))
-                for a, b in zip(widths, widths[1:], strict=False)
+                weight_norm(nn.Conv2d(a, b, (9, 3), stride=(2, 1), padding=(4, 1)))
+                for a, b in itertools.pairwise(widths)
             ]
-            return nn.ModuleList([*layers, nn.utils.parametrizations.weight_norm(nn.Conv2d(2 * channels, 1, 3, padding=1))])
+            return nn.ModuleList([*layers, weight_norm(nn.Conv2d(2 * channels, 1, 3, padding=1))])
 
         self.stacks = nn.ModuleList(stack() for _ in fft_sizes)
 
