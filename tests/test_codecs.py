@@ -70,7 +70,7 @@ def part_of(agent: str, name: str) -> Part:
 PARTS = ("audio encoder", "audio decoder", "video encoder", "video decoder", "hearing", "seeing")
 every_part = pytest.mark.parametrize("name", PARTS)
 every_agent = pytest.mark.parametrize("agent", ["tiny", *EMBEDDED_AGENTS])
-examples = settings(max_examples=12, deadline=None, derandomize=True)
+examples = settings(max_examples=8, deadline=None, derandomize=True)
 chunkings = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 seeds = st.integers(0, 1000)
 
@@ -99,7 +99,8 @@ def test_chunked_equals_whole(agent: str, name: str, chunks: list[int], seed: in
     chunked = torch.cat(pieces, dim=1)
     assert whole.shape[1] == sum(chunks) * part.given
     assert whole.std() > 1e-3
-    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
+    scale = max(1.0, whole.square().mean().sqrt().item())  # trained features are larger than 1
+    torch.testing.assert_close(chunked, whole, atol=1e-5 * scale, rtol=0)
     for got, expected in zip(tensors_of(state), tensors_of(last_state), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
 

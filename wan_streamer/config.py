@@ -105,8 +105,8 @@ class CacheConfig:
     policy: str = "window"
     sink_units: int = 1
     video_units: int = 5
-    audio_units: int = 24
-    text_units: int = 24
+    audio_units: int = 23
+    text_units: int = 23
 
     def __post_init__(self) -> None:
         if self.policy not in ("full", "window"):
@@ -117,7 +117,7 @@ class CacheConfig:
 class FlowConfig:
     """Linear path z_tau = (1 - tau) z0 + tau eps (paper eq. 1) and the Euler grid of the solver."""
 
-    steps: int = 4
+    steps: int = 2
     shift: float = 3.0  # tau' = shift tau / (1 + (shift - 1) tau): more steps where noise is high
     history_noise: float = 0.1  # largest tau of the noise on clean history while training
     temperature: float = 1.0  # scale of the starting noise

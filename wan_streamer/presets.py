@@ -20,7 +20,7 @@ def nano() -> StreamerConfig:
 
 
 def smol() -> StreamerConfig:
-    """The backbone of SmolLM2-135M with its tokenizer; one GPU."""
+    """The shape of SmolLM2-135M's backbone and vocabulary; one GPU."""
     return StreamerConfig(
         name="smol",
         perception=PerceptionConfig(video_grid=(1, 3)),

@@ -7,7 +7,7 @@ Every block sees its own frame and the features of the frame before (one-frame m
 whole clip in parallel or unit by unit. There is no special first frame.
 
 A non-parametric shortcut carries what needs no learning: the first three latent channels are the 16 x 16 average
-colour, which the decoder interpolates and adds back (measured: +6 dB after 1 000 steps).
+colour, which the decoder interpolates and adds back (measured: +5.6 dB after 400 steps, +2.6 dB after 1 000).
 """
 
 from dataclasses import dataclass, field

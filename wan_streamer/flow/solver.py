@@ -1,4 +1,4 @@
-"""The Euler solver of the flow, from noise (tau = 1) to data (tau = 0). Training rollouts and live sessions call it."""
+"""The Euler solver of the flow, from noise (tau = 1) to data (tau = 0). Whatever rolls the model out calls it."""
 
 from collections.abc import Callable
 from itertools import pairwise

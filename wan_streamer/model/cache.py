@@ -12,10 +12,10 @@ from torch import Tensor
 
 from wan_streamer.config import StreamerConfig
 from wan_streamer.model.layers import rotary_table, rotate
-from wan_streamer.model.layout import UnitLayout, effective_distance, window_units
+from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, window_units
 from wan_streamer.units import TICKS_PER_UNIT
 
-START_BLOCKS = 64  # of capacity under the `full` policy, doubled when needed
+START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's size never does
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class KVCache:
     def __init__(self, config: StreamerConfig, layout: UnitLayout, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.layout = config, layout
         backbone = config.backbone
-        blocks = START_BLOCKS
+        most = START_BLOCKS * layout.context.stop
         if config.cache.policy == "window":
-            blocks = int(window_units(config).max()) + config.cache.sink_units
-        per_block = layout.context.stop
-        shape = (2, backbone.layers, per_block * blocks, backbone.kv_heads, backbone.head_dim)
+            of_kind = torch.bincount(layout.kind_N[layout.context], minlength=len(Kind))
+            most = min(most, int((of_kind * (window_units(config) + config.cache.sink_units)).sum()))
+        shape = (2, backbone.layers, most, backbone.kv_heads, backbone.head_dim)
         self.raw = torch.empty(shape, device=device, dtype=dtype)  # keys before rotation, and values
         self.rotated = torch.empty(shape[1:], device=device, dtype=dtype)
         self.block_M = torch.empty(shape[2], dtype=torch.long)

@@ -29,8 +29,10 @@ class WanStreamer:
             ) from error
         for module in (weights.streamer, weights.audio_vae, weights.video_vae):
             module.to(self.device).eval().requires_grad_(False)
-        # Convolutions run three times faster in bfloat16 on CPUs that have it; the pictures are 8 bits anyway.
+        # In bfloat16 convolutions run more than twice as fast on CPUs that have it, and the Transformer reads half the
+        # bytes per pass. Perception and the audio decoder, whose spectra span many magnitudes, stay in float32.
         weights.video_vae.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights.streamer.backbone.to(torch.bfloat16)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "WanStreamer":

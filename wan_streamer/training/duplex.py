@@ -28,10 +28,11 @@ from wan_streamer.tensors import load_module
 from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
 from wan_streamer.units import FRAMES_PER_UNIT
 
-CLIP_UNITS = 24  # 3.84 s, as long as the longest window of nano
+CLIP_UNITS = 24  # 3.84 s: one more than nano's longest window, so that sinks are seen in their moved place
 TEXT_WEIGHT = 0.25
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
 TYPED_SHARE = 0.1  # of clips in which the user types instead of speaking
+MICROPHONE_OFF_SHARE = 0.5  # of the clips in which the user types
 CAMERA_OFF_SHARE = 0.1  # of clips, on top of those recorded without a camera
 FROM_START_SHARE = 0.15  # of clips that begin where the session begins
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
@@ -82,9 +83,11 @@ class DuplexStage(Stage):
             clip = store.read(number, first, K)
             typed = rng.random() < TYPED_SHARE
             user_text, lanes = self._lanes(store, number, typed)
-            sound = clip["user_audio"]
+            sound, microphone = clip["user_audio"], True
             if typed:
-                sound = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3
+                microphone = rng.random() >= MICROPHONE_OFF_SHARE
+                hiss = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3
+                sound = hiss * microphone
             camera = "user_video" in clip and rng.random() >= CAMERA_OFF_SHARE
             shape = (K * FRAMES_PER_UNIT, model.perception.video_height, model.perception.video_width, 3)
             frames = clip["user_video"] if camera else torch.full(shape, 128, dtype=torch.uint8)
@@ -93,7 +96,7 @@ class DuplexStage(Stage):
                     self.streamer.patchify(clip["video"]),
                     clip["audio"],
                     sound,
-                    torch.ones(K, dtype=torch.bool),
+                    torch.full((K,), microphone),
                     frames,
                     torch.full((K,), camera),
                     torch.from_numpy(user_text[first : first + K]),
