@@ -28,7 +28,7 @@ def smol() -> StreamerConfig:
             dim=576, layers=30, heads=9, kv_heads=3, mlp_dim=1536, rope_theta=100_000.0, qk_norm=False
         ),
         text=TextConfig(vocab_size=49_152),
-        cache=CacheConfig(video_units=25, audio_units=125, text_units=22_500),
+        cache=CacheConfig(video_units=25, audio_units=125, text_units=750),
         flow=FlowConfig(steps=16),
     )
 

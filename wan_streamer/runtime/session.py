@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wan_streamer.codecs.audio_vae import AudioDecoderState
-from wan_streamer.codecs.text import SILENCE, LaneDecoder
+from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
 from wan_streamer.codecs.video_vae import VideoState, video_to_frames
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.solver import solve, time_grid
@@ -67,7 +67,7 @@ class Session:
         if user.video is not None:
             frames = scale_frames(user.video, self.config.perception).to(device)
         if user.text:
-            self.typed.extend(self.weights.text.encode(user.text))
+            self.typed.extend([*self.weights.text.encode(user.text), END])
         slots = self.config.text.slots
         typed = [self.typed.popleft() if self.typed else SILENCE for _ in range(slots)]
         return self.weights.streamer.observe(self.live, self.last, audio, frames, torch.tensor(typed, device=device))

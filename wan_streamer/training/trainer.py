@@ -130,8 +130,12 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip)
-        if norm.isfinite():
-            self.optimiser.step()
+        if not norm.isfinite():
+            raise TrainingError(
+                f"{self.stage.name}: the gradient is {norm.item()} at step {self.step}, expected a finite number; the"
+                f" weights of the last finished step are in {self.out}; resume with a smaller learning rate"
+            )
+        self.optimiser.step()
         self.step += 1
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
