@@ -12,6 +12,7 @@ from tiny import TALKER, tiny_weights
 from tiny_world import save_codecs
 
 from wan_streamer import AgentUnit, UserUnit, WanStreamer
+from wan_streamer.codecs.text import END
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
 from wan_streamer.model.inspect import describe_checkpoint
 from wan_streamer.units import SAMPLES_PER_UNIT
@@ -98,13 +99,14 @@ def test_what_the_user_does_cannot_reach_earlier_units(agent: WanStreamer, k: in
 
 
 def test_long_text_arrives_over_several_units(agent: WanStreamer) -> None:
-    """Two tokens fit into a unit; the rest waits and nothing is dropped."""
+    """Two tokens fit into a unit; the rest waits and nothing is dropped. A message ends with END, as in training."""
     session = agent.session()
     session.step(UserUnit(text="xyzxyz"))
-    assert len(session.typed) == 4
+    assert len(session.typed) == 5
+    assert session.typed[-1] == END
     session.step(UserUnit(text="q"))
-    assert len(session.typed) == 3
-    for _ in range(2):
+    assert len(session.typed) == 5
+    for _ in range(3):
         session.step(UserUnit())
     assert not session.typed
 
