@@ -4,10 +4,13 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wan_streamer.data import shards
+from wan_streamer.data.shard_media import Mp4Encoder, encode_mp4
 from wan_streamer.data.shards import SCHEMA, Episode, check_labels, read_episodes, read_shard, shard_name, write_shard
 from wan_streamer.errors import DataError
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
@@ -29,6 +32,17 @@ def an_episode(index: int = 0, units: int = 3, camera: bool = True) -> Episode:
     }  # fmt: skip
     user, agent = (rng.uniform(-0.5, 0.5, samples).astype(np.float32) for _ in range(2))
     return Episode(f"ep{index:06d}", user, agent, film if camera else None, film[:, ::-1], labels)
+
+
+def a_recording(agent_camera: bool = True) -> Episode:
+    """`an_episode` as if it had been recorded: without what only a simulator knows."""
+    episode = an_episode()
+    labels = {k: v for k, v in episode.labels.items() if k not in ("seed", "scenarios", "mouth_open")}
+    labels |= {
+        "source": "recorded", "recording": "talk", "start": 1.5, "transcribed": {"user": True, "agent": False},
+        "user": {"camera": True}, "agent": {"camera": agent_camera}, "phonemes": {"user": [], "agent": []},
+    }  # fmt: skip
+    return replace(episode, labels=labels, agent_video=episode.agent_video if agent_camera else None)
 
 
 def rewrite(path, change) -> None:
@@ -65,6 +79,29 @@ def test_round_trip(tmp_path):
     assert silent.units == 3
 
 
+def test_a_recording_needs_no_simulator_keys_and_may_lack_the_agents_film(tmp_path):
+    second = replace(a_recording(agent_camera=False), key="ep000001")
+    write_shard(tmp_path / shard_name(0), [a_recording(), second])
+    whole, blind = read_episodes(tmp_path)
+    assert whole.labels == a_recording().labels
+    assert whole.agent_video is not None
+    assert blind.agent_video is None
+    assert blind.user_video is not None
+    with tarfile.open(tmp_path / shard_name(0)) as tar:
+        assert len([name for name in tar.getnames() if name.endswith("agent.mp4")]) == 1
+    for made in (a_recording(), an_episode()):  # their labels do not say that there was no camera
+        with pytest.raises(DataError, match="without the agent's film"):
+            write_shard(tmp_path / shard_name(1), [replace(made, agent_video=None)])
+
+
+def test_a_film_in_pieces_is_the_same_film(tmp_path):
+    film_THWC = an_episode().agent_video
+    encoder = Mp4Encoder(20, "yuv420p")
+    for piece in np.split(film_THWC, [1, 5, 8]):
+        encoder.add(piece)
+    assert encoder.finish() == encode_mp4(film_THWC, 20, "yuv420p")
+
+
 def test_equal_episodes_give_equal_files(tmp_path):
     for name in ("a", "b"):
         write_shard(tmp_path / name / shard_name(0), [an_episode()])
@@ -97,7 +134,7 @@ def test_a_truncated_shard_is_damaged(tmp_path, keep):
         list(read_shard(path))
 
 
-@pytest.mark.parametrize("part", ["user.flac", "agent.mp4", "json"])
+@pytest.mark.parametrize("part", ["user.flac", "user.mp4", "agent.mp4", "json"])
 def test_a_missing_or_broken_part_is_named(tmp_path, part):
     for change in (lambda data: None, lambda data: b"not media, not JSON"):
         path = tmp_path / shard_name(0)
@@ -107,30 +144,92 @@ def test_a_missing_or_broken_part_is_named(tmp_path, part):
             list(read_shard(path))
 
 
+TEXT = {"text": 1, "start": 0.0, "end": 0.1}
+TIMES = {"text": "a", "start": True, "end": 0.1}
+BEFORE = {"text": "a", "start": -0.5, "end": 0.1}
+OUTSIDE = {"text": "a", "start": 5.0, "end": 6.0}
+BACKWARDS = {"text": "a", "start": 0.4, "end": 0.1}
+FAULTS = [  # of a simulated conversation: what is changed, what is told
+    ({"schema": 99}, "schema 99"),
+    ({"source": "invented"}, "source"),
+    ({"units": "3"}, "'units': expected int"),
+    ({"units": True}, "'units': expected int"),
+    ({"units": 0}, "units > 0"),
+    ({"fps": 30}, "fps 25"),
+    ({"index": -1}, "'index'"),
+    ({"generator": None}, "'generator'"),
+    ({"split": "dev"}, "split"),
+    ({"user": []}, "'user'"),
+    ({"user": {"camera": "on"}}, "camera"),
+    ({"scenarios": "greeting"}, "'scenarios'"),
+    ({"words": {"user": []}}, "words"),
+    ({"words": {"user": [], "agent": [TEXT]}}, r"words.agent\[0\]"),
+    ({"words": {"user": [TIMES], "agent": []}}, r"words.user\[0\]"),
+    ({"words": {"user": [BEFORE], "agent": []}}, "outside"),
+    ({"phonemes": {"user": [{"text": "a", "start": 0, "end": 0}], "agent": []}}, r"phonemes.user\[0\]"),
+    ({"events": [{"type": "speech"}]}, r"events\[0\]"),
+    ({"events": [{"type": "speech", "side": "dog", "start": 0, "end": 0}]}, r"events\[0\].*side"),
+    ({"events": [{"type": "speech", "side": "user", "start": 0, "end": 0, "label": 3}]}, r"events\[0\].*label"),
+    ({"mouth_open": {"user": 3, "agent": []}}, "mouth_open"),
+    ({"mouth_open": {"user": ["a"] * 12, "agent": [0] * 12}}, "mouth_open"),
+    ({"mouth_open": {"user": [1.5] * 12, "agent": [0] * 12}}, "mouth_open"),
+]
+RECORDED_FAULTS = [
+    ({"start": -1.0}, "'start'"),
+    ({"start": "0"}, "'start'"),
+    ({"recording": 3}, "'recording'"),
+    ({"transcribed": {"user": True}}, "transcribed"),
+    ({"agent": {}}, "camera"),
+]
+AGREEMENT_FAULTS = [  # one key against another: only `check_labels` sees them
+    ({"words": {"user": [], "agent": [OUTSIDE]}}, "outside"),
+    ({"words": {"user": [BACKWARDS], "agent": []}}, "out of order"),
+    ({"mouth_open": {"user": [], "agent": []}}, "mouth_open"),
+    ({"units": 4}, "mouth_open"),
+]
+
+
 @pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"schema": 99}, "schema 99"),
-        ({"units": "3"}, "'units': expected int"),
-        ({"split": "dev"}, "split"),
-        ({"words": {"user": []}}, "words"),
-        ({"words": {"user": [], "agent": [{"text": "a", "start": 5.0, "end": 6.0}]}}, "outside"),
-        ({"events": [{"type": "speech"}]}, r"events\[0\]"),
-        ({"mouth_open": {"user": [], "agent": []}}, "mouth_open"),
-        ({"units": 4}, "mouth_open"),
-    ],
+    ("labels", "change", "problem"),
+    [(an_episode().labels, *fault) for fault in FAULTS + AGREEMENT_FAULTS]
+    + [(a_recording().labels, *fault) for fault in RECORDED_FAULTS],
 )
-def test_labels_are_checked(change, problem):
-    labels = json.loads(json.dumps({**an_episode().labels, **change}))
+def test_labels_are_checked(labels, change, problem):
     with pytest.raises(DataError, match=problem):
+        check_labels(json.loads(json.dumps(labels | change)), "here")
+
+
+def test_the_schema_file_and_the_check_agree():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(Path(shards.__file__).with_name("schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    accepts = jsonschema.Draft202012Validator(schema).is_valid
+    recorded = a_recording().labels
+    good = [an_episode().labels, an_episode().labels | {"source": "simulated"}, recorded, recorded | {"start": 0}]
+    good += [an_episode().labels | {"seed": -1}, recorded | {"new_key": 1}]
+    for labels in good:
         check_labels(labels, "here")
+        assert accepts(labels)
+        needed = labels.keys() - {"source", "new_key"}
+        for key in needed:
+            less = {k: v for k, v in labels.items() if k != key}
+            assert not accepts(less), key
+            with pytest.raises(DataError, match=repr(key)):
+                check_labels(less, "here")
+    assert not accepts(recorded | {"source": "simulated"})
+    for base, faults in ((an_episode().labels, FAULTS), (recorded, FAULTS + RECORDED_FAULTS)):
+        for change, problem in faults:
+            assert not accepts(base | change), problem
+    assert all(accepts(an_episode().labels | change) for change, _ in AGREEMENT_FAULTS)
+    known = set(schema["properties"])
+    assert set(an_episode().labels) | set(recorded) == known
 
 
 def test_every_documented_key_is_needed():
-    labels = an_episode().labels
-    for key in labels:
-        with pytest.raises(DataError, match=repr(key)):
-            check_labels({k: v for k, v in labels.items() if k != key}, "here")
+    for labels in (an_episode().labels, a_recording().labels):
+        for key in labels.keys() - {"source"}:
+            with pytest.raises(DataError, match=repr(key)):
+                check_labels({k: v for k, v in labels.items() if k != key}, "here")
 
 
 def test_sound_of_another_length_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from wan_streamer.errors import ConfigError, WanStreamerError
+from wan_streamer.errors import ConfigError, DataError, WanStreamerError
 from wan_streamer.process import tune_process
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
 app.add_typer(train_app, name="train", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure how fast the parts are on this machine.")
+app.add_typer(bench_app, name="bench", no_args_is_help=True)
 
 # the package that is missing -> the extra that installs it
 EXTRAS = {
@@ -38,6 +40,11 @@ EXTRAS = {
 class Pace(StrEnum):
     realtime = "realtime"
     fast = "fast"
+
+
+class EngineKind(StrEnum):
+    local = "local"
+    ray = "ray"
 
 
 class Codec(StrEnum):
@@ -57,6 +64,11 @@ DuplexData = Annotated[Path, typer.Option("--data", metavar="DIR", help="Convers
 TrainOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the preset's number.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
+EngineOption = Annotated[
+    EngineKind, typer.Option("--engine", help="local: this machine; ray: a cluster that sees the same folders.")
+]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; a new one if not given.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
 
 
@@ -125,7 +137,18 @@ def simulate(
     codecs: Annotated[
         bool, typer.Option("--codecs", help="Make the sounds and faces for [b]train codec[/b] instead.")
     ] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")] = None,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="Make the independent tasks for [b]train pretrain[/b] instead.")
+    ] = False,
+    natural: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with Kokoro: half of the users get a natural voice.")
+    ] = None,
+    processes: Processes = None,
+    engine: EngineOption = EngineKind.local,
+    ray_address: RayAddress = None,
+    preview: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Also film the first N conversations, in OUT_DIR/preview.")
+    ] = None,
 ) -> None:
     """Make conversations between simulated people and the agent: training data with exact ground truth.
 
@@ -133,8 +156,13 @@ def simulate(
     """
     if (hours is None) == (not codecs):
         raise ConfigError("simulate: expected --hours or --codecs, and not both")
+    if tasks and codecs:
+        raise ConfigError("simulate: expected --tasks or --codecs, and not both")
+    if preview and codecs:
+        raise ConfigError("simulate: --preview goes with --hours, not with --codecs")
     from rich.progress import Progress
 
+    from wan_streamer.data.cluster import Engine
     from wan_streamer.simulation import make_codec_data
     from wan_streamer.simulation import simulate as run
 
@@ -145,7 +173,64 @@ def simulate(
             make_codec_data(out_dir, seed=seed, processes=workers)
         else:
             update = partial(progress.update, task)
-            run(out_dir, hours, seed, split, workers, progress=lambda done, all_: update(completed=done, total=all_))
+            kind = "tasks" if tasks else "conversations"
+            run(
+                out_dir, hours, seed, split, Engine(engine.value, workers, ray_address), natural=natural, kind=kind,
+                progress=lambda done, all_: update(completed=done, total=all_),
+            )  # fmt: skip
+        if preview:
+            from wan_streamer.simulation.preview import preview_shards
+
+            films = progress.add_task("filming", total=preview)
+            preview_shards(
+                out_dir, out_dir / "preview", preview, lambda done, _: progress.update(films, completed=done)
+            )
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of two-sided recordings, films or sound.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    units: Annotated[int, typer.Option(min=13, help="Longest conversation, in units of 160 ms.")] = 375,
+    user_channel: Annotated[int, typer.Option(min=0, max=1, help="Channel of the user: 0 left, 1 right.")] = 0,
+    split_picture: Annotated[
+        bool, typer.Option("--split-picture", help="Dual-channel films show the user left and the agent right.")
+    ] = False,
+    both_ways: Annotated[
+        bool, typer.Option("--both-ways", help="Use every recording twice, with either side as the agent.")
+    ] = False,
+    audio_only: Annotated[
+        bool, typer.Option("--audio-only", help="Accept recordings without pictures of the agent.")
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Put all into train, valid or test instead of choosing by name.")
+    ] = None,
+) -> None:
+    """Turn your own two-sided recordings into training data, in the form that [b]simulate[/b] writes.
+
+    Example: [b]wan-streamer prepare recordings data/mine[/b]
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wan_streamer.data.ledger import report_tables
+    from wan_streamer.data.prepare import PrepareOptions
+    from wan_streamer.data.prepare import prepare as run
+
+    options = PrepareOptions(units, user_channel, split_picture, both_ways, audio_only, split)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("preparing", total=None)
+        report = run(
+            source,
+            out_dir,
+            options,
+            progress=lambda done, all_, name: progress.update(task, completed=done, total=all_, description=name),
+        )
+    console = Console()
+    for table in report_tables(report):
+        console.print(table)
+    if not report["accepted"]:
+        raise DataError(f"{source}: no recording could be used; the reasons are in {out_dir / 'report.json'}")
 
 
 @app.command()
@@ -157,6 +242,9 @@ def encode(
         typer.Option(metavar="DIR", help="Result of [b]train codec[/b], once for sound and once for pictures."),
     ] = None,
     preset: Preset = "nano",
+    processes: Processes = None,
+    engine: EngineOption = EngineKind.local,
+    ray_address: RayAddress = None,
 ) -> None:
     """Turn conversations into what [b]train duplex[/b] reads. The codecs are kept beside them.
 
@@ -166,6 +254,7 @@ def encode(
 
     from rich.progress import Progress
 
+    from wan_streamer.data.cluster import Engine
     from wan_streamer.data.latents import encode_shards
     from wan_streamer.presets import get_preset
     from wan_streamer.training.duplex import load_codecs
@@ -176,6 +265,7 @@ def encode(
         if path.resolve() != (out_dir / path.name).resolve():
             shutil.copy(path, out_dir)
     audio_vae, video_vae = load_codecs(preset, out_dir)
+    workers = Engine(engine.value, processes or os.cpu_count() or 1, ray_address)
     for split in ("train", "valid"):
         with Progress(transient=True) as progress:
             update = partial(progress.update, progress.add_task(f"encoding {split}", total=None))
@@ -185,6 +275,7 @@ def encode(
                 audio_vae,
                 video_vae,
                 perception,
+                workers,
                 progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
             )
         typer.echo(f"{split}: {written} conversations encoded")
@@ -226,6 +317,36 @@ def train_duplex(
     from wan_streamer.training.duplex import train_duplex as run
 
     _print_scores(run(preset, data, out, resume=resume, steps=steps, minutes=minutes, compiled=compiled))
+
+
+@bench_app.command("codecs")
+def bench_codecs(
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="R.json", help="Report to write.")] = None,
+    checkpoint: Checkpoint = "nano",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads at work; PyTorch's choice if not given.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the pictures: bfloat16, as in a call, or float32.")] = "bfloat16",
+    peers: Annotated[
+        str, typer.Option(help="Other codecs beside ours, with commas; an empty text for none.")
+    ] = "mimi,wan2.1,taesd",
+    units: Annotated[int, typer.Option(min=1, help="Units of 160 ms to measure.")] = 50,
+) -> None:
+    """Time our codecs beside others, on the same input and in turns.
+
+    Example: [b]wan-streamer bench codecs --json codecs.json --threads 2[/b]
+    """
+    import json
+
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.codecs import bench_codecs as run
+    from wan_streamer.benchmarks.codecs import print_codecs
+
+    names = [name.strip() for name in peers.split(",") if name.strip()]
+    report = run(checkpoint, names, units, threads, dtype)
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_codecs(report, Console())
 
 
 @app.command()

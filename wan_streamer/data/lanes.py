@@ -12,6 +12,7 @@ from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.units import UNIT_MS
 
 UNIT_S = UNIT_MS / 1000
+HEARD = ("speech", "backchannel", "written")  # events whose words belong to a lane
 HEARD_AFTER = 1  # units between the end of a user's word and its transcript
 
 
@@ -52,15 +53,18 @@ def conversation_lanes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(user text [units, slots], lanes [units, slots, 2] of response and transcript) of a labelled conversation.
 
-    With `typed`, the user's words arrive as text while they would be spoken, and nothing is heard.
+    User text is what the user typed (events of type "typed"). With `typed`, the user's spoken words arrive as text
+    too, while they would be spoken, and nothing is heard. Side talk is not written down.
     """
     units, words = labels["units"], labels["words"]
     speech = {
-        side: [e for e in labels["events"] if e["type"] == "speech" and e["side"] == side] for side in ("user", "agent")
+        side: [e for e in labels["events"] if e["type"] in HEARD and e["side"] == side] for side in ("user", "agent")
     }
     response = fill_lane(words["agent"], speech["agent"], units, slots, codec, -lead, "start")
-    user = fill_lane(words["user"], speech["user"], units, slots, codec, HEARD_AFTER, "end")
-    silent = np.full_like(user, SILENCE)
+    heard = fill_lane(words["user"], speech["user"], units, slots, codec, HEARD_AFTER, "end")
+    messages = [e for e in labels["events"] if e["type"] == "typed"]
+    letters = [{"text": e["label"], "start": e["start"], "end": e["end"]} for e in messages]
+    user = fill_lane(letters, messages, units, slots, codec, 0, "start")
     if typed:
-        return np.where(user == HOLD, SILENCE, user), np.stack([response, silent], axis=-1)
-    return silent, np.stack([response, user], axis=-1)
+        user, heard = np.where(user == SILENCE, heard, user), np.full_like(heard, SILENCE)
+    return np.where(user == HOLD, SILENCE, user), np.stack([response, heard], axis=-1)

@@ -1,61 +1,39 @@
 """Latent store: shards of conversations -> what a training step reads, bound to the codecs that made it.
 
-`encode_shards`  shards + codecs -> one safetensors file per conversation; resumable
-`LatentStore`    random access to them; refuses latents of other codecs
+`encode_shards`  shards + codecs -> one file per conversation, on all cores; resumable
+`LatentStore`    random access to them; refuses what was made for something else
 
-A file holds video f16 [U, C, h, w], audio f16 [U, 4, C] (standardised agent latents), user_audio i16 [U x 3840],
-user_video u8 [4 U, h, w, 3] in the size of the perception encoder (absent if the camera is off), and as metadata the
-labels and the codecs' hash.
+The files are described in `wan_streamer.data.encode`.
 """
 
+import copy
 import json
+import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from wan_streamer.codecs.audio_vae import AudioVAE
-from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
+from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import PerceptionConfig
-from wan_streamer.data.shards import Episode, read_shard, shard_paths
+from wan_streamer.data.cluster import Engine, run_jobs
+from wan_streamer.data.encode import (
+    Encoder,
+    encode_shard,
+    read_metadata,
+    source_hashes,
+    stale_reason,
+    stamp,
+    target_name,
+)
+from wan_streamer.data.shards import shard_paths
 from wan_streamer.errors import DataError
 from wan_streamer.model.pretrained import codec_hash
-from wan_streamer.perception.video import scale_frames
-from wan_streamer.tensors import save_atomically
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
-
-CHUNK_UNITS = 16  # encoded at once; state is carried over, so the size changes nothing
-
-
-@torch.inference_mode()
-def encode_episode(
-    episode: Episode, audio_vae: AudioVAE, video_vae: VideoVAE, perception: PerceptionConfig
-) -> dict[str, Tensor]:
-    """The tensors of one conversation (see the module's docstring). Needs the agent's film."""
-    if episode.agent_video is None:
-        raise DataError(f"{episode.key}: expected the agent's film, got none")
-    audio, video = [], []
-    audio_state = video_state = None
-    for first in range(0, episode.units, CHUNK_UNITS):
-        last = min(episode.units, first + CHUNK_UNITS)
-        sound = torch.from_numpy(episode.agent_audio[first * SAMPLES_PER_UNIT : last * SAMPLES_PER_UNIT])
-        frames = torch.from_numpy(episode.agent_video[first * FRAMES_PER_UNIT : last * FRAMES_PER_UNIT])
-        latent, audio_state = audio_vae.encode(sound[None], audio_state)
-        audio.append(latent[0])
-        with torch.autocast("cpu", torch.bfloat16):
-            latent, video_state = video_vae.encode(frames_to_video(frames[None], frames.device), video_state)
-        video.append(latent[0])
-    tensors = {
-        "video": torch.cat(video).half(),
-        "audio": torch.cat(audio).unflatten(0, (episode.units, -1)).half(),
-        "user_audio": torch.from_numpy((episode.user_audio.clip(-1, 1) * 32767).astype(np.int16)),
-    }
-    if episode.user_video is not None:
-        tensors["user_video"] = scale_frames(episode.user_video, perception)
-    return tensors
 
 
 def encode_shards(
@@ -64,68 +42,94 @@ def encode_shards(
     audio_vae: AudioVAE,
     video_vae: VideoVAE,
     perception: PerceptionConfig,
-    part: tuple[int, int] = (0, 1),
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Encode every conversation of `shards` that `out_dir` lacks. `part` (i, n) does every n-th shard only.
+    """Encode every conversation of `shards` that `out_dir` lacks, or holds stale. Returns the number written.
 
-    Returns the number of files written. Several processes may work on disjoint parts of one store.
+    engine    where to work (default: this process); work is handed out shard by shard
+    progress  called with (conversations done, conversations in all)
+
+    A file is stale if its format, codecs, picture size or source differ. The video codec runs in bfloat16, as it is
+    stored. After Ctrl-C the folder holds whole files only, and the next call goes on.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     fingerprint = codec_hash(audio_vae, video_vae)
-    paths = shard_paths(shards)[part[0] :: part[1]]
-    written = 0
-    for number, path in enumerate(paths):
-        for episode in read_shard(path):
-            target = out_dir / f"{path.stem}-{episode.key}.safetensors"
-            if target.exists() and _metadata(target)["codecs"] == fingerprint:
-                continue
-            tensors = encode_episode(episode, audio_vae, video_vae, perception)
-            save_atomically(tensors, target, {"codecs": fingerprint, "labels": json.dumps(episode.labels)})
-            written += 1
-        if progress:
-            progress(number + 1, len(paths))
+    paths = shard_paths(shards)
+    total = sum(map(_count, paths))
+    encoder = Encoder(audio_vae, copy.deepcopy(video_vae).bfloat16(), perception, fingerprint)
+    written = done = 0
+    try:
+        job = partial(_encode_number, paths, out_dir, encoder)
+        for more, seen in run_jobs(job, range(len(paths)), engine or Engine()):
+            written, done = written + more, done + seen
+            if progress:
+                progress(done, total)
+    finally:
+        for half in out_dir.glob("*.safetensors.partial"):
+            half.unlink(missing_ok=True)
     return written
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _encode_number(paths: list[Path], out_dir: Path, encoder: Encoder, number: int) -> tuple[int, int]:
+    return encode_shard(paths[number], out_dir, encoder)
+
+
+def _count(shard: Path) -> int:
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata()
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); remove it and encode again") from error
+        with tarfile.open(shard, "r:") as tar:
+            return len({Path(name).name.partition(".")[0] for name in tar.getnames()})
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{shard}: the shard is damaged or cut off ({error}); make it again") from error
 
 
 class LatentStore:
-    """Encoded conversations of one folder. Raises `DataError` if it is empty or made by other codecs."""
+    """Encoded conversations of one folder, `labels` and `paths` in the same order.
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    fingerprint  hash of the codecs that the files must be made by
+    perception   encoder that the user's pictures must fit (default: not checked)
+    shards       folder that the files must be made from (default: not checked; every shard is read for it)
+
+    Raises `DataError` if the folder is empty or a file is damaged or stale.
+    """
+
+    def __init__(
+        self, folder: Path, fingerprint: str, perception: PerceptionConfig | None = None, shards: Path | None = None
+    ) -> None:
         self.paths = sorted(Path(folder).glob("*.safetensors"))
         if not self.paths:
             raise DataError(
                 f"{folder}: expected encoded conversations, found none; make them with 'wan-streamer encode'"
             )
+        sources = {
+            target_name(shard, key): source
+            for shard in (shard_paths(shards) if shards else ())
+            for key, source in source_hashes(shard).items()
+        }
         self.labels: list[dict] = []
         for path in self.paths:
-            metadata = _metadata(path)
-            if metadata["codecs"] != fingerprint:
-                raise DataError(
-                    f"{path}: made by codecs {metadata['codecs']}, expected {fingerprint}; encode the shards again"
-                )
+            metadata = read_metadata(path)
+            source = sources.get(path.name, "none") if shards else None
+            reason = stale_reason(metadata, stamp(fingerprint, perception, source))
+            if reason:
+                raise DataError(f"{path}: {reason}; encode the shards again")
             self.labels.append(json.loads(metadata["labels"]))
 
     def read(self, number: int, first: int, units: int) -> dict[str, Tensor]:
-        """Units [first, first + units) of a conversation; the agent's latents from one unit before (zeros at 0)."""
-        before = max(0, first - 1)
+        """Units [first, first + units) of a conversation; the agent's latents from one unit before (zeros at 0).
+
+        user_audio float [units x 3840], audio float [units + 1, 4, C] and, where there is a film, video float
+        [units + 1, C, h, w] and user_video uint8 [4 units, h, w, 3].
+        """
+        before, end = max(0, first - 1), first + units
         with safe_open(self.paths[number], "pt") as file:
-            video = file.get_slice("video")[before : first + units].float()
-            audio = file.get_slice("audio")[before : first + units].float()
-            sound = file.get_slice("user_audio")[first * SAMPLES_PER_UNIT : (first + units) * SAMPLES_PER_UNIT]
-            clip = {"user_audio": sound.float() / 32768}
-            if "user_video" in file.keys():  # noqa: SIM118  (a safetensors file, not a dict)
-                frames = file.get_slice("user_video")
-                clip["user_video"] = frames[first * FRAMES_PER_UNIT : (first + units) * FRAMES_PER_UNIT]
-        if first == 0:
-            video, audio = (torch.cat([torch.zeros_like(z[:1]), z]) for z in (video, audio))
-        return clip | {"video": video, "audio": audio}
+            names = file.keys()
+            clip = {name: file.get_slice(name)[before:end].float() for name in ("audio", "video") if name in names}
+            if first == 0:
+                clip = {name: torch.cat([torch.zeros_like(z[:1]), z]) for name, z in clip.items()}
+            sound = file.get_slice("user_audio")[first * SAMPLES_PER_UNIT : end * SAMPLES_PER_UNIT]
+            clip["user_audio"] = sound.float() / 32768
+            if "user_video" in names:
+                clip["user_video"] = file.get_slice("user_video")[first * FRAMES_PER_UNIT : end * FRAMES_PER_UNIT]
+        return clip

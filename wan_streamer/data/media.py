@@ -47,6 +47,15 @@ def read_units(path: str | Path, max_side: int = MAX_SIDE) -> "UnitReader":
     return UnitReader(path, max_side)
 
 
+def read_sound(path: str | Path) -> np.ndarray:
+    """The whole sound track of a file as float32 [T], mono, 24 kHz. Raises MediaError if it has none."""
+    with read_units(path) as units:
+        pieces = [unit.audio for unit in units if unit.audio is not None]
+    if not pieces:
+        raise MediaError(f"{path}: expected a sound track, found none")
+    return np.concatenate(pieces)
+
+
 class UnitReader:
     """Iterate once; close with `close()` or as a context manager.
 

@@ -41,20 +41,43 @@ def decode_flac(data: bytes) -> np.ndarray:
     return np.concatenate(pieces).astype(np.float32) / 32767
 
 
+class Mp4Encoder:
+    """H.264 in MP4 at 25 fps, written in memory piece by piece, so that only the compressed film is held.
+
+    crf     quality, 0 (best) to 51;  pixels  yuv420p or yuv444p
+    """
+
+    def __init__(self, crf: int, pixels: str) -> None:
+        self._buffer = io.BytesIO()
+        self._container = av.open(self._buffer, "w", format="mp4")
+        options = {"crf": str(crf), "preset": "ultrafast", "threads": "1"}  # disk is cheaper than time here
+        self._stream: Any = self._container.add_stream("libx264", rate=FPS, options=options)
+        self._stream.pix_fmt = pixels
+        self._stream.codec_context.time_base = Fraction(1, FPS)
+        self.frames = 0
+
+    def add(self, video_THWC: np.ndarray) -> None:
+        """The next frames, uint8 [T, H, W, 3]; all of one size."""
+        if self.frames == 0:
+            self._stream.height, self._stream.width = video_THWC.shape[1], video_THWC.shape[2]
+        for image_HWC in video_THWC:
+            frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
+            frame.pts, frame.time_base = self.frames, Fraction(1, FPS)
+            self._container.mux(self._stream.encode(frame))
+            self.frames += 1
+
+    def finish(self) -> bytes:
+        """The complete file. At least one frame must have been added."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._buffer.getvalue()
+
+
 def encode_mp4(video_THWC: np.ndarray, crf: int, pixels: str) -> bytes:
     """uint8 [T, H, W, 3] at 25 fps -> H.264 in MP4. `pixels` is yuv420p or yuv444p."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
-        stream: Any = container.add_stream("libx264", rate=FPS, options=options)
-        stream.height, stream.width, stream.pix_fmt = video_THWC.shape[1], video_THWC.shape[2], pixels
-        stream.codec_context.time_base = Fraction(1, FPS)
-        for i, image_HWC in enumerate(video_THWC):
-            frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+    encoder = Mp4Encoder(crf, pixels)
+    encoder.add(video_THWC)
+    return encoder.finish()
 
 
 def decode_mp4(data: bytes) -> np.ndarray:

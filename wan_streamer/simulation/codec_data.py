@@ -2,11 +2,12 @@
 
 `make_codec_data`  writes eight arrays, four for training and four (`_valid`) for validation
 
-    agent_audio, other_audio     int16 [T], mono, 24 kHz
+    agent_audio, other_audio     int16 [T], mono, 24 kHz; `other_audio` is espeak-ng, then real recordings if given
     agent_frames, other_frames   uint8 [T, 192, 336, 3], 25 fps; `other_frames` changes person every 48 frames
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import get_context
@@ -14,13 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
+from wan_streamer.data.media import read_sound
+from wan_streamer.errors import DataError, MediaError
+from wan_streamer.simulation.chats import chat_sentences
 from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FaceRenderer
 from wan_streamer.simulation.motion import pose_track
-from wan_streamer.simulation.sentences import AGENT, USER, codec_sentences
-from wan_streamer.simulation.speech import Speech
-from wan_streamer.simulation.voices import AgentVoice, UserVoice
+from wan_streamer.simulation.repertoire import agent_texts, any_wording, pick
+from wan_streamer.simulation.sentences import codec_sentences
+from wan_streamer.simulation.speech import Speech, level_speech
+from wan_streamer.simulation.voices import AGENT_DBFS, AgentVoice, UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE
 
+CHATS = 1400  # real sentences in the agent's voice: about 70 minutes
 CLIP = 48  # frames of each person in other_frames
 
 VARIANTS_OF_REPLIES = 6  # the same as in dialogues, so that the cache is shared
@@ -42,16 +48,22 @@ def _with_pauses(pieces: Iterator[np.ndarray], rng: np.random.Generator) -> np.n
 def _sentences(seed: int, valid: bool) -> list[str]:
     """Sentences for the agent's voice beyond its replies; the two splits share none."""
     train = codec_sentences(190, np.random.default_rng([seed, 0, 1]))
+    rng = np.random.default_rng([seed, int(valid), 5])
     if not valid:
-        return train
-    return codec_sentences(22, np.random.default_rng([seed, 1, 0]), frozenset(train) | frozenset(AGENT.values()))
+        return train + _some(chat_sentences("train"), CHATS, rng)
+    grammar = codec_sentences(22, np.random.default_rng([seed, 1, 0]), frozenset(train) | frozenset(agent_texts()))
+    return grammar + _some(chat_sentences("valid"), 22, rng)
+
+
+def _some(texts: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
+    return [texts[i] for i in rng.choice(len(texts), count, replace=False)]
 
 
 def _agent_audio(cache: Path, seed: int, valid: bool, processes: int) -> np.ndarray:
     rng = np.random.default_rng([seed, int(valid), 0])
-    jobs = [(text, 1 if valid else 2) for text in _sentences(seed, valid)]
+    jobs = [(text, 1) for text in _sentences(seed, valid)]
     if not valid:
-        jobs += [(text, VARIANTS_OF_REPLIES) for text in AGENT.values()]
+        jobs += [(text, VARIANTS_OF_REPLIES) for text in agent_texts()]
     with get_context("spawn").Pool(processes) as pool:
         for variants in {n for _, n in jobs}:
             texts = [text for text, n in jobs if n == variants]
@@ -62,18 +74,34 @@ def _agent_audio(cache: Path, seed: int, valid: bool, processes: int) -> np.ndar
     return _with_pauses((speeches[i].audio for i in order), rng)
 
 
-def _other_audio(seconds: float, seed: int, valid: bool) -> np.ndarray:
+def _other_audio(seconds: float, recordings: Path | None, seed: int, valid: bool) -> np.ndarray:
     rng = np.random.default_rng([seed, int(valid), 2])
-    intents = [text for wordings in USER.values() for text in wordings]
+    split = "valid" if valid else "train"
     pieces: list[np.ndarray] = []
     total = 0.0
     while total < seconds:
-        voice = UserVoice.sample(rng, "valid" if valid else "train")
-        text = intents[int(rng.integers(len(intents)))] if rng.random() < 0.4 else codec_sentences(1, rng)[0]
+        voice = UserVoice.sample(rng, split)
+        text = any_wording(rng) if rng.random() < 0.2 else pick(chat_sentences(split), rng)
         speech = voice.speak(text, rng)
         pieces.append(speech.audio)
         total += speech.seconds + 0.475
-    return _with_pauses(iter(pieces), rng)
+    if recordings is not None:
+        pieces += _real_speech(recordings, valid)
+    return _with_pauses((pieces[i] for i in rng.permutation(len(pieces))), rng)
+
+
+def _real_speech(folder: Path, valid: bool) -> list[np.ndarray]:
+    """Every readable sound of a folder, levelled; one file in eight, chosen by its name, is for validation."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and (zlib.crc32(p.name.encode()) % 8 == 0) == valid]
+    pieces = []
+    for path in paths:
+        try:
+            pieces.append(level_speech(read_sound(path), AGENT_DBFS))
+        except MediaError:
+            continue  # a picture, a licence
+    if not pieces:
+        raise DataError(f"{folder}: expected sound files, found none that can be read")
+    return pieces
 
 
 def _timeline(speeches: Iterator[Speech], frames: int, rng: np.random.Generator) -> tuple[tuple, list, list]:
@@ -99,13 +127,13 @@ def _timeline(speeches: Iterator[Speech], frames: int, rng: np.random.Generator)
 def _agent_frames(cache: Path, seed: int, valid: bool) -> np.ndarray:
     rng = np.random.default_rng([seed, int(valid), 3])
     voice = AgentVoice(cache, VARIANTS_OF_REPLIES)
-    more = AgentVoice(cache, 1 if valid else 2)
-    texts = _sentences(seed, valid)
+    more = AgentVoice(cache, 1)
+    texts, replies = _sentences(seed, valid), tuple(agent_texts())
 
     def speeches() -> Iterator[Speech]:
         while True:
             if rng.random() < 0.5:
-                yield voice.speak(str(rng.choice(list(AGENT.values()))), rng)
+                yield voice.speak(pick(replies, rng), rng)
             else:
                 yield more.speak(texts[int(rng.integers(len(texts)))], rng)
 
@@ -121,11 +149,10 @@ def _agent_frames(cache: Path, seed: int, valid: bool) -> np.ndarray:
 def _other_frames(people: int, seed: int, valid: bool) -> np.ndarray:
     rng = np.random.default_rng([seed, int(valid), 4])
     split = "valid" if valid else "train"
-    intents = [text for wordings in USER.values() for text in wordings]
     frames: list[np.ndarray] = []
     for _ in range(people):
         voice = UserVoice.sample(rng, split)
-        speeches = (voice.speak(str(rng.choice(intents)), rng) for _ in iter(int, 1))
+        speeches = (voice.speak(any_wording(rng), rng) for _ in iter(int, 1))
         motion = pose_track(CLIP, *_timeline(speeches, CLIP, rng), rng)
         renderer = FaceRenderer(FaceIdentity.sample(rng, split))
         frames += [renderer.render(pose) for pose in motion.poses]
@@ -141,15 +168,20 @@ def _save(path: Path, make: Callable[[], np.ndarray]) -> None:
     temporary.replace(path)
 
 
-def make_codec_data(out_dir: str | Path, seed: int = 0, processes: int = 2) -> None:
-    """Write the eight arrays into `out_dir`; files that are already there are kept."""
+def make_codec_data(
+    out_dir: str | Path, seed: int = 0, processes: int = 2, recordings: str | Path | None = None
+) -> None:
+    """Write the eight arrays into `out_dir`; files that are already there are kept.
+
+    recordings  folder of real speech that joins `other_audio`
+    """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    cache = out / "voice_cache"
+    cache, speech = out / "voice_cache", Path(recordings) if recordings else None
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_audio{name}", partial(_agent_audio, cache, seed, valid, processes))
-        _save(out / f"other_audio{name}", partial(_other_audio, 60 if valid else 600, seed, valid))
+        _save(out / f"other_audio{name}", partial(_other_audio, 60 if valid else 1200, speech, seed, valid))
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_frames{name}", partial(_agent_frames, cache, seed, valid))

@@ -189,7 +189,7 @@ class Hair:
 
     def _bun_behind(self) -> list[Any]:
         bun = skia.Path()
-        bun.addCircle(2, -82, 19)
+        bun.addCircle(2, -74, 17)
         return [bun, self._cap(0, 4, -78)]
 
     def _bun_front(self) -> tuple[list[Any], list[Any]]:

@@ -64,7 +64,7 @@ class Parts:
             tint = mix(identity.hair, skin, 0.3)
             self.beard_paint = linear(0, 17, 0, 44, [solid(tint, 0), solid(tint, 66), solid(tint, 92)])
         else:
-            self.beard_paint = fill(mix(identity.hair, skin, 0.1), 235)
+            self.beard_paint = fill(mix(identity.hair, DARK, 0.22), 240)
         self.mouth = Mouth(identity, self.shade, self.beard_paint)
         self.frame_paint = line((44, 40, 48), 2.4, 240)
         self.lens_paint = fill((220, 235, 245), 34)
@@ -87,8 +87,10 @@ class Parts:
     def draw(self, canvas: Any, pose: FacePose) -> None:
         """The person over whatever the canvas shows."""
         zoom = self.height / 192
+        canvas.save()
         canvas.translate(self.width / 2, self.height * 0.515)
         canvas.scale(zoom, zoom)
+        canvas.rotate(pose.lean * 3.2, 0, 260)
         head_x, head_y = pose.head_x * 9, pose.head_y * 5 + pose.breath * 0.9
         scale = self.who.scale
         self._hair_behind(canvas, pose, head_x, head_y, scale)
@@ -98,6 +100,7 @@ class Parts:
         canvas.rotate(pose.roll * 9, 0, 70)
         canvas.scale(scale, scale)
         self._head(canvas, pose)
+        canvas.restore()
         canvas.restore()
 
     def _hair_behind(self, canvas: Any, pose: FacePose, x: float, y: float, scale: float) -> None:
@@ -166,7 +169,7 @@ class Parts:
 
     def _head(self, canvas: Any, pose: FacePose) -> None:
         yaw, half = pose.yaw, self.half
-        for side in (-1, 1):
+        for side in () if self.who.hair_style in ("long", "bob") else (-1, 1):
             x = side * (half + 0.5) - yaw * 5
             canvas.drawOval(skia.Rect.MakeLTRB(x - 7, -10, x + 7, 17), self.ear_paint)
             canvas.drawArc(

@@ -1,23 +1,28 @@
-"""Make shards of simulated conversations on all cores.
+"""Make shards of simulated conversations, or of independent tasks, on all cores or on a cluster.
 
 `simulate`  a pure function of (seed, split): the first shards do not depend on how many hours are asked for
 """
 
+import math
 import os
-from collections.abc import Callable
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from wan_streamer.data.shards import shard_name, write_shard
+from wan_streamer.data.cluster import Engine, run_jobs
+from wan_streamer.data.shards import Episode, shard_name, write_shard
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.dialogue import SPLITS, episode_units
+from wan_streamer.simulation.natural import NaturalVoices
 from wan_streamer.simulation.partners import make_episode
-from wan_streamer.simulation.sentences import AGENT
+from wan_streamer.simulation.repertoire import agent_texts, is_german
+from wan_streamer.simulation.tasks import SHARD_UNITS, shard_tasks
+from wan_streamer.simulation.tasks_say import own_sentences, tts_sentences
 from wan_streamer.simulation.voices import AgentVoice
 from wan_streamer.units import UNIT_MS
 
 EPISODES_PER_SHARD = 8
+KINDS = ("conversations", "tasks")
 Progress = Callable[[int, int], None]
 
 
@@ -35,18 +40,42 @@ def shard_count(hours: float, seed: int, split: str) -> int:
     return index // EPISODES_PER_SHARD
 
 
-def _fill_cache(cache: Path, name: str) -> None:
-    AgentVoice(cache).renderings(AGENT[name])
+@dataclass(frozen=True)
+class _FillCache:
+    """Synthesise one of the agent's sentences, given as (text, language)."""
+
+    cache: Path
+    texts: tuple[tuple[str, str], ...]
+
+    def __call__(self, number: int) -> None:
+        AgentVoice(self.cache).renderings(*self.texts[number])
 
 
-def _make_shard(out: Path, seed: int, split: str, cache: Path, number: int) -> int:
-    """One shard, in a worker process. A finished one is left as it is."""
-    path = out / shard_name(number)
-    if not path.exists():
-        voice = AgentVoice(cache)
+@dataclass(frozen=True)
+class _MakeShard:
+    """Make one shard. A finished one is left as it is."""
+
+    out: Path
+    seed: int
+    split: str
+    cache: Path
+    natural: Path | None
+    tasks: bool
+
+    def __call__(self, number: int) -> None:
+        path = self.out / shard_name(number)
+        if not path.exists():
+            write_shard(path, self._episodes(number))
+
+    def _episodes(self, number: int) -> Iterator[Episode]:
+        voice = AgentVoice(self.cache)
+        natural = None if self.natural is None else NaturalVoices(self.natural, self.cache)
+        if self.tasks:
+            yield from shard_tasks(self.seed, self.split, number, voice, natural)
+            return
         first = number * EPISODES_PER_SHARD
-        write_shard(path, (make_episode(seed, split, first + i, voice) for i in range(EPISODES_PER_SHARD)))
-    return number
+        for index in range(first, first + EPISODES_PER_SHARD):
+            yield make_episode(self.seed, self.split, index, voice, natural)
 
 
 def simulate(
@@ -54,14 +83,19 @@ def simulate(
     hours: float,
     seed: int,
     split: str = "train",
-    processes: int = 2,
+    engine: Engine = Engine(),
     cache: str | Path | None = None,
+    natural: str | Path | None = None,
+    kind: str = "conversations",
     progress: Progress | None = None,
 ) -> int:
-    """Write at least `hours` of conversation into `out_dir` and return the number of shards.
+    """Write at least `hours` into `out_dir` and return the number of shards.
 
     split     train, valid or test; they share no voice, no face and no random stream
-    cache     folder of the agent's sentences (default: the user's cache folder)
+    engine    where the work is done; a Ray cluster needs `out_dir` and `cache` in a folder that all its machines see
+    cache     folder of synthesised sentences (default: the user's cache folder)
+    natural   folder with Kokoro (scripts/fetch_kokoro.sh): half of the users have a natural voice
+    kind      "conversations", or "tasks" for the independent tasks of `simulation.tasks`
     progress  called with (shards done, shards in all)
 
     Shards that are already there are kept, so an interrupted run goes on where it stopped.
@@ -70,15 +104,25 @@ def simulate(
         raise ConfigError(f"hours: expected more than 0, got {hours}")
     if split not in SPLITS:
         raise ConfigError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if kind not in KINDS:
+        raise ConfigError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if seed < 0:
         raise ConfigError(f"seed: expected 0 or more, got {seed}")
     out, folder = Path(out_dir), Path(cache) if cache is not None else default_cache()
+    voices = Path(natural) if natural is not None else None
+    if voices is not None:
+        NaturalVoices(voices, folder)  # an incomplete folder is told before the work begins
     out.mkdir(parents=True, exist_ok=True)
-    total = shard_count(hours, seed, split)
-    with get_context("spawn").Pool(max(1, min(processes, total))) as pool:
-        pool.map(partial(_fill_cache, folder), list(AGENT), chunksize=1)
-        job = partial(_make_shard, out, seed, split, folder)
-        for done, _ in enumerate(pool.imap_unordered(job, range(total)), start=1):
-            if progress is not None:
-                progress(done, total)
+    if kind == "tasks":
+        total = math.ceil(hours * 3_600_000 / UNIT_MS / SHARD_UNITS)
+        texts = [(text, "en") for text in dict.fromkeys((*own_sentences(), *tts_sentences(split)))]
+    else:
+        total = shard_count(hours, seed, split)
+        texts = [(text, "de" if is_german(label) else "en") for text, label in agent_texts().items()]
+    for _ in run_jobs(_FillCache(folder, tuple(texts)), range(len(texts)), engine):
+        pass
+    job = _MakeShard(out, seed, split, folder, voices, kind == "tasks")
+    for done, _ in enumerate(run_jobs(job, range(total), engine), start=1):
+        if progress is not None:
+            progress(done, total)
     return total

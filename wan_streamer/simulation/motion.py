@@ -1,6 +1,8 @@
 """How a head moves while its owner talks, listens or does nothing.
 
-`pose_track`  phonemes and times of attention -> one `FacePose` per frame
+`pose_track`      phonemes, times of attention, gestures -> one `FacePose` per frame
+`Gesture`         something a person does on purpose, with hand or head
+`gesture_tracks`  gestures -> one hand and one held thing (or None) per frame
 
 The movement has a cause wherever a person's would: nods answer the partner, brows and head follow the stressed
 words, gaze rests on the camera while listening. The rest is slow noise, so that nobody ever freezes.
@@ -11,13 +13,53 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wan_streamer.simulation.faces import FacePose
+from wan_streamer.errors import ConfigError
+from wan_streamer.simulation.faces import SIDES, FacePose, HandPose, Prop
 from wan_streamer.simulation.speech import TimedPhoneme
 from wan_streamer.simulation.visemes import VOWELS, mouth_track
 from wan_streamer.units import FPS
 
 Span = tuple[float, float]
 REACTION = 0.28  # seconds from the partner's first sound to the first visible attention
+RAISE = 0.35  # seconds in which a hand comes from below, and in which it leaves
+WAVE = 2.0  # Hz
+HAND_GESTURES = ("wave", "point", "thumb_up", "show", "touch_face")
+HEAD_GESTURES = ("shake", "nod", "look_away", "big_smile")
+
+
+@dataclass(frozen=True)
+class Gesture:
+    """Something a person does on purpose. After "touch_face" and "look_away" nobody should say anything.
+
+    kind   one of `HAND_GESTURES` or `HEAD_GESTURES`
+    start  seconds; the hand enters the picture or the head begins to move
+    end    seconds; hand and head are back
+    prop   what is held up; "show" needs it, nothing else has it
+    side   side of the picture on which the hand is, or to which the gaze goes
+
+    Raises ConfigError if these do not fit together.
+    """
+
+    kind: str
+    start: float
+    end: float
+    prop: Prop | None = None
+    side: str = "right"
+
+    def __post_init__(self) -> None:
+        kinds = HAND_GESTURES + HEAD_GESTURES
+        if self.kind not in kinds:
+            raise ConfigError(f"Gesture.kind: expected one of {', '.join(kinds)}, got {self.kind!r}")
+        if self.side not in SIDES:
+            raise ConfigError(f"Gesture.side: expected left or right, got {self.side!r}")
+        if not self.end > self.start:
+            raise ConfigError(f"Gesture.end: expected more than start = {self.start}, got {self.end}")
+        if (self.kind == "show") != (self.prop is not None):
+            raise ConfigError(f'Gesture.prop: expected a thing for "show" and only there, got {self.kind}: {self.prop}')
+
+    @property
+    def direction(self) -> int:
+        return 1 if self.side == "right" else -1
 
 
 @dataclass(frozen=True)
@@ -90,6 +132,7 @@ def pose_track(
     rng: np.random.Generator,
     smiles: Sequence[float] = (),
     energy: float = 1.0,
+    gestures: Sequence[Gesture] = (),
 ) -> Motion:
     """Poses for `frames` frames.
 
@@ -97,6 +140,7 @@ def pose_track(
     listening  spans in which the partner talks
     smiles     times at which a wide smile begins (greetings, thanks)
     energy     size of the movements
+    gestures   what head and face add to them; a "nod" here is not listed in `Motion.nods`
     """
     mouth_TD = mouth_track(phonemes, frames)
     attention_T, voice_T = np.zeros(frames), np.zeros(frames)
@@ -109,7 +153,7 @@ def pose_track(
     gaze_x, gaze_y = _glances(frames, focus_T, rng)
     pitch = 0.10 * _drift(frames, 1.3, rng)
     brow = 0.08 * _drift(frames, 1.7, rng) + 0.25 * attention_T
-    smile = 0.36 + 0.06 * _drift(frames, 2.5, rng) + 0.12 * attention_T - 0.08 * voice_T
+    smile = 0.44 + 0.06 * _drift(frames, 2.5, rng) + 0.12 * attention_T - 0.08 * voice_T
     nods = _nod_times(listening, rng)
     for at in nods:
         height = float(rng.uniform(0.55, 0.95))
@@ -131,14 +175,18 @@ def pose_track(
         "gaze_x": gaze_x,
         "gaze_y": gaze_y,
         "brow": brow,
-        "smile": np.clip(smile, 0, 1),
+        "smile": smile,
         "head_x": (0.30 * _drift(frames, 2.2, rng)) * lively,
         "head_y": (0.22 * _drift(frames, 2.6, rng)) * lively,
         "roll": (0.22 * _drift(frames, 2.4, rng) + sway * 0.6) * lively,
         "yaw": (0.24 * _drift(frames, 1.9, rng) + sway) * lively,
         "pitch": pitch * energy,
         "breath": 0.5 + 0.5 * np.sin(2 * np.pi * (np.arange(frames) / FPS / 3.8 + rng.random())),
+        "lean": _posture(frames, rng) * energy,
     }
+    for gesture in gestures:
+        _gesture_head(columns, gesture)
+    columns["smile"] = np.clip(columns["smile"], 0, 1)
     names = ("mouth_open", "mouth_wide", "lip_round", "teeth", "tongue", *columns)
     table_TD = np.concatenate([mouth_TD, np.stack(list(columns.values()), 1)], 1)
     poses = [FacePose(**dict(zip(names, (round(float(v), 4) for v in row), strict=True))) for row in table_TD]
@@ -157,3 +205,123 @@ def _glances(frames: int, focus_T: np.ndarray, rng: np.random.Generator) -> tupl
             gaze_x[at : at + stay], gaze_y[at : at + stay] = rng.normal(0, 0.06), rng.normal(0, 0.05)
         at += stay
     return _smooth(gaze_x, 0.08), _smooth(gaze_y, 0.08)
+
+
+def _posture(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """A new way to sit every few seconds, and a slow sway around it."""
+    target_T = np.zeros(frames)
+    at = 0
+    while at < frames:
+        stay = int(rng.uniform(2.5, 7.0) * FPS)
+        target_T[at : at + stay] = rng.uniform(-0.7, 0.7)
+        at += stay
+    return _smooth(target_T, 1.4) + 0.08 * _drift(frames, 3.1, rng)
+
+
+def _envelope(frames: int, start: float, end: float, ramp: float) -> np.ndarray:
+    """0 outside start..end, 1 inside, with smooth flanks of `ramp` seconds (less if the span is short)."""
+    time_T = (np.arange(frames) + 0.5) / FPS
+    ramp = min(ramp, (end - start) / 2)
+    rise_T = np.clip(np.minimum(time_T - start, end - time_T) / ramp, 0, 1)
+    return rise_T * rise_T * (3 - 2 * rise_T)
+
+
+def _gesture_head(columns: dict[str, np.ndarray], gesture: Gesture) -> None:
+    """Add to the columns of a pose track what head, gaze and smile do in one gesture."""
+    kind, start, end, to = gesture.kind, gesture.start, gesture.end, gesture.direction
+    frames = len(columns["gaze_x"])
+    env_T = _envelope(frames, start, end, RAISE)
+
+    def toward(name: str, value: float, weight_T: np.ndarray = env_T) -> None:
+        columns[name] = columns[name] * (1 - weight_T) + value * weight_T
+
+    def add(name: str, value: float | np.ndarray) -> None:
+        columns[name] = columns[name] + value * env_T
+
+    if kind == "nod":
+        length = min(0.46, end - start)
+        for i in range(max(1, int((end - start) / length + 1e-6))):
+            _bump(columns["pitch"], start + i * length, length, 0.9)
+    elif kind == "shake":
+        add("yaw", 0.85 * np.sin(2 * np.pi * 1.9 * (np.arange(frames) / FPS - start)))
+        toward("gaze_x", 0.0)
+    elif kind == "look_away":
+        toward("gaze_x", 0.95 * to)
+        toward("gaze_y", 0.1)
+        add("yaw", 0.75 * to)
+        add("head_x", 0.3 * to)
+    elif kind == "big_smile":
+        toward("smile", 1.0)
+        add("brow", 0.3)
+    elif kind == "wave":
+        toward("smile", 0.8)
+        toward("gaze_x", 0.0)
+        add("roll", 0.3 * to)
+    elif kind == "thumb_up":
+        toward("smile", 0.75)
+        toward("gaze_x", 0.0)
+        _bump(columns["pitch"], start + RAISE, 0.44, 0.5)
+    elif kind == "show":  # a look at the thing while it comes up, then to the partner
+        glance_T = _envelope(frames, start + 0.15, min(start + 0.95, end), 0.15)
+        toward("gaze_x", 0.0)
+        toward("gaze_x", 0.8 * to, glance_T)
+        toward("gaze_y", 0.3, glance_T)
+        add("brow", 0.25)
+        add("lean", -0.2 * to)
+    elif kind == "point":
+        toward("gaze_x", 0.6 * to, _envelope(frames, start + 0.2, (start + end) / 2, 0.15))
+        add("yaw", 0.3 * to)
+    else:  # touch_face
+        toward("gaze_x", -0.3 * to)
+        toward("gaze_y", 0.35)
+        add("roll", 0.35 * to)
+
+
+#                 shape    x     y    angle, spread of each; x and angle for the right side
+_PLACES: dict[str, tuple[str, float, float, float, float, float, float]] = {
+    "wave": ("open", 0.68, 0.14, 0.05, 0.05, 0.12, 0.05),
+    "point": ("point", 0.56, 0.30, 0.35, 0.05, 0.12, 0.45),
+    "thumb_up": ("thumb", 0.54, 0.42, 0.05, 0.05, 0.12, 0.08),
+    "show": ("hold", 0.57, 0.46, 0.04, 0.04, 0.12, 0.10),
+    "touch_face": ("open", 0.45, 0.42, -0.34, 0.01, 0.05, 0.06),
+}
+_BELOW = 1.85  # y at which neither hand nor thing is in the picture
+
+
+def gesture_tracks(
+    frames: int, gestures: Sequence[Gesture], rng: np.random.Generator
+) -> tuple[list[HandPose | None], list[Prop | None]]:
+    """The hand and the thing in it for each of `frames` frames, None where there is none.
+
+    A hand comes from below in `RAISE` seconds, stays with a little sway, and leaves in the same time. Gestures of the
+    head alone are skipped; `pose_track` shows them. Raises ConfigError if two gestures want a hand at the same time.
+    """
+    hands: list[HandPose | None] = [None] * frames
+    props: list[Prop | None] = [None] * frames
+    free = -np.inf
+    for gesture in sorted((g for g in gestures if g.kind in HAND_GESTURES), key=lambda g: g.start):
+        if gesture.start < free:
+            raise ConfigError(
+                f"gestures: expected one hand at a time, got {gesture} before the last one ended ({free})"
+            )
+        free = gesture.end
+        shape, *place = _PLACES[gesture.kind]
+        x, y, angle = (place[i] + float(rng.uniform(-place[i + 3], place[i + 3])) for i in range(3))
+        phases = rng.uniform(0, 2 * np.pi, 3)
+        up_T = _envelope(frames, gesture.start, gesture.end, RAISE)
+        first, last = (int(np.ceil(t * FPS - 0.5)) for t in (gesture.start, gesture.end))
+        for i in range(max(0, first), min(frames, last)):
+            seconds, up = (i + 0.5) / FPS - gesture.start, float(up_T[i])
+            sway = np.sin(2 * np.pi * np.array((0.45, 0.38, 0.52)) * seconds + phases)
+            swing = np.sin(2 * np.pi * WAVE * seconds) * up if gesture.kind == "wave" else 0.0
+            hand_x = x + 0.10 * (1 - up) + 0.010 * sway[0] + 0.055 * swing
+            hand_angle = angle + 0.035 * sway[2] + 0.38 * swing
+            hands[i] = HandPose(
+                shape,
+                round(float(gesture.direction * hand_x), 4),
+                round(float(_BELOW + (y + 0.014 * sway[1] - _BELOW) * up), 4),
+                round(float(gesture.direction * hand_angle), 4),
+                gesture.side,
+            )
+            props[i] = gesture.prop
+    return hands, props

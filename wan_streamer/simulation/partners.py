@@ -3,103 +3,131 @@
 `make_episode`  (seed, split, index) -> `data.shards.Episode`, a pure function of its arguments
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wan_streamer.data.shards import SCHEMA, Episode
-from wan_streamer.simulation.dialogue import CUT_FADE, SMILES, Dialogue, episode_rng, episode_units, plan_dialogue
-from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FacePose, FaceRenderer
-from wan_streamer.simulation.motion import Motion, pose_track
+from wan_streamer.data.shards import SCHEMA, SIDES, Episode
+from wan_streamer.simulation.dialogue import CUT_FADE, Dialogue, episode_rng, episode_units
+from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FaceRenderer, HandPose, Prop
+from wan_streamer.simulation.microphone import capture
+from wan_streamer.simulation.motion import Motion, gesture_tracks, pose_track
+from wan_streamer.simulation.noises import Noise
+from wan_streamer.simulation.repertoire import SMILES, any_wording
+from wan_streamer.simulation.scenarios import plan_dialogue
+from wan_streamer.simulation.sounds import SOUNDS
+from wan_streamer.simulation.speech import Speech
 from wan_streamer.simulation.voices import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "1.0"
+if TYPE_CHECKING:
+    from wan_streamer.simulation.natural import NaturalVoices
+
+GENERATOR = "2.0"
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
+LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
+NATURAL_SHARE = 0.5
+NOD = 0.44  # seconds
+SOUND_GAIN = (0.15, 0.7)
+FACE_PARAMETERS = (
+    "mouth_wide", "lip_round", "blink", "gaze_x", "gaze_y", "brow", "smile", "head_x", "head_y", "roll", "yaw", "pitch",
+)  # fmt: skip
 HEIGHT, WIDTH = 192, 336
 
 
-def mix_track(dialogue: Dialogue, side: str) -> np.ndarray:
-    """The clean voice of one side over the whole episode, float32 [T]."""
+def mix_track(dialogue: Dialogue, side: str, rng: np.random.Generator) -> np.ndarray:
+    """What is heard on one side over the whole episode before any microphone, float32 [T]; `rng` makes the noises."""
     track_T = np.zeros(dialogue.units * SAMPLES_PER_UNIT, np.float32)
+
+    def add(audio_T: np.ndarray, start: float) -> None:
+        first = round(start * SAMPLE_RATE)
+        audio_T = audio_T[max(0, -first) :][: max(0, len(track_T) - max(first, 0))]
+        track_T[max(first, 0) : max(first, 0) + len(audio_T)] += audio_T
+
     for turn in dialogue.turns:
         if turn.side != side:
             continue
-        audio_T = turn.speech.audio
+        audio_T = turn.speech.audio * np.float32(10 ** (turn.gain_db / 20))
         if turn.cut is not None and turn.cut < turn.start + len(audio_T) / SAMPLE_RATE:
-            length = max(1, round((turn.cut - turn.start) * SAMPLE_RATE))
-            ramp = min(round(CUT_FADE * SAMPLE_RATE), length)
-            audio_T = audio_T[:length].copy()
+            audio_T = audio_T[: max(1, round((turn.cut - turn.start) * SAMPLE_RATE))]
+            ramp = min(round(CUT_FADE * SAMPLE_RATE), len(audio_T))
             audio_T[-ramp:] *= np.linspace(1, 0, ramp, dtype=np.float32)
-        first = round(turn.start * SAMPLE_RATE)
-        skip = max(0, -first)
-        audio_T = audio_T[skip:][: len(track_T) - max(first, 0)]
-        track_T[max(first, 0) : max(first, 0) + len(audio_T)] += audio_T
+        add(audio_T, turn.start)
+    if side == "user":
+        for sound in dialogue.sounds:
+            add(SOUNDS[sound.kind].make(rng) * np.float32(rng.uniform(*SOUND_GAIN)), sound.start)
     return track_T
 
 
-def room_and_noise(track_T: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
-    """A light room and a noise floor, as a real microphone has; also returns what was added."""
-    noise_dbfs = float(np.round(rng.uniform(-72, -50), 1))
-    reverb = bool(rng.random() < 0.5)
-    decay = float(np.round(rng.uniform(0.08, 0.3), 3)) if reverb else 0.0
-    wet = float(np.round(rng.uniform(0.08, 0.3), 3)) if reverb else 0.0
-    if reverb:
-        length = int(decay * SAMPLE_RATE)
-        tail_T = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
-        tail_T *= wet / np.sqrt(np.sum(tail_T**2))
-        tail_T[0] = 1.0
-        size = 1 << int(np.ceil(np.log2(len(track_T) + length)))
-        spectrum = np.fft.rfft(track_T, size) * np.fft.rfft(tail_T, size)
-        track_T = np.fft.irfft(spectrum, size)[: len(track_T)]
-    white = np.fft.rfft(rng.standard_normal(len(track_T)))
-    slope = float(np.round(rng.uniform(0.2, 0.9), 2))
-    coloured_T = np.fft.irfft(white / np.maximum(np.arange(len(white)), 20.0) ** slope, len(track_T))
-    coloured_T *= 10 ** (noise_dbfs / 20) / np.sqrt(np.mean(coloured_T**2))
-    mixed_T = np.clip(track_T + coloured_T, -0.98, 0.98).astype(np.float32)
-    return mixed_T, {"noise_dbfs": noise_dbfs, "noise_slope": slope, "room_seconds": decay, "room_wet": wet}
+@dataclass(frozen=True)
+class _Acting:
+    """What one side looks like: poses and hands, one entry per frame."""
+
+    motion: Motion
+    hands: list[HandPose | None]
+    props: list[Prop | None]
+
+    def film(self, identity: FaceIdentity) -> np.ndarray:
+        return FaceRenderer(identity, HEIGHT, WIDTH).film(self.motion.poses, self.hands, self.props)
+
+    def parameters(self) -> dict[str, list[float]]:
+        """The face in numbers, one value per frame."""
+        return {name: [round(getattr(pose, name), 3) for pose in self.motion.poses] for name in FACE_PARAMETERS}
 
 
-def _motion(dialogue: Dialogue, side: str, rng: np.random.Generator, energy: float) -> Motion:
+def _act(dialogue: Dialogue, side: str, rng: np.random.Generator, energy: float) -> _Acting:
     other = "user" if side == "agent" else "agent"
-    phonemes = tuple(p for turn in dialogue.turns if turn.side == side for p in turn.phonemes())
-    happy = [t.onset - 0.1 for t in dialogue.turns if t.side == side and (t.label in SMILES or t.label == "greeting")]
-    return pose_track(
-        dialogue.units * FRAMES_PER_UNIT, phonemes, dialogue.spans(side), dialogue.spans(other), rng, happy, energy
-    )
+    frames, gestures = dialogue.units * FRAMES_PER_UNIT, dialogue.gestures_of(side)
+    turns = [turn for turn in dialogue.turns if turn.side == side]
+    phonemes = tuple(p for turn in turns for p in turn.phonemes())
+    happy = [turn.onset - 0.1 for turn in turns if turn.label in SMILES]
+    # Nobody turns to a partner who talks to somebody else.
+    listening = dialogue.spans(other, ("speech",))
+    motion = pose_track(frames, phonemes, dialogue.spans(side), listening, rng, happy, energy, gestures)
+    return _Acting(motion, *gesture_tracks(frames, gestures, rng))
 
 
-def _film(identity: FaceIdentity, poses: list[FacePose]) -> np.ndarray:
-    renderer = FaceRenderer(identity, HEIGHT, WIDTH)
-    return np.stack([renderer.render(pose) for pose in poses])
-
-
-def make_episode(seed: int, split: str, index: int, agent_voice: AgentVoice, pictures: bool = True) -> Episode:
+def make_episode(
+    seed: int,
+    split: str,
+    index: int,
+    agent_voice: AgentVoice,
+    natural: "NaturalVoices | None" = None,
+    pictures: bool = True,
+) -> Episode:
     """One conversation with its exact truth.
 
+    natural   users speak with these voices in half of the episodes; None: always with espeak-ng
     pictures  False leaves both films out, for work on labels and sound alone
     """
     rng = episode_rng(seed, split, index, 1)
     user_voice = UserVoice.sample(rng, split)
     identity = FaceIdentity.sample(rng, split)
     camera = bool(rng.random() >= CAMERA_OFF)
+    human = natural.sample(rng, split) if natural is not None and rng.random() < NATURAL_SHARE else None
+    echo = bool(rng.random() < LOUDSPEAKER)
+
+    def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
+        return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
+
     dialogue = plan_dialogue(
-        episode_units(seed, split, index), agent_voice.speak, user_voice.speak, episode_rng(seed, split, index, 2)
+        episode_units(seed, split, index), agent_voice.speak, speak, camera,
+        episode_rng(seed, split, index, 2),
+    )  # fmt: skip
+    sound_rng = episode_rng(seed, split, index, 3)
+    agent_T = mix_track(dialogue, "agent", sound_rng)
+    user_T, microphone = capture(
+        mix_track(dialogue, "user", sound_rng), sound_rng, agent_T if echo else None, babble=_babble(split)
     )
-    agent_T = mix_track(dialogue, "agent")
-    user_T, room = room_and_noise(mix_track(dialogue, "user"), episode_rng(seed, split, index, 3))
-    motions = {
-        "user": _motion(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5))),
-        "agent": _motion(dialogue, "agent", episode_rng(seed, split, index, 5), 1.0),
+    acting = {
+        "user": _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5))),
+        "agent": _act(dialogue, "agent", episode_rng(seed, split, index, 5), 1.0),
     }
-    end = dialogue.seconds
-    events = dialogue.events + [
-        {"type": "nod", "side": side, "start": at, "end": round(at + 0.44, 3), "label": ""}
-        for side in ("agent", "user") for at in motions[side].nods if at + 0.44 < end
+    nods = [
+        {"type": "nod", "side": side, "start": at, "end": round(at + NOD, 3), "label": ""}
+        for side in SIDES for at in acting[side].motion.nods if at + NOD < dialogue.seconds
     ]  # fmt: skip
-    sides = ("user", "agent")
-    words = {s: [asdict(w) for t in dialogue.turns if t.side == s for w in t.words()] for s in sides}
-    phonemes = {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in sides}
     labels = {
         "schema": SCHEMA,
         "generator": GENERATOR,
@@ -109,16 +137,36 @@ def make_episode(seed: int, split: str, index: int, agent_voice: AgentVoice, pic
         "units": dialogue.units,
         "fps": FPS,
         "scenarios": dialogue.scenarios,
-        "user": {"voice": asdict(user_voice), "identity": _plain(identity), "camera": camera, "room": room},
-        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": _plain(AGENT_IDENTITY)},
-        "words": words,
-        "phonemes": phonemes,
-        "events": sorted(events, key=lambda e: (e["start"], e["type"], e["side"])),
-        "mouth_open": {side: [round(p.mouth_open, 3) for p in motions[side].poses] for side in ("user", "agent")},
-    }
-    user_video = _film(identity, motions["user"].poses) if pictures and camera else None
-    agent_video = _film(AGENT_IDENTITY, motions["agent"].poses) if pictures else None
+        "user": {
+            "voice": human.labels() if human else asdict(user_voice), "identity": _plain(identity), "camera": camera,
+            "microphone": microphone,
+        },
+        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": _plain(AGENT_IDENTITY), "camera": True},
+        "words": {s: [asdict(w) for t in dialogue.turns if t.side == s for w in t.words()] for s in SIDES},
+        "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
+        "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
+        "mouth_open": {side: [round(p.mouth_open, 3) for p in acting[side].motion.poses] for side in SIDES},
+        "face": {side: acting[side].parameters() for side in SIDES},
+    }  # fmt: skip
+    user_video = acting["user"].film(identity) if pictures and camera else None
+    agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures else None
     return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
+
+
+def _babble(split: str) -> Noise:
+    """Other people of the same split, talking over one another."""
+
+    def babble(samples: int, rng: np.random.Generator) -> np.ndarray:
+        out_T = np.zeros(samples, np.float32)
+        for _ in range(3):
+            voice, first = UserVoice.sample(rng, split), 0
+            while first < samples:
+                audio_T = voice.speak(any_wording(rng), rng).audio[: samples - first]
+                out_T[first : first + len(audio_T)] += audio_T
+                first += len(audio_T) + int(rng.integers(1, SAMPLE_RATE))
+        return out_T
+
+    return babble
 
 
 def _plain(identity: FaceIdentity) -> dict:

@@ -1,48 +1,9 @@
-"""Everything that is said in the simulated world.
+"""Varied English from a small grammar, so that codecs hear every sound of the language.
 
-`AGENT`           the agent's whole repertoire, by name of the reply
-`USER`            the user's wordings, by intent
-`codec_sentence`  varied English from a small grammar, so that codecs hear every sound of the language
+`codec_sentences`  as many different ones as wanted
 """
 
 import numpy as np
-
-AGENT: dict[str, str] = {
-    "hello": "Hello! Nice to meet you.",
-    "hi": "Hi there! How are you?",
-    "welcome": "Hello, I am Joe. What can I do for you?",
-    "well": "I'm doing well, thank you.",
-    "fine_and_you": "I'm fine, thanks. And you?",
-    "glad": "I am glad to hear that.",
-    "name": "My name is Joe.",
-    "name_nice": "I am Joe. Nice to meet you.",
-    "three": "One, two, three.",
-    "five": "One, two, three, four, five.",
-    "ten": "One, two, three, four, five, six, seven, eight, nine, ten.",
-    "okay": "Okay.",
-    "stop": "Okay, I will stop.",
-    "hear": "Yes, I can hear you.",
-    "can": "I can talk with you, and I can count.",
-    "welcome_thanks": "You're welcome.",
-    "pleasure": "My pleasure.",
-    "bye": "Goodbye, see you soon.",
-    "bye_nice": "Bye! It was nice talking to you.",
-}
-
-USER: dict[str, tuple[str, ...]] = {
-    "greeting": ("Hello.", "Hi there.", "Hi!", "Hello there.", "Hey, hello.", "Good morning.", "Hello, Joe."),
-    "how": ("How are you?", "How are you today?", "How are you doing?", "And how are you?", "How is it going?"),
-    "fine": ("I am fine.", "I'm good, thank you.", "I am fine, thanks.", "I am doing great.", "Very well, thanks."),
-    "name": ("What is your name?", "What's your name?", "Who are you?", "Tell me your name.", "And your name is?"),
-    "three": ("Count to three.", "Please count to three.", "Can you count to three?", "Count up to three, please."),
-    "five": ("Count to five.", "Please count to five.", "Can you count to five?", "Count up to five, please."),
-    "ten": ("Count to ten.", "Please count to ten.", "Can you count to ten?", "Count up to ten, please."),
-    "stop": ("Stop.", "Stop, please.", "Wait, stop.", "Okay, stop.", "Please stop.", "Stop it."),
-    "hear": ("Can you hear me?", "Do you hear me?", "Hello, can you hear me?", "Are you there?"),
-    "can": ("What can you do?", "Tell me what you can do.", "So what can you do?", "What can you do for me?"),
-    "thanks": ("Thank you.", "Thanks.", "Thank you very much.", "Thanks a lot.", "Okay, thank you."),
-    "bye": ("Goodbye.", "Bye bye.", "Okay, bye.", "See you later.", "Goodbye, Joe.", "I have to go, bye."),
-}
 
 _PEOPLE = (
     "the teacher", "my brother", "your sister", "an old farmer", "the young doctor", "our neighbour", "a good friend",

@@ -73,6 +73,19 @@ class Speech:
         )
 
 
+def join(first: Speech, second: Speech, pause: float) -> tuple[Speech, float, float]:
+    """Two utterances as one with `pause` seconds of silence between their sounds; also where that silence lies."""
+    start = first.phonemes[-1].end
+    end = round(start + pause, 4)
+    offset = round((end - second.phonemes[0].start) * SAMPLE_RATE)
+    audio_T = np.zeros(max(offset + len(second.audio), len(first.audio)), np.float32)
+    audio_T[: len(first.audio)] += first.audio
+    audio_T[offset:][: len(second.audio)] += second.audio
+    moved = second.shifted(offset / SAMPLE_RATE, len(audio_T))
+    text = f"{first.text} {second.text}"
+    return Speech(text, audio_T, first.words + moved.words, first.phonemes + moved.phonemes), start, end
+
+
 def fade(audio_T: np.ndarray, seconds: float = 0.008) -> np.ndarray:
     """A copy whose ends rise from and fall to zero, so that cuts never click."""
     count = min(round(seconds * SAMPLE_RATE), len(audio_T) // 2)

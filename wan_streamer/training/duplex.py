@@ -46,7 +46,9 @@ def load_codecs(preset: str, codecs: Path) -> tuple[AudioVAE, VideoVAE]:
     load_module(audio_vae, Path(codecs) / "audio_vae.safetensors")
     load_module(video_vae, Path(codecs) / "video_vae.safetensors")
     for codec in (audio_vae, video_vae):
-        codec.bfloat16().float()
+        with torch.no_grad():  # what a checkpoint does not store, such as the analysis window, is not rounded
+            for value in codec.state_dict().values():
+                value.copy_(value.bfloat16())
         codec.eval().requires_grad_(False)
     return audio_vae, video_vae
 
@@ -61,9 +63,10 @@ class DuplexStage(Stage):
         fingerprint = codec_hash(self.audio_vae, self.video_vae)
         self.streamer = Streamer(get_preset(preset))
         self.models: dict[str, nn.Module] = {"streamer": self.streamer}
-        self.train_store = LatentStore(Path(data) / "train", fingerprint)
-        self.valid_store = LatentStore(Path(data) / "valid", fingerprint)
-        short = min(labels["units"] for labels in self.train_store.labels)
+        perception = get_preset(preset).perception
+        self.train_store = LatentStore(Path(data) / "train", fingerprint, perception)
+        self.valid_store = LatentStore(Path(data) / "valid", fingerprint, perception)
+        short = min(labels["units"] for store in (self.train_store, self.valid_store) for labels in store.labels)
         if short < units:
             raise DataError(f"{data}: a conversation of {short} units is shorter than the clips of {units}")
         self.token_weight = torch.ones(self.streamer.config.text.vocab_size)

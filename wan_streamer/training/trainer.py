@@ -4,12 +4,17 @@ Resume is exact: batches and noise are pure functions of (seed, step), so weight
 number are all there is to save. Nothing is pickled: tensors go to safetensors, numbers to JSON.
 """
 
+import contextlib
 import json
 import math
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import torch
@@ -24,11 +29,16 @@ from wan_streamer.tensors import save_atomically
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Numbers of the loop. Learning rate: linear warm-up, then cosine down to `lr * lr_floor`."""
+    """Numbers of the loop. Learning rates: linear warm-up, then cosine down to `lr_floor` of them.
+
+    lr       of AdamW
+    muon_lr  of Muon, for the stage's hidden matrices (`Stage.is_hidden`); 0 leaves them to AdamW
+    """
 
     steps: int
     lr: float
     batch: int
+    muon_lr: float = 0.0
     seed: int = 0
     warmup: int = 50
     lr_floor: float = 0.05
@@ -42,11 +52,19 @@ class TrainConfig:
 
 
 class Stage(ABC):
-    """One training stage. `models` maps a name to each trained module; losses read the modules, never their EMA."""
+    """One training stage. `models` maps a name to each trained module; losses read the modules, never their EMA.
+
+    steady  models whose learning rate stays where the warm-up left it, as a share of `lr`
+    """
 
     name: str
     config: TrainConfig
     models: dict[str, nn.Module]
+    steady: Mapping[str, float] = MappingProxyType({})
+
+    def is_hidden(self, name: str, p: nn.Parameter) -> bool:
+        """Whether Muon trains this parameter: a matrix (or kernel) between two hidden activations."""
+        return False
 
     @abstractmethod
     def batch(self, step: int) -> Any:
@@ -78,14 +96,31 @@ class Trainer:
             for name, p in module.named_parameters()
             if p.requires_grad
         }
-        decayed = [p for p in self.named.values() if p.ndim >= 2]
-        others = [p for p in self.named.values() if p.ndim < 2]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.lr,
-            betas=config.betas,
-            fused=True,
-        )
+        hidden = {n: p for n, p in self.named.items() if config.muon_lr and stage.is_hidden(n, p)}
+        self.matrices = {name: nn.Parameter(_as_matrix(p)) for name, p in hidden.items()}
+        rest: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, p in self.named.items():
+            if name not in hidden:
+                rest.setdefault((p.ndim >= 2, stage.steady.get(name.split(".")[0], 0.0)), []).append(p)
+        groups = [
+            {"params": p, "lr": config.lr * (steady or 1.0), "steady": bool(steady),
+             "weight_decay": config.weight_decay if decayed else 0.0}
+            for (decayed, steady), p in rest.items()
+        ]  # fmt: skip
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        ]
+        if self.matrices:
+            self.optimisers.append(
+                torch.optim.Muon(
+                    self.matrices.values(),
+                    lr=config.muon_lr,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        self._rates = {id(group): group["lr"] for o in self.optimisers for group in o.param_groups}
+        self._stop = False
         self.ema = {name: p.detach().clone() for name, p in self.named.items()}
         self.step = 0
 
@@ -97,19 +132,22 @@ class Trainer:
         with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}")) as progress:
             bar = progress.add_task(self.stage.name, total=config.steps, completed=self.step, loss="")
             try:
-                while self.step < config.steps:
-                    numbers = self._train_step()
-                    if self.step % config.log_every == 0:
-                        numbers["seconds"] = round(time.monotonic() - started, 1)
-                        self._log("train", numbers)
-                    progress.update(bar, completed=self.step, loss=f"loss {numbers['loss']:.4f}")
-                    if self.step % config.validate_every == 0 or self.step == config.steps:
-                        metrics = self.validate()
-                    if self.step % config.save_every == 0:
-                        self.save()
-                    if minutes is not None and time.monotonic() - started > 60 * minutes:
-                        break
-            finally:  # Ctrl-C and errors of the data keep the finished steps
+                with self._stop_signals():
+                    while self.step < config.steps:
+                        numbers = self._train_step()
+                        if self.step % config.log_every == 0:
+                            numbers["seconds"] = round(time.monotonic() - started, 1)
+                            self._log("train", numbers)
+                        progress.update(bar, completed=self.step, loss=f"loss {numbers['loss']:.4f}")
+                        if self.step % config.validate_every == 0 or self.step == config.steps:
+                            metrics = self.validate()
+                        if self.step % config.save_every == 0:
+                            self.save()
+                        if self._stop:
+                            raise KeyboardInterrupt
+                        if minutes is not None and time.monotonic() - started > 60 * minutes:
+                            break
+            finally:  # errors of the data keep the finished steps
                 self.save()
         with self._ema_weights():
             self.stage.export(self.out)
@@ -119,15 +157,17 @@ class Trainer:
         config = self.stage.config
         batch = self.stage.batch(self.step)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.lr * self._lr_scale()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self._rates[id(group)] * self._lr_scale(group.get("steady", False))
         loss, numbers = self.stage.loss(batch, self.step, generator)
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"{self.stage.name}: loss is {loss.item()} at step {self.step}, expected a finite number; the weights"
                 f" of the last finished step are in {self.out}; resume with a smaller learning rate"
             )
-        self.optimiser.zero_grad(set_to_none=True)
+        for p in self.named.values():
+            p.grad = None
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip)
         if not norm.isfinite():
@@ -135,17 +175,23 @@ class Trainer:
                 f"{self.stage.name}: the gradient is {norm.item()} at step {self.step}, expected a finite number; the"
                 f" weights of the last finished step are in {self.out}; resume with a smaller learning rate"
             )
-        self.optimiser.step()
+        for name, matrix in self.matrices.items():
+            grad = self.named[name].grad
+            matrix.grad = None if grad is None else _as_matrix(grad.to(memory_format=_layout(self.named[name])))
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.named.values()), 1 - decay)
         return {"loss": loss.item(), "grad_norm": norm.item(), **numbers}
 
-    def _lr_scale(self) -> float:
+    def _lr_scale(self, steady: bool) -> float:
         config = self.stage.config
         if self.step < config.warmup:
             return (self.step + 1) / config.warmup
+        if steady:
+            return 1.0
         done = (self.step - config.warmup) / max(1, config.steps - config.warmup)
         return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -167,12 +213,17 @@ class Trainer:
         """Write weights, EMA and optimiser state atomically."""
         tensors = {f"model.{name}": p.detach() for name, p in self.named.items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
-        names = {id(p): name for name, p in self.named.items()}
-        for param, state in self.optimiser.state.items():
-            tensors |= {f"optimiser.{names[id(param)]}|{key}": value for key, value in state.items()}
+        for name in self.named:
+            tensors |= {f"optimiser.{name}|{key}": value for key, value in self._state_of(name).items()}
         tensors |= self.extra_tensors()
         meta = {"step": str(self.step), "stage": self.stage.name, "config": json.dumps(asdict(self.stage.config))}
         save_atomically(tensors, self.out / "trainer.safetensors", meta)
+
+    def _state_of(self, name: str) -> dict[str, Tensor]:
+        """Where the optimiser keeps its tensors of a parameter."""
+        if name in self.matrices:
+            return self.optimisers[1].state[self.matrices[name]]
+        return self.optimisers[0].state[self.named[name]]
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Buffers that training changes, and untrained parameters, so that a resume is whole."""
@@ -200,6 +251,13 @@ class Trainer:
                 f"{path}: expected a run of stage {self.stage.name!r} with the same preset, got stage"
                 f" {meta['stage']!r}{' without ' + missing[0] if missing else ''}"
             )
+        stored, now = json.loads(meta["config"]), asdict(self.stage.config)
+        for key in ("lr", "muon_lr", "batch", "seed"):
+            if stored.get(key, 0.0) != now[key]:
+                raise TrainingError(
+                    f"{path}: this run has {key} {stored.get(key)}, expected {now[key]}; resume with the options it was"
+                    " started with, or start a new run in another folder"
+                )
         self.step = int(meta["step"])
         with torch.no_grad():
             for name, p in self.named.items():
@@ -212,7 +270,35 @@ class Trainer:
         for key, value in tensors.items():
             if key.startswith("optimiser."):
                 name, field = key.removeprefix("optimiser.").rsplit("|", 1)
-                self.optimiser.state[self.named[name]][field] = value
+                self._state_of(name)[field] = value
+
+    @contextlib.contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM wait for the end of the step, so that a half-made step is never saved."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stop = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _layout(p: Tensor) -> torch.memory_format:
+    last = p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _as_matrix(p: Tensor) -> Tensor:
+    """[out, everything else] on the memory of `p`; a kernel in channels-last order is flattened in that order."""
+    data = p.detach()
+    return (data.permute(0, 2, 3, 1) if _layout(p) is torch.channels_last else data).flatten(1)
 
 
 class _Swap:

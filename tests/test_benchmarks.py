@@ -1,0 +1,185 @@
+"""Timings are taken in turns, the numbers are the ones one would compute by hand, and a missing peer says so."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TALKER, tiny_weights
+from torch import nn
+
+from wan_streamer.benchmarks import timing
+from wan_streamer.benchmarks.codecs import Streaming, bench_codecs
+from wan_streamer.benchmarks.peers import PEERS, Peer
+from wan_streamer.cli import main
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.pretrained import save_weights
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
+
+
+class Clock:
+    """Stands still until a contender moves it."""
+
+    def __init__(self) -> None:
+        self.now, self.calls = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow:
+    parameters = 7
+
+    def __init__(self, clock: Clock, name: str, encode: float, decode: float) -> None:
+        self.clock, self.name, self.seconds = clock, name, (encode, decode)
+
+    def encode(self) -> str:
+        self.clock.now += self.seconds[0]
+        self.clock.calls.append(self.name)
+        return f"code of {self.name}"
+
+    def decode(self, code: str) -> None:
+        assert code == f"code of {self.name}"
+        self.clock.now += self.seconds[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_weights(tiny_weights(), folder)
+    return folder
+
+
+def test_contenders_take_turns() -> None:
+    clock = Clock()
+    contenders = {"a": Slow(clock, "a", 0.002, 0.003), "b": Slow(clock, "b", 0.5, 0.25)}
+    seconds = timing.take_turns(contenders, 5, clock)
+    assert clock.calls == ["a"] * timing.WARMUP_UNITS + ["b"] * timing.WARMUP_UNITS + ["a", "b"] * 5
+    assert seconds["a"].encode == pytest.approx([0.002] * 5)
+    assert seconds["a"].decode == pytest.approx([0.003] * 5)
+    assert seconds["b"].encode == pytest.approx([0.5] * 5)
+
+
+def test_a_heavy_contender_plays_fewer_rounds() -> None:
+    clock = Clock()
+    contenders = {"a": Slow(clock, "a", 0.002, 0.003), "b": Slow(clock, "b", 3.0, 4.0)}
+    seconds = timing.take_turns(contenders, 9, clock)
+    assert (len(seconds["a"].encode), len(seconds["b"].encode)) == (9, timing.HEAVY_UNITS)
+    assert clock.calls.count("b") == 1 + timing.HEAVY_UNITS  # one unit of warm-up tells enough
+
+
+def test_spread_and_ratio() -> None:
+    assert timing.spread([0.001, 0.002, 0.003, 0.004, 0.101]) == {"p50": 3.0, "p95": 81.6}
+    ours = {"encode_ms": {"p50": 4.0, "p95": 90.0}, "decode_ms": {"p50": 6.0, "p95": 90.0}}
+    peer = {"encode_ms": {"p50": 20.0, "p95": 20.0}, "decode_ms": {"p50": 5.0, "p95": 5.0}}
+    assert timing.ratio(ours, peer) == 2.5
+
+
+def test_gflop_counts_encode_and_decode() -> None:
+    class Layers(Slow):
+        def __init__(self) -> None:
+            self.linear, self.conv = nn.Linear(1000, 500), nn.Conv2d(3, 8, 3, padding=1)
+
+        def encode(self) -> torch.Tensor:
+            return self.linear(torch.zeros(20, 1000))
+
+        def decode(self, code: torch.Tensor) -> torch.Tensor:
+            return self.conv(torch.zeros(1, 3, 100, 200))
+
+    # 2 x 20 x 1000 x 500 and 2 x 100 x 200 x 8 x 27
+    assert timing.gflop(Layers()) == pytest.approx((20.0e6 + 8.64e6) / 1e9, abs=6e-4)
+
+
+def test_our_codecs_carry_their_state() -> None:
+    weights = tiny_weights()
+    units_BT = torch.randn(1, 2 * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(0)) * 0.1
+    contender = Streaming(weights.audio_vae, units_BT[:, :SAMPLES_PER_UNIT])
+    with torch.inference_mode():
+        whole, _ = weights.audio_vae.encode(units_BT)
+        contender.encode()
+        contender.unit = units_BT[:, SAMPLES_PER_UNIT:]
+        torch.testing.assert_close(contender.encode(), whole[:, FRAMES_PER_UNIT:], atol=1e-5, rtol=0)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["wan-streamer", *(str(argument) for argument in arguments)])
+    main()
+
+
+def test_command_end_to_end(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new folder" / "report.json"
+    options = ["--json", path, "--checkpoint", checkpoint, "--peers", "", "--units", "3", "--threads", "1"]
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, "bench", "codecs", *options)
+    assert end.value.code in (0, None)
+    assert "ours" in capsys.readouterr().out
+    report = json.loads(path.read_text())
+    weights = tiny_weights()
+    for modality, vae in (("audio", weights.audio_vae), ("video", weights.video_vae)):
+        part = report[modality]
+        assert set(part) == {"ours", "peers", "ratio"}
+        assert part["peers"] == part["ratio"] == {}
+        assert set(part["ours"]) == {"encode_ms", "decode_ms", "parameters", "gflop"}
+        assert part["ours"]["parameters"] == sum(p.numel() for p in vae.parameters())
+        for way in ("encode_ms", "decode_ms"):
+            assert 0 < part["ours"][way]["p50"] <= part["ours"][way]["p95"]
+    assert (report["threads"], report["units"], report["torch"]) == (1, 3, torch.__version__)
+    assert report["dtype"] == {"audio": "float32", "video": "bfloat16"}
+    assert report["frame"] == [TALKER.video_vae.height, TALKER.video_vae.width]
+    assert report["cpu"]
+    assert report["date"].startswith("20")
+    assert report["skipped"] == {}
+
+
+def test_unknown_peer_is_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, "bench", "codecs", "--checkpoint", checkpoint, "--peers", "mimi,encodec9")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: unknown peer 'encodec9'; known peers are mimi, wan2.1, taesd\n"
+
+
+def test_missing_and_broken_peers_are_skipped(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_interface(unit: torch.Tensor) -> timing.Contender:
+        raise TypeError("no argument 'streaming'")
+
+    monkeypatch.setitem(sys.modules, "moshi", None)
+    monkeypatch.setitem(PEERS, "changed", Peer("video", "pip install changed==1", other_interface, ""))
+    threads = torch.get_num_threads()
+    report = bench_codecs(checkpoint, ["mimi", "changed"], units=1, threads=threads + 1)
+    assert "pip install --no-deps moshi" in report["skipped"]["mimi"]
+    assert "no argument 'streaming'" in report["skipped"]["changed"]
+    assert report["audio"]["ours"]["encode_ms"]["p50"] > 0
+    assert report["audio"]["peers"] == report["video"]["peers"] == {}
+    assert (report["threads"], torch.get_num_threads()) == (threads + 1, threads)
+
+
+def test_a_peer_is_measured_beside_ours(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Identity:
+        parameters = 0
+
+        def __init__(self, unit: torch.Tensor) -> None:
+            assert unit.shape == (1, SAMPLES_PER_UNIT)
+            self.unit = unit
+
+        def encode(self) -> torch.Tensor:
+            return self.unit
+
+        def decode(self, code: torch.Tensor) -> torch.Tensor:
+            return code
+
+    monkeypatch.setitem(PEERS, "identity", Peer("audio", "", Identity, "does nothing"))
+    report = bench_codecs(checkpoint, ["identity"], units=3)
+    assert 0 <= report["audio"]["ratio"]["identity"] < 1
+    assert report["audio"]["peers"]["identity"]["gflop"] == 0
+    assert report["notes"] == {"identity": "does nothing"}
+
+
+def test_dtype(checkpoint: Path) -> None:
+    assert bench_codecs(checkpoint, [], units=1, dtype="float32")["dtype"]["video"] == "float32"
+    with pytest.raises(ConfigError, match="float16"):
+        bench_codecs(checkpoint, [], units=1, dtype="float16")

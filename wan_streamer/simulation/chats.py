@@ -1,0 +1,78 @@
+"""What people really typed to each other: sentences of the chitchat dataset (PyPI `chitchat-dataset`, MIT licence).
+
+`chat_sentences`  clean single sentences of one split, in an order that never changes
+`chat_pairs`      a message and its answer, for text dialogue
+"""
+
+import functools
+import re
+import zlib
+from itertools import pairwise
+from typing import Any
+
+from wan_streamer.errors import ConfigError
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z' ,]*[.?!]?")
+_SHARES = {"train": range(8), "valid": range(8, 9), "test": range(9, 10)}
+_KEPT_OUT = re.compile(
+    r"\b(fuck\w*|shit\w*|bitch\w*|dick|sex\w*|porn|nigg\w*|damn|hell|ass|asshole|kill\w*|die|dead|rape\w*|gay|drunk|drugs?"
+    r"|weed|hate|stupid|idiot|suicid\w*|naked|boobs?|penis|cum|lol|lmao|omg|wtf|haha\w*|hmm+|ur|u|r|im|dont|cant|ive|thats)\b",
+    re.IGNORECASE,
+)
+WORDS = (3, 14)  # shortest and longest sentence
+
+
+@functools.cache
+def _conversations() -> tuple[tuple[str, ...], ...]:
+    """One tuple per chat: what was said in turn, messages of one turn joined."""
+    try:
+        import chitchat_dataset
+    except ImportError as error:
+        raise ConfigError(
+            "real sentences need the package chitchat-dataset: pip install 'wan-streamer[simulate]'"
+        ) from error
+    chats: Any = chitchat_dataset.Dataset()
+    return tuple(tuple(" ".join(m["text"] for m in turn) for turn in chats[key]["messages"]) for key in sorted(chats))
+
+
+def _split_of(text: str) -> int:
+    return zlib.crc32(text.lower().encode()) % 10
+
+
+def _tidy(text: str) -> str | None:
+    """The text with a capital and a full stop, or None if it is not one plain, polite sentence."""
+    text = " ".join(text.split())
+    if not _PLAIN.fullmatch(text) or not WORDS[0] <= len(text.split()) <= WORDS[1] or _KEPT_OUT.search(text):
+        return None
+    words = [word for word in re.findall(r"[A-Za-z']+", text) if len(word) > 18 or (word.isupper() and len(word) > 1)]
+    if words:  # shouting, abbreviations and keyboards fallen asleep on
+        return None
+    text = re.sub(r"\bi\b", "I", text[0].upper() + text[1:])
+    return text if text[-1] in ".?!" else text + "."
+
+
+@functools.cache
+def chat_sentences(split: str) -> tuple[str, ...]:
+    """Different sentences of `split`, about 30 000 for "train"; the splits share none."""
+    wanted = _SHARES[split]
+    found: dict[str, None] = {}
+    for chat in _conversations():
+        for turn in chat:
+            for part in re.split(r"(?<=[.?!])\s+", turn):
+                sentence = _tidy(part)
+                if sentence and _split_of(sentence) in wanted:
+                    found[sentence] = None
+    return tuple(found)
+
+
+@functools.cache
+def chat_pairs(split: str) -> tuple[tuple[str, str], ...]:
+    """(message, answer), both single clean sentences; split by the message."""
+    wanted = _SHARES[split]
+    found: dict[tuple[str, str], None] = {}
+    for chat in _conversations():
+        for said, answered in pairwise(chat):
+            a, b = _tidy(said), _tidy(answered)
+            if a and b and _split_of(a) in wanted:
+                found[a, b] = None
+    return tuple(found)
