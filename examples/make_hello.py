@@ -10,8 +10,8 @@ import av
 import numpy as np
 
 from wan_streamer.simulation.faces import FaceIdentity, FaceRenderer
+from wan_streamer.simulation.microphone import capture
 from wan_streamer.simulation.motion import pose_track
-from wan_streamer.simulation.partners import room_and_noise
 from wan_streamer.simulation.voices import UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE
 
@@ -31,7 +31,7 @@ def main() -> None:
         audio[first : first + len(speech.audio)] += speech.audio
         spans.append((start, start + speech.seconds))
         phonemes += speech.shifted(start, len(audio)).phonemes
-    audio, _ = room_and_noise(audio, rng)
+    audio, _ = capture(audio, rng, strength=0.0)
     motion = pose_track(frames, tuple(phonemes), speaking=spans, listening=[], rng=rng, smiles=[0.9])
     renderer = FaceRenderer(identity)
     with av.open(str(Path(__file__).with_name("hello.mp4")), "w", options={"movflags": "+faststart"}) as film:

@@ -48,7 +48,11 @@ class ConvNeXt1d(nn.Module):
 
 
 class MemoryBlock(nn.Module):
-    """x_BTCHW -> y_BTCHW. The state is the last input frame [B, 1, C, H, W]."""
+    """x_BTCHW -> y_BTCHW. The state is what the last input frame adds to the next one [B, 1, C, H, W].
+
+    conv1 reads present and past together. It is run as two convolutions of the same activations, and the past's result
+    is shifted by a frame: nothing is concatenated, and the activation is computed once.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,14 +60,16 @@ class MemoryBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        B, T, C, H, W = x_BTCHW.shape
-        if state is None:
-            state = torch.zeros_like(x_BTCHW[:, :1])
-        past = torch.cat([state.to(x_BTCHW.dtype), x_BTCHW[:, :-1]], dim=1)
-        hidden = torch.cat([x_BTCHW, past], dim=2).reshape(B * T, 2 * C, H, W)
-        hidden = hidden.contiguous(memory_format=torch.channels_last)
-        hidden = self.conv2(F.silu(self.conv1(F.silu(hidden))))
-        return x_BTCHW + hidden.reshape(B, T, C, H, W), x_BTCHW[:, -1:]
+        frames = x_BTCHW.shape[:2]
+        active = F.silu(x_BTCHW.flatten(0, 1))
+        present, past = self.conv1.weight.chunk(2, dim=1)
+        hidden = F.conv2d(active, present, self.conv1.bias, padding=1).unflatten(0, frames)
+        memory = F.conv2d(active, past, padding=1).unflatten(0, frames)
+        hidden[:, 1:] += memory[:, :-1]
+        if state is not None:
+            hidden[:, :1] += state.to(hidden.dtype)
+        hidden = self.conv2(F.silu(hidden.flatten(0, 1)))
+        return x_BTCHW + hidden.unflatten(0, frames), memory[:, -1:]
 
 
 class CodecStats(nn.Module):

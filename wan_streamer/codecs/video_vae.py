@@ -42,13 +42,15 @@ class _Down(nn.Module):
 
     def forward(self, x_BTCHW: Tensor) -> Tensor:
         B, T, C, H, W = x_BTCHW.shape
-        joined = x_BTCHW.reshape(B * T // self.frames, self.frames * C, H, W)
-        hidden = self.conv(F.pixel_unshuffle(joined, 2))
-        return hidden.reshape(B, T // self.frames, -1, H // 2, W // 2)
+        cells = x_BTCHW.movedim(2, 4).reshape(B, T // self.frames, self.frames, H // 2, 2, W // 2, 2, C)
+        # Channels stay innermost while pixels move, so the weights, stored as (frame, channel, row, column), move too.
+        weight = self.conv.weight.view(-1, self.frames, C, 2, 2).permute(0, 1, 3, 4, 2).flatten(1)
+        joined = cells.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
+        return F.linear(joined, weight, self.conv.bias).movedim(4, 2)
 
 
 class _Up(nn.Module):
-    """Double height and width, and split one frame into two if `frames` is 2."""
+    """Double height and width, and split one frame into `frames`."""
 
     def __init__(self, c_in: int, c_out: int, frames: int) -> None:
         super().__init__()
@@ -56,9 +58,17 @@ class _Up(nn.Module):
         self.conv = nn.Conv2d(c_in, 4 * frames * c_out, 1)
 
     def forward(self, x_BTCHW: Tensor) -> Tensor:
-        B, T, C, H, W = x_BTCHW.shape
-        hidden = F.pixel_shuffle(self.conv(x_BTCHW.reshape(B * T, C, H, W)), 2)
-        return hidden.reshape(B, T * self.frames, -1, 2 * H, 2 * W)
+        return _grow(self.conv, x_BTCHW, self.frames)
+
+
+def _grow(conv: nn.Conv2d, x_BTCHW: Tensor, frames: int) -> Tensor:
+    """A 1 x 1 convolution to (frame, channel, row, column), each of which finds its place; memory channels-last."""
+    B, T, C, H, W = x_BTCHW.shape
+    weight = conv.weight.view(frames, -1, 2, 2, C).permute(0, 2, 3, 1, 4).reshape(-1, C)
+    bias = conv.bias.view(frames, -1, 2, 2).permute(0, 2, 3, 1).flatten()  # type: ignore[union-attr]
+    cells = F.linear(x_BTCHW.movedim(2, 4), weight, bias).view(B, T, H, W, frames, 2, 2, -1)
+    grown = cells.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, T * frames, 2 * H, 2 * W, -1)
+    return grown.movedim(4, 2)
 
 
 class VideoVAE(nn.Module):
@@ -103,7 +113,8 @@ class VideoVAE(nn.Module):
         flow = iter((state or VideoState()).blocks or [None] * 3 * self.config.blocks)
         after: list[State] = []
         flat = video_BTCHW.flatten(0, 1)
-        hidden = self.enc_in(F.pixel_unshuffle(flat, 4).contiguous(memory_format=torch.channels_last))
+        cells = flat.reshape(B * T, 3, H // 4, 4, W // 4, 4).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        hidden = self.enc_in(cells.movedim(3, 1))
         hidden = hidden.reshape(B, T, -1, H // 4, W // 4)
         for level, blocks in enumerate(self.enc_blocks):
             if level:
@@ -128,11 +139,11 @@ class VideoVAE(nn.Module):
             for block in blocks:  # type: ignore[attr-defined]
                 hidden, kept = block(hidden, next(flow))
                 after.append(kept)
-        half = F.pixel_shuffle(self.dec_half(hidden.flatten(0, 1)), 2)
-        half = half.contiguous(memory_format=torch.channels_last)
-        detail = F.pixel_shuffle(self.dec_out(F.silu(half + self.dec_last(F.silu(half)))), 2)
+        half = _grow(self.dec_half, hidden, 1).flatten(0, 1)
+        detail = self.dec_out(F.silu(half + self.dec_last(F.silu(half)))).movedim(1, 3)
+        pixels = detail.unflatten(3, (3, 2, 2)).permute(0, 3, 1, 4, 2, 5).float().reshape(B, T, 4, 3, 16 * h, 16 * w)
         colour = F.interpolate(flat[:, :COLOUR_CHANNELS].float(), scale_factor=16, mode="bilinear")
-        video = detail.float().reshape(B, T, 4, 3, 16 * h, 16 * w) + colour.reshape(B, T, 1, 3, 16 * h, 16 * w)
+        video = pixels + colour.reshape(B, T, 1, 3, 16 * h, 16 * w)
         return video.flatten(1, 2), VideoState(after)
 
     def encode(self, video_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:

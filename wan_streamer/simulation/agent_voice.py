@@ -20,7 +20,7 @@ from wan_streamer.units import SAMPLE_RATE
 AGENT_DBFS = -20.0
 PIPER_LABEL_LAG = 0.015  # seconds; Piper's alignments were measured to run this late
 SENTENCE_PAUSE = 0.14  # seconds between two sentences of one utterance
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class AgentVoice:

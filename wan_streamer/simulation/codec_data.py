@@ -18,8 +18,8 @@ import numpy as np
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import DataError, MediaError
 from wan_streamer.simulation.chats import chat_sentences
-from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FaceRenderer
-from wan_streamer.simulation.motion import pose_track
+from wan_streamer.simulation.faces import AGENT_IDENTITY, COLOURS, PROPS, SIDES, FaceIdentity, FaceRenderer, Prop
+from wan_streamer.simulation.motion import Gesture, gesture_tracks, pose_track
 from wan_streamer.simulation.repertoire import agent_texts, any_wording, pick
 from wan_streamer.simulation.sentences import codec_sentences
 from wan_streamer.simulation.speech import Speech, level_speech
@@ -29,7 +29,7 @@ from wan_streamer.units import FPS, SAMPLE_RATE
 CHATS = 1400  # real sentences in the agent's voice: about 70 minutes
 CLIP = 48  # frames of each person in other_frames
 
-VARIANTS_OF_REPLIES = 6  # the same as in dialogues, so that the cache is shared
+VARIANTS_OF_REPLIES = 4  # the same as in dialogues, so that the cache is shared
 
 
 def _render_all(cache: str, variants: int, sentence: str) -> int:
@@ -137,26 +137,43 @@ def _agent_frames(cache: Path, seed: int, valid: bool) -> np.ndarray:
             else:
                 yield more.speak(texts[int(rng.integers(len(texts)))], rng)
 
-    renderer = FaceRenderer(AGENT_IDENTITY)
-    clips = []
-    for _ in range(2 if valid else 12):
-        frames = 200 if valid else 500
-        motion = pose_track(frames, *_timeline(speeches(), frames, rng), rng)
-        clips += [renderer.render(pose) for pose in motion.poses]
-    return np.stack(clips)
+    renderer, frames = FaceRenderer(AGENT_IDENTITY), 200 if valid else 500
+    clips = [
+        _film(renderer, frames, speeches(), _gestures(("wave",), 0.08, frames, rng), rng)
+        for _ in range(2 if valid else 16)
+    ]
+    return np.concatenate(clips)
+
+
+def _film(
+    renderer: FaceRenderer, frames: int, speeches: Iterator[Speech], gestures: list[Gesture], rng: np.random.Generator
+) -> np.ndarray:
+    motion = pose_track(frames, *_timeline(speeches, frames, rng), rng, gestures=gestures)
+    return renderer.film(motion.poses, *gesture_tracks(frames, gestures, rng))
+
+
+def _gestures(kinds: tuple[str, ...], share: float, frames: int, rng: np.random.Generator) -> list[Gesture]:
+    """Gestures one after the other that fill about `share` of the time; "show" shows anything there is."""
+    gestures, at = [], rng.exponential(1.8 * (1 - share) / share)
+    while at < frames / FPS:
+        kind, end = pick(kinds, rng), at + rng.uniform(1.5, 2.1)
+        what = pick(tuple(PROPS), rng)
+        prop = Prop(what, pick(PROPS[what], rng), pick(COLOURS, rng)) if kind == "show" else None
+        gestures.append(Gesture(kind, float(at), float(end), prop, pick(SIDES, rng)))
+        at = end + rng.exponential(1.8 * (1 - share) / share)
+    return gestures
 
 
 def _other_frames(people: int, seed: int, valid: bool) -> np.ndarray:
     rng = np.random.default_rng([seed, int(valid), 4])
     split = "valid" if valid else "train"
-    frames: list[np.ndarray] = []
+    clips: list[np.ndarray] = []
     for _ in range(people):
         voice = UserVoice.sample(rng, split)
         speeches = (voice.speak(any_wording(rng), rng) for _ in iter(int, 1))
-        motion = pose_track(CLIP, *_timeline(speeches, CLIP, rng), rng)
-        renderer = FaceRenderer(FaceIdentity.sample(rng, split))
-        frames += [renderer.render(pose) for pose in motion.poses]
-    return np.stack(frames)
+        gestures = _gestures(("wave", "thumb_up", "show", "show", "show"), 0.35, CLIP, rng)
+        clips.append(_film(FaceRenderer(FaceIdentity.sample(rng, split)), CLIP, speeches, gestures, rng))
+    return np.concatenate(clips)
 
 
 def _save(path: Path, make: Callable[[], np.ndarray]) -> None:
@@ -185,4 +202,4 @@ def make_codec_data(
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_frames{name}", partial(_agent_frames, cache, seed, valid))
-        _save(out / f"other_frames{name}", partial(_other_frames, 9 if valid else 64, seed, valid))
+        _save(out / f"other_frames{name}", partial(_other_frames, 12 if valid else 128, seed, valid))

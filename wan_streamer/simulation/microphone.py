@@ -31,11 +31,11 @@ NO_SPEECH_DBFS = -21.0  # what noise is measured against if the voice is silent
 OPUS_DELAY = 156  # samples at 24 kHz: the 6.5 ms that the encoder looks ahead
 PACKET = SAMPLE_RATE // 50
 SNR = {  # decibels below the voice
-    "white": (12, 30), "pink": (8, 28), "brown": (2, 22), "hum": (8, 28), "fan": (8, 26), "street": (3, 22),
+    "white": (15, 32), "pink": (8, 28), "brown": (2, 22), "hum": (8, 28), "fan": (8, 26), "street": (3, 22),
     "keys": (14, 30), "babble": (12, 26),
 }  # fmt: skip
 CHANCES = {  # of each stage in a degraded episode
-    "room": 0.6, "echo": 0.6, "noise": 0.7, "level": 0.6, "clipping": 0.15, "band": 0.25, "opus": 0.3, "loss": 0.25,
+    "room": 0.6, "echo": 0.6, "noise": 0.7, "level": 0.6, "clipping": 0.15, "band": 0.15, "opus": 0.3, "loss": 0.25,
 }  # fmt: skip
 BANDS = {"telephone": (300.0, 3400.0), "8 kHz": (60.0, 3800.0), "16 kHz": (40.0, 7600.0)}
 
@@ -251,7 +251,7 @@ def lose_packets(sound_T: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
     ramp = PACKET // 4
     rise_T = np.linspace(0, 1, ramp, dtype=np.float32)
     lost = 0
-    for start, length in zip(starts, lengths, strict=True):
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         first, last = start * PACKET, min((start + length) * PACKET, len(out_T))
         hole_T = np.zeros(last - first, np.float32)
         copied = min(first, len(hole_T), 2 * PACKET)
@@ -259,7 +259,7 @@ def lose_packets(sound_T: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
         out_T[first:last] = hole_T
         after = min(ramp, len(out_T) - last)
         out_T[last : last + after] *= rise_T[:after]
-        lost += int(length)
+        lost += length
     return out_T, {"loss": {"percent": percent, "packets": lost}}
 
 

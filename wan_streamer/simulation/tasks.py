@@ -105,7 +105,7 @@ def make_task(
     plan, units = _fitting(TASKS[name].make, Stage(rng, split, agent_voice, natural), name)
     sound_rng = episode_rng(seed, split, index, PURPOSE + 1)
     agent_T = _mix(plan, "agent", units, sound_rng)
-    user_T, microphone = capture(_mix(plan, "user", units, sound_rng), sound_rng, strength=float(plan.degrade))
+    user_T, microphone = capture(_mix(plan, "user", units, sound_rng), sound_rng, strength=2.0 * plan.degrade)
     user_rng, agent_rng = (episode_rng(seed, split, index, PURPOSE + i) for i in (2, 3))
     shots = {
         "user": [_shot(plan, "user", plan.user or Look(FaceIdentity()), units, user_rng)],

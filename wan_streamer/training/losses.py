@@ -51,10 +51,11 @@ def spectral_loss(predicted_BT: Tensor, target_BT: Tensor) -> dict[str, Tensor]:
 
 
 def video_loss(predicted_BTCHW: Tensor, target_BTCHW: Tensor) -> dict[str, Tensor]:
-    """Parts: "colour" (weighted L1 in luma and colour differences) and "gradient" (edges in both directions)."""
+    """Parts: "colour" (weighted L1 in luma and colour differences), "gradient" (edges in both directions) and "change"
+    (luma from frame to frame: without it pictures flicker where units meet)."""
     with torch.no_grad():
         motion = (target_BTCHW - target_BTCHW.mean(1, keepdim=True)).abs().mean(2, keepdim=True)
-        weight = 1 + 4 * (motion / 0.1).clamp(max=1)  # mouths, lids and gaze move; walls do not
+        weight = 1 + 6 * (motion / 0.1).clamp(max=1)  # mouths, lids and gaze move; walls do not
         weight = weight / weight.mean()
     error = predicted_BTCHW - target_BTCHW
     red, green, blue = error.unbind(2)
@@ -62,7 +63,12 @@ def video_loss(predicted_BTCHW: Tensor, target_BTCHW: Tensor) -> dict[str, Tenso
     decorrelated = torch.stack([2 * luma, red - luma, blue - luma], dim=2)
     down = (luma[..., 1:, :] - luma[..., :-1, :]).abs() * weight[:, :, 0, 1:, :]
     right = (luma[..., :, 1:] - luma[..., :, :-1]).abs() * weight[:, :, 0, :, 1:]
-    return {"colour": (decorrelated.abs() * weight).mean(), "gradient": down.mean() + right.mean()}
+    later = (luma[:, 1:] - luma[:, :-1]).abs() * weight[:, 1:, 0]
+    return {
+        "colour": (decorrelated.abs() * weight).mean(),
+        "gradient": down.mean() + right.mean(),
+        "change": later.mean(),
+    }
 
 
 class SpectrumDiscriminator(nn.Module):
