@@ -146,9 +146,9 @@ def test_help_is_quick_and_knows_every_command() -> None:
     result = run("--help")
     took = time.perf_counter() - start
     assert result.returncode == 0
-    for command in ("serve", "talk", "simulate", "encode", "train", "inspect"):
+    for command in ("serve", "talk", "simulate", "prepare", "encode", "train", "bench", "inspect"):
         assert command in result.stdout
-        assert run(command, "--help").stdout.count("Example") == (command != "train")
+        assert run(command, "--help").stdout.count("Example") == (command not in ("train", "bench"))
     assert took < 2.0  # 0.15 s on an idle machine; with PyTorch it would be seconds
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("wan_streamer/**/*.md")]
 )
-COMMAND = re.compile(r"wan-streamer ((?:train )?[a-z]+)")
+COMMAND = re.compile(r"wan-streamer ((?:(?:train|bench) )?[a-z]+)")
 
 
 @pytest.fixture(params=DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

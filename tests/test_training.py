@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,23 @@ class Toy(Stage):
         save_atomically(self.net.state_dict(), out_dir / "net.safetensors")
 
 
+class MuonToy(Toy):
+    """The same with a matrix and a channels-last kernel that Muon trains."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.02)
+        self.config = dataclasses.replace(self.config, muon_lr=0.02)
+        kernel = nn.Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = nn.Sequential(
+            nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Unflatten(1, (4, 2, 2)), kernel, nn.Flatten(),
+            nn.Linear(24, 1),
+        )  # fmt: skip
+        self.models = {"net": self.net}
+
+    def is_hidden(self, name: str, p: nn.Parameter) -> bool:
+        return name in ("net.2.weight", "net.4.weight")
+
+
 def assert_same_run(a: Path, b: Path) -> None:
     for name in ("trainer.safetensors", "net.safetensors"):
         left, right = load_file(a / name), load_file(b / name)
@@ -91,6 +110,50 @@ def test_resumed_equals_uninterrupted(end: str, tmp_path: Path) -> None:
     assert np.mean(errors[-4:]) < np.mean(errors[:4])
 
 
+def test_muon_trains_the_hidden_matrices_and_resumes(tmp_path: Path) -> None:
+    one = Trainer(MuonToy(), tmp_path / "one")
+    before = {name: p.detach().clone() for name, p in one.named.items()}
+    one.run(minutes=0)
+    hidden = ("net.2.weight", "net.4.weight")
+    assert set(one.matrices) == set(hidden)
+    for name in hidden:  # the first directions of an orthogonal update are of one size, unlike a gradient's
+        change = (one.named[name] - before[name]).detach()
+        sizes = torch.linalg.svdvals(change.permute(0, 2, 3, 1).flatten(1) if change.ndim == 4 else change)
+        assert sizes[3] > 0.5 * sizes[0] > 0
+    Trainer(MuonToy(), tmp_path / "whole").run()
+    first = Trainer(MuonToy(), tmp_path / "parts")
+    first.stage.fail_at[7] = KeyboardInterrupt()  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = Trainer(MuonToy(), tmp_path / "parts")
+    second.resume()
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_the_end_of_the_step(number: int, tmp_path: Path) -> None:
+    trainer = Trainer(Toy(), tmp_path)
+    loss = trainer.stage.loss
+
+    def interrupted(batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        if step == 4:
+            os.kill(os.getpid(), number)
+        return loss(batch, step, generator)
+
+    trainer.stage.loss = interrupted  # type: ignore[method-assign]
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert signal.getsignal(number) is handler
+    again = Trainer(Toy(), tmp_path)
+    again.resume()
+    assert again.step == trainer.step == 5
+    again.run()
+    Trainer(Toy(), tmp_path / "whole").run()
+    assert_same_run(tmp_path / "whole", tmp_path)
+
+
 def test_loss_that_is_not_finite_keeps_the_last_state(tmp_path: Path) -> None:
     clean = Trainer(Toy(), tmp_path / "clean")
     clean.stage.fail_at[6] = KeyboardInterrupt()  # type: ignore[attr-defined]
@@ -120,6 +183,9 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     other.name = "other"
     with pytest.raises(TrainingError, match=r"expected a run of stage 'other'.*got stage 'toy'"):
         Trainer(other, out).resume()
+
+    with pytest.raises(TrainingError, match=r"lr 0\.05, expected 0\.01"):
+        Trainer(Toy(lr=0.01), out).resume()
 
     wider = Toy()
     wider.models["more"] = nn.Linear(2, 2)

@@ -193,7 +193,7 @@ def inspect(
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Show a size instead: nano, smol or paper-192p.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Show a size instead, such as paper-368p.")] = None,
 ) -> None:
     """Show what an agent is made of: parts, parameters, tokens of a unit, configuration.
 

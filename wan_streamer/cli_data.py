@@ -18,7 +18,7 @@ class EngineKind(StrEnum):
     ray = "ray"
 
 
-Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol or paper-192p.")]
+Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol, paper-192p or paper-368p.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
 EngineOption = Annotated[
     EngineKind, typer.Option("--engine", help="local: this machine; ray: a cluster that sees the same folders.")

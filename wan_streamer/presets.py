@@ -1,5 +1,6 @@
 """Named whole configurations. A variant is a function here, never a copied file."""
 
+import dataclasses
 from collections.abc import Callable
 
 from wan_streamer.config import (
@@ -57,7 +58,19 @@ def paper_192p() -> StreamerConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], StreamerConfig]] = {"nano": nano, "smol": smol, "paper-192p": paper_192p}
+def paper_368p() -> StreamerConfig:
+    """The same at 640x368: 23 rows of latents have no divisor, so every latent is a token of its own."""
+    config = paper_192p()
+    vae = dataclasses.replace(config.video_vae, height=368, width=640)
+    return dataclasses.replace(config, name="paper-368p", video_vae=vae, patch=1)
+
+
+PRESETS: dict[str, Callable[[], StreamerConfig]] = {
+    "nano": nano,
+    "smol": smol,
+    "paper-192p": paper_192p,
+    "paper-368p": paper_368p,
+}
 
 
 def get_preset(name: str) -> StreamerConfig:

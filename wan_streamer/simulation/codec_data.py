@@ -29,7 +29,7 @@ from wan_streamer.units import FPS, SAMPLE_RATE
 CHATS = 1400  # real sentences in the agent's voice: about 70 minutes
 CLIP = 48  # frames of each person in other_frames
 
-VARIANTS_OF_REPLIES = 4  # the same as in dialogues, so that the cache is shared
+VARIANTS_OF_REPLIES = 3  # the same as in dialogues, so that the cache is shared
 
 
 def _render_all(cache: str, variants: int, sentence: str) -> int:

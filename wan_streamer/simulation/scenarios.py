@@ -27,13 +27,17 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "small_talk": Scenario(talk.small_talk, 1.2),
     "joke": Scenario(talk.joke, 0.6),
-    "agent_name": Scenario(talk.ask("name"), 1.2),
-    "agent_skills": Scenario(talk.ask("can", "robot", "hear"), 1.2),
+    "agent_name": Scenario(talk.ask("The user asks who the agent is.", "name"), 1.2),
+    "agent_skills": Scenario(
+        talk.ask("What can you do, are you a robot, can you hear me?", "can", "robot", "hear"), 1.2
+    ),
     "camera_question": Scenario(talk.camera_question, 0.6),
-    "thanks": Scenario(talk.ask("thanks"), 0.7),
-    "counting": Scenario(talk.ask("three", "five", "ten", "back"), 1.2),
+    "thanks": Scenario(talk.ask("The user says thanks.", "thanks"), 0.7),
+    "counting": Scenario(talk.ask("The agent counts up, or down from five.", "three", "five", "ten", "back"), 1.2),
     "arithmetic": Scenario(talk.arithmetic, 1.0),
-    "knowledge": Scenario(talk.ask(*talk.KNOWLEDGE), 1.2),
+    "knowledge": Scenario(
+        talk.ask("Six small facts, and questions that the agent cannot answer.", *talk.KNOWLEDGE), 1.2
+    ),
     "explanation": Scenario(talk.explanation, 0.8),
     "repeat_after_me": Scenario(talk.repeat_after_me, 1.0),
     "tells_name": Scenario(talk.tells_name, 0.8),

@@ -33,14 +33,17 @@ def _shown(scene: Scene, prop: Prop, intent: str, at: float) -> Draft:
 
 
 def held_colour(scene: Scene, at: float) -> Draft | None:
+    """The user holds something up and asks for its colour."""
     return _shown(scene, _thing(scene), "colour", at) if scene.camera else None
 
 
 def held_thing(scene: Scene, at: float) -> Draft | None:
+    """The user holds up a shape or a thing and asks what it is."""
     return _shown(scene, _thing(scene), "thing", at) if scene.camera else None
 
 
 def held_number(scene: Scene, at: float) -> Draft | None:
+    """The user holds up a card with a digit and asks for it."""
     prop = Prop("digit", str(int(scene.rng.integers(10))), pick(COLOURS, scene.rng))
     return _shown(scene, prop, "digit", at) if scene.camera else None
 
@@ -82,12 +85,14 @@ def waves(scene: Scene, at: float) -> Draft | None:
 
 
 def smiles(scene: Scene, at: float) -> Draft | None:
+    """The user smiles broadly without a word; the agent remarks on it."""
     if not scene.camera:
         return None
     return _remark(scene, at, "big_smile", "remark_smile", scene.between(2.0, 2.6))
 
 
 def thumb_up(scene: Scene, at: float) -> Draft | None:
+    """The user shows a thumb without a word; the agent is glad."""
     if not scene.camera:
         return None
     return _remark(scene, at, "thumb_up", "remark_thumb", scene.between(1.5, 2.0))

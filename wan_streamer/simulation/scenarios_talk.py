@@ -19,16 +19,18 @@ QUICK = ("ready", "tea_please", "red_one", "cat_one", "summer", "morning")
 PAUSE = (0.5, 1.0)  # inside a user's turn, seconds
 
 
-def ask(*intents: str) -> Plan:
-    """One of the intents, answered."""
+def ask(meaning: str, *intents: str) -> Plan:
+    """A scenario that `meaning` describes: one of the intents, answered."""
 
     def plan(scene: Scene, at: float) -> Draft:
         return scene.exchange(pick(intents, scene.rng), at)
 
+    plan.__doc__ = meaning
     return plan
 
 
 def greeting(scene: Scene, at: float) -> Draft:
+    """The user says hello, sometimes with a wave; the agent answers, and may ask how they are."""
     draft = scene.exchange("greeting", at)
     if scene.camera and scene.chance(0.3):
         scene.wave(draft, "user", draft.turns[0].onset - 0.2)
@@ -47,6 +49,7 @@ def answer_fine(scene: Scene, draft: Draft) -> None:
 
 
 def small_talk(scene: Scene, at: float) -> Draft:
+    """How are you, the weather, music; the agent may ask back."""
     kind = pick(("how", "how", "weather", "music"), scene.rng)
     draft = scene.exchange(kind, at)
     if draft.turns[1].label == "fine_and_you" and scene.chance(0.85):
@@ -55,6 +58,7 @@ def small_talk(scene: Scene, at: float) -> Draft:
 
 
 def joke(scene: Scene, at: float) -> Draft:
+    """The agent tells a joke; the user may laugh."""
     draft = scene.exchange("joke", at)
     if scene.chance(0.6):
         laugh = scene.user("laugh", draft.end + scene.between(0.4, 0.9))
@@ -63,28 +67,33 @@ def joke(scene: Scene, at: float) -> Draft:
 
 
 def camera_question(scene: Scene, at: float) -> Draft:
+    """The user asks whether they can be seen; the answer depends on the camera."""
     return scene.exchange("see", at, "see" if scene.camera else "no_camera")
 
 
 def arithmetic(scene: Scene, at: float) -> Draft:
+    """The sum of two numbers from one to five."""
     a, b = (int(scene.rng.integers(1, 6)) for _ in range(2))
     asked = scene.user("sum", at, a=NUMBERS[a], b=NUMBERS[b])
     return Draft([asked, scene.reply("sum", asked.end, number=NUMBERS[a + b])])
 
 
 def repeat_after_me(scene: Scene, at: float) -> Draft:
+    """The agent says what the user has said."""
     label = pick(tuple(name for name in AGENT if name.startswith("say_")), scene.rng)
     asked = scene.user("say", at, phrase=AGENT[label])
     return Draft([asked, scene.reply(label, asked.end)])
 
 
 def tells_name(scene: Scene, at: float) -> Draft:
+    """The user tells their name; the agent uses it at once."""
     name = pick(NAMES, scene.rng)
     told = scene.user("i_am", at, name=name)
     return Draft([told, scene.reply("meet_name", told.end, name=name)], facts={"name": name})
 
 
 def recalls_name(scene: Scene, at: float) -> Draft:
+    """The user asks for their name: the agent remembers it, or says that it was not told."""
     asked = scene.user("ask_my_name", at)
     known = scene.facts.get("name")
     answer = scene.reply("your_name", asked.end, name=known) if known else scene.reply("unknown", asked.end)
@@ -92,12 +101,14 @@ def recalls_name(scene: Scene, at: float) -> Draft:
 
 
 def tells_colour(scene: Scene, at: float) -> Draft:
+    """The user tells their favourite colour."""
     colour = pick(COLOURS, scene.rng)
     told = scene.user("my_colour", at, colour=colour)
     return Draft([told, scene.reply("will_remember", told.end)], facts={"colour": colour})
 
 
 def recalls_colour(scene: Scene, at: float) -> Draft:
+    """The same for the favourite colour."""
     asked = scene.user("ask_my_colour", at)
     known = scene.facts.get("colour")
     answer = scene.reply("your_colour", asked.end, colour=known) if known else scene.reply("unknown", asked.end)
@@ -105,6 +116,7 @@ def recalls_colour(scene: Scene, at: float) -> Draft:
 
 
 def explanation(scene: Scene, at: float) -> Draft:
+    """Three sentences about rain, bread, the moon, tea, or a story."""
     return scene.exchange(pick(EXPLANATIONS, scene.rng), at)
 
 
@@ -167,6 +179,7 @@ def german(scene: Scene, at: float) -> Draft:
 
 
 def goodbye(scene: Scene, at: float) -> Draft:
+    """Both say goodbye; the agent may wave."""
     draft = scene.exchange("bye", at)
     if scene.chance(0.4):
         scene.wave(draft, "agent", draft.turns[1].onset - 0.1)
