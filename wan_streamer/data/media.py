@@ -67,8 +67,8 @@ class UnitReader:
 
     def __init__(self, path: Path, max_side: int = MAX_SIDE) -> None:
         self.path = path
-        self._audio = _AudioTrack.open(path)
-        self._video = _VideoTrack.open(path)
+        self._audio = AudioTrack.open(path)
+        self._video = VideoTrack.open(path)
         tracks = [track for track in (self._audio, self._video) if track is not None]
         if not tracks:
             raise MediaError(f"{path}: holds neither sound nor moving pictures that can be decoded")
@@ -177,7 +177,7 @@ class _Track:
         return math.inf if self.duration is None else self.duration + 10.0
 
 
-class _AudioTrack(_Track):
+class AudioTrack(_Track):
     """Mono float32 at 24 kHz without gaps from time 0 on."""
 
     kind = "audio"
@@ -237,7 +237,7 @@ class _AudioTrack(_Track):
         return np.clip(samples[:SAMPLES_PER_UNIT], -1.0, 1.0)
 
 
-class _VideoTrack(_Track):
+class VideoTrack(_Track):
     """RGB frames at 25 fps: at each moment the last frame that has begun; black before the first."""
 
     kind = "video"

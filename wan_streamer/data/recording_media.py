@@ -17,7 +17,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 
 from wan_streamer.data.film import fill
-from wan_streamer.data.media import TAIL_S, UNIT_S, _AudioTrack, _VideoTrack
+from wan_streamer.data.media import TAIL_S, UNIT_S, AudioTrack, VideoTrack
 from wan_streamer.data.recordings import SIDES, Item, Side
 from wan_streamer.data.voice_activity import HOP_S, EnergyMeter
 from wan_streamer.errors import MediaError
@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 192, 336
 APART_S = 0.5  # a difference in length or start that is worth a warning
 
 
-class _Channel(_AudioTrack):
+class _Channel(AudioTrack):
     """One channel of a sound track."""
 
     channel = 0
@@ -51,10 +51,10 @@ class _SideReader:
 
     def __init__(self, name: str, side: Side) -> None:
         self.name, self.side = name, side
-        sound = _open(side.sound, _AudioTrack if side.channel is None else _Channel)
+        sound = _open(side.sound, AudioTrack if side.channel is None else _Channel)
         if sound is None:
             raise MediaError(f"the {name} has no sound ({side.sound.name})")
-        self.sound: _AudioTrack = sound
+        self.sound: AudioTrack = sound
         channels = cast(AudioStream, sound.stream).codec_context.layout.nb_channels
         if isinstance(sound, _Channel):
             if channels != 2:
@@ -62,9 +62,9 @@ class _SideReader:
                     f"no partner: expected NAME.user and NAME.agent, or 2 channels in {side.sound.name}, got {channels}"
                 )
             sound.channel = side.channel or 0
-        self.picture: _VideoTrack | None = None if side.picture is None else _open(side.picture, _VideoTrack)
+        self.picture: VideoTrack | None = None if side.picture is None else _open(side.picture, VideoTrack)
         # a dual-channel film keeps the clock of its pictures even if they are not used
-        clock = self.picture or (_open(side.sound, _VideoTrack) if side.channel is not None else None)
+        clock = self.picture or (_open(side.sound, VideoTrack) if side.channel is not None else None)
         if clock is not None and clock.path == side.sound:
             self.sound.origin = clock.origin = min(self.sound.first_s, clock.first_s)
         else:
@@ -178,7 +178,7 @@ def _picture_warnings(reader: _SideReader) -> list[str]:
     return warnings
 
 
-def _end_of(track: _VideoTrack) -> float:
+def _end_of(track: VideoTrack) -> float:
     """When the last picture ends, from time 0, read from the packets without decoding them."""
     end = -math.inf
     with (

@@ -29,7 +29,7 @@ from wan_streamer.training.losses import (
 from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-AGENT_SHARE = 0.75  # of the batch; the rest is other voices or other faces
+AGENT_SHARE = {"audio": 0.75, "video": 0.375}  # of the batch; the rest is other voices or other faces
 ADVERSARIAL_PART = 0.35
 MOUTH = (0.85, 0.5)  # where a crop has the mouth of a rendered head in its middle, share of the free rows and columns
 SPECTRAL_WEIGHTS = {"log": 1.0, "convergence": 1.0, "mel": 2.0, "phase": 0.5}
@@ -65,7 +65,7 @@ class AudioCodecStage(Stage):
         rng = np.random.default_rng((self.config.seed, step))
         rows = []
         for row in range(self.config.batch):
-            audio = self.train_data[row >= AGENT_SHARE * self.config.batch]
+            audio = self.train_data[row >= AGENT_SHARE["audio"] * self.config.batch]
             start = rng.integers(0, len(audio) - self.crop)
             gain = 10 ** rng.uniform(-0.4, 0.15)
             rows.append(np.asarray(audio[start : start + self.crop], np.float32) / 32768 * gain)
@@ -135,7 +135,7 @@ class VideoCodecStage(Stage):
         rng = np.random.default_rng((self.config.seed, step))
         rows = []
         for row in range(self.config.batch):
-            video = self.train_data[row >= AGENT_SHARE * self.config.batch]
+            video = self.train_data[row >= AGENT_SHARE["video"] * self.config.batch]
             start = rng.integers(0, len(video) - self.frames)
             # Half of the crops have a mouth in the middle, the others a normal draw: faces come before walls.
             free = np.array(video.shape[1:3]) - self.crop
