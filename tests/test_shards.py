@@ -149,7 +149,8 @@ TIMES = {"text": "a", "start": True, "end": 0.1}
 BEFORE = {"text": "a", "start": -0.5, "end": 0.1}
 OUTSIDE = {"text": "a", "start": 5.0, "end": 6.0}
 BACKWARDS = {"text": "a", "start": 0.4, "end": 0.1}
-FAULTS = [  # of a simulated conversation: what is changed, what is told
+FAULTS = [
+    ({"targets": ["picture"]}, "targets"),  # of a simulated conversation: what is changed, what is told
     ({"schema": 99}, "schema 99"),
     ({"source": "invented"}, "source"),
     ({"units": "3"}, "'units': expected int"),

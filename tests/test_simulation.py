@@ -8,12 +8,13 @@ import pytest
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation import simulate
-from wan_streamer.simulation.dialogue import episode_rng
+from wan_streamer.simulation.dialogue import episode_rng, split_of
 from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FacePose, FaceRenderer
 from wan_streamer.simulation.generate import shard_count
 from wan_streamer.simulation.motion import pose_track
 from wan_streamer.simulation.partners import make_episode
 from wan_streamer.simulation.repertoire import AGENT, USER, is_german, wording
+from wan_streamer.simulation.scenarios import SCENARIO_NAMES
 from wan_streamer.simulation.sentences import codec_sentences
 from wan_streamer.simulation.speech import Speech, TimedPhoneme, level_speech, resample
 from wan_streamer.simulation.visemes import SHAPE, mouth_track
@@ -39,6 +40,14 @@ def test_same_seed_gives_the_same_labels_and_sound(agent):
     assert first.user_audio.tobytes() == again.user_audio.tobytes()
     assert first.agent_audio.tobytes() == again.agent_audio.tobytes()
     assert first.labels["events"] != other.labels["events"]
+
+
+def test_splits_share_no_sequence_of_scenarios(agent):
+    for split in ("train", "valid", "test"):
+        for index in range(3):
+            labels = make_episode(5, split, index, agent, pictures=False).labels
+            assert split_of(labels["scenarios"]) == split
+    assert {split_of([name]) for name in SCENARIO_NAMES} == {"train", "valid", "test"}
 
 
 def test_agent_sentences_do_not_depend_on_what_was_said_before(tmp_path):

@@ -32,6 +32,7 @@ SCHEMA = 1
 SIDES = ("user", "agent")
 SPLITS = ("train", "valid", "test")
 USER_CRF, AGENT_CRF = 23, 11  # the agent's film is a training target, the user's only an input
+TARGETS = ("response", "transcript", "audio", "video")
 SOURCES = ("simulated", "recorded")
 _KEYS: dict[str, type] = {
     "schema": int, "generator": str, "split": str, "index": int, "units": int, "fps": int,
@@ -119,6 +120,8 @@ def check_labels(labels: Any, where: str) -> dict[str, Any]:
             raise fail(f"events[{i}]: expected side user, agent or both, got {event['side']!r}")
         if not isinstance(event.get("label", ""), str):
             raise fail(f"events[{i}]: expected the label as text, got {type(event['label']).__name__}")
+    if not set(labels.get("targets", ())) <= set(TARGETS):
+        raise fail(f"targets: expected some of {', '.join(TARGETS)}, got {labels['targets']}")
     if "mouth_open" in labels:
         _check_mouths(labels["mouth_open"], labels["units"] * FRAMES_PER_UNIT, fail)
     return labels

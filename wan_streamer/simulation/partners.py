@@ -3,13 +3,14 @@
 `make_episode`  (seed, split, index) -> `data.shards.Episode`, a pure function of its arguments
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wan_streamer.data.shards import SCHEMA, SIDES, Episode
-from wan_streamer.simulation.dialogue import CUT_FADE, Dialogue, episode_rng, episode_units
+from wan_streamer.simulation.dialogue import CUT_FADE, Dialogue, episode_rng, episode_units, split_of
 from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FaceRenderer, HandPose, Prop
 from wan_streamer.simulation.microphone import capture
 from wan_streamer.simulation.motion import Motion, gesture_tracks, pose_track
@@ -24,7 +25,8 @@ from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UN
 if TYPE_CHECKING:
     from wan_streamer.simulation.natural import NaturalVoices
 
-GENERATOR = "2.0"
+GENERATOR = "2.1"
+PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
 NATURAL_SHARE = 0.5
@@ -111,10 +113,12 @@ def make_episode(
     def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
         return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
 
-    dialogue = plan_dialogue(
-        episode_units(seed, split, index), agent_voice.speak, speak, camera,
-        episode_rng(seed, split, index, 2),
-    )  # fmt: skip
+    dialogue = Dialogue(0)
+    for attempt in itertools.count():  # until the sequence of scenarios is one of this split
+        plan_rng = episode_rng(seed, split, index, PLANS + attempt)
+        dialogue = plan_dialogue(episode_units(seed, split, index), agent_voice.speak, speak, camera, plan_rng)
+        if split_of(dialogue.scenarios) == split:
+            break
     sound_rng = episode_rng(seed, split, index, 3)
     agent_T = mix_track(dialogue, "agent", sound_rng)
     user_T, microphone = capture(
