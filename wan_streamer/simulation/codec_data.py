@@ -3,18 +3,19 @@
 `make_codec_data`  writes eight arrays, four for training and four (`_valid`) for validation
 
     agent_audio, other_audio     int16 [T], mono, 24 kHz; `other_audio` is espeak-ng, then real recordings if given
-    agent_frames, other_frames   uint8 [T, 192, 336, 3], 25 fps; `other_frames` changes person every 48 frames
+    agent_frames, other_frames   uint8 [T, 192, 336, 3], 25 fps; `other_frames` changes person every 24 frames
 """
 
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import DataError, MediaError
 from wan_streamer.simulation.chats import chat_sentences
@@ -27,14 +28,22 @@ from wan_streamer.simulation.voices import AGENT_DBFS, AgentVoice, UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE
 
 CHATS = 1400  # real sentences in the agent's voice: about 70 minutes
-CLIP = 48  # frames of each person in other_frames
+CLIP = 24  # frames of each person in other_frames
+PEOPLE = {False: 480, True: 24}  # in other_frames; True: for validation
 
 VARIANTS_OF_REPLIES = 3  # the same as in dialogues, so that the cache is shared
 
 
-def _render_all(cache: str, variants: int, sentence: str) -> int:
-    """Fill the cache with one sentence (in a worker process)."""
-    return len(AgentVoice(cache, variants).renderings(sentence))
+@dataclass(frozen=True)
+class _FillCache:
+    """Job: put one sentence of the agent into the cache."""
+
+    cache: Path
+    jobs: tuple[tuple[str, int], ...]
+
+    def __call__(self, number: int) -> int:
+        text, variants = self.jobs[number]
+        return len(AgentVoice(self.cache, variants).renderings(text))
 
 
 def _with_pauses(pieces: Iterator[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -64,10 +73,8 @@ def _agent_audio(cache: Path, seed: int, valid: bool, processes: int) -> np.ndar
     jobs = [(text, 1) for text in _sentences(seed, valid)]
     if not valid:
         jobs += [(text, VARIANTS_OF_REPLIES) for text in agent_texts()]
-    with get_context("spawn").Pool(processes) as pool:
-        for variants in {n for _, n in jobs}:
-            texts = [text for text, n in jobs if n == variants]
-            pool.map(partial(_render_all, str(cache), variants), texts, chunksize=4)
+    for _ in run_jobs(_FillCache(cache, tuple(jobs)), range(len(jobs)), Engine(processes=processes)):
+        pass
     voices = {n: AgentVoice(cache, n) for _, n in jobs}
     speeches = [speech for text, n in jobs for speech in voices[n].renderings(text)]
     order = rng.permutation(len(speeches))
@@ -164,16 +171,20 @@ def _gestures(kinds: tuple[str, ...], share: float, frames: int, rng: np.random.
     return gestures
 
 
-def _other_frames(people: int, seed: int, valid: bool) -> np.ndarray:
-    rng = np.random.default_rng([seed, int(valid), 4])
+def _person(seed: int, valid: bool, number: int) -> tuple[int, np.ndarray]:
+    """Job: one person of other_frames, talking, listening and showing things."""
+    rng = np.random.default_rng([seed, int(valid), 4, number])
     split = "valid" if valid else "train"
-    clips: list[np.ndarray] = []
-    for _ in range(people):
-        voice = UserVoice.sample(rng, split)
-        speeches = (voice.speak(any_wording(rng), rng) for _ in iter(int, 1))
-        gestures = _gestures(("wave", "thumb_up", "show", "show", "show"), 0.35, CLIP, rng)
-        clips.append(_film(FaceRenderer(FaceIdentity.sample(rng, split)), CLIP, speeches, gestures, rng))
-    return np.concatenate(clips)
+    voice = UserVoice.sample(rng, split)
+    speeches = (voice.speak(any_wording(rng), rng) for _ in iter(int, 1))
+    gestures = _gestures(("wave", "thumb_up", "show", "show", "show"), 0.35, CLIP, rng)
+    return number, _film(FaceRenderer(FaceIdentity.sample(rng, split)), CLIP, speeches, gestures, rng)
+
+
+def _other_frames(seed: int, valid: bool, processes: int) -> np.ndarray:
+    job = partial(_person, seed, valid)
+    people = dict(run_jobs(job, range(PEOPLE[valid]), Engine(processes=processes)))
+    return np.concatenate([people[number] for number in sorted(people)])
 
 
 def _save(path: Path, make: Callable[[], np.ndarray]) -> None:
@@ -202,4 +213,4 @@ def make_codec_data(
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_frames{name}", partial(_agent_frames, cache, seed, valid))
-        _save(out / f"other_frames{name}", partial(_other_frames, 12 if valid else 128, seed, valid))
+        _save(out / f"other_frames{name}", partial(_other_frames, seed, valid, processes))

@@ -29,9 +29,10 @@ from wan_streamer.training.losses import (
 from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-AGENT_SHARE = {"audio": 0.75, "video": 0.375}  # of the batch; the rest is other voices or other faces
+AGENT_SHARE = {"audio": 0.5, "video": 0.25}  # of the batch; the rest is other voices or other faces
 ADVERSARIAL_PART = 0.35
 MOUTH = (0.85, 0.5)  # where a crop has the mouth of a rendered head in its middle, share of the free rows and columns
+VIDEO_WEIGHT = {"colour": 1.0, "gradient": 1.0, "change": 1.0, "border": 3.0}
 SPECTRAL_WEIGHTS = {"log": 1.0, "convergence": 1.0, "mel": 2.0, "phase": 0.5}
 
 
@@ -136,7 +137,7 @@ class VideoCodecStage(Stage):
         rows = []
         for row in range(self.config.batch):
             video = self.train_data[row >= AGENT_SHARE["video"] * self.config.batch]
-            start = rng.integers(0, len(video) - self.frames)
+            start = self.frames * rng.integers(0, len(video) // self.frames)  # seldom across a cut
             # Half of the crops have a mouth in the middle, the others a normal draw: faces come before walls.
             free = np.array(video.shape[1:3]) - self.crop
             middle, spread = (MOUTH, 0.1) if row % 2 else ((0.5, 0.5), 0.3)
@@ -150,7 +151,7 @@ class VideoCodecStage(Stage):
             noise = torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise
             rebuilt, _ = self.vae.decode_raw(latent + noise)
         parts = video_loss(rebuilt, batch)
-        total = parts["colour"] + parts["gradient"] + parts["change"] + 1e-3 * latent.float().square().mean()
+        total = sum(VIDEO_WEIGHT[name] * parts[name] for name in parts) + 1e-3 * latent.float().square().mean()
         return total, {name: value.item() for name, value in parts.items()}
 
     def validate(self) -> dict[str, float]:

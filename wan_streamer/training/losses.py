@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from wan_streamer.perception.audio import mel_filters
-from wan_streamer.units import SAMPLE_RATE
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE
 
 FFT_SIZES = (2048, 1024, 512, 256, 128)
 
@@ -51,8 +51,9 @@ def spectral_loss(predicted_BT: Tensor, target_BT: Tensor) -> dict[str, Tensor]:
 
 
 def video_loss(predicted_BTCHW: Tensor, target_BTCHW: Tensor) -> dict[str, Tensor]:
-    """Parts: "colour" (weighted L1 in luma and colour differences), "gradient" (edges in both directions) and "change"
-    (luma from frame to frame: without it pictures flicker where units meet)."""
+    """Parts: "colour" (weighted L1 in luma and colour differences), "gradient" (edges in both directions), "change"
+    (luma from frame to frame) and "border" (the same where units meet, everywhere alike: there pictures flicker, and
+    still walls show it most). Frames come in whole units."""
     with torch.no_grad():
         motion = (target_BTCHW - target_BTCHW.mean(1, keepdim=True)).abs().mean(2, keepdim=True)
         weight = 1 + 6 * (motion / 0.1).clamp(max=1)  # mouths, lids and gaze move; walls do not
@@ -63,11 +64,12 @@ def video_loss(predicted_BTCHW: Tensor, target_BTCHW: Tensor) -> dict[str, Tenso
     decorrelated = torch.stack([2 * luma, red - luma, blue - luma], dim=2)
     down = (luma[..., 1:, :] - luma[..., :-1, :]).abs() * weight[:, :, 0, 1:, :]
     right = (luma[..., :, 1:] - luma[..., :, :-1]).abs() * weight[:, :, 0, :, 1:]
-    later = (luma[:, 1:] - luma[:, :-1]).abs() * weight[:, 1:, 0]
+    step = (luma[:, 1:] - luma[:, :-1]).abs()
     return {
         "colour": (decorrelated.abs() * weight).mean(),
         "gradient": down.mean() + right.mean(),
-        "change": later.mean(),
+        "change": (step * weight[:, 1:, 0]).mean(),
+        "border": step[:, FRAMES_PER_UNIT - 1 :: FRAMES_PER_UNIT].mean(),
     }
 
 

@@ -1,0 +1,69 @@
+"""Numbers with confidence: `rate` (Wilson), `average` (bootstrap over trials), `wasserstein`.
+
+A trial that failed counts as zero or as the worst value; it is never left out. Without trials a metric is NaN.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Better = Literal["higher", "lower"]
+Z = 1.959964  # two-sided 95 %
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """value with its 95 % interval low..high from n trials; which direction is better; and a unit to print."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    better: Better = "higher"
+    unit: str = ""
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Wilson score interval of a share, 95 %. Without trials it is 0..1."""
+    if n == 0:
+        return 0.0, 1.0
+    share, square = hits / n, Z * Z
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = Z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rate(outcomes: Sequence[bool], better: Better = "higher") -> Metric:
+    """Share of true outcomes."""
+    hits, n = sum(map(bool, outcomes)), len(outcomes)
+    return Metric(hits / n if n else math.nan, *wilson(hits, n), n, better)
+
+
+def average(
+    values: Sequence[float],
+    better: Better = "higher",
+    unit: str = "",
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    seed: int = 0,
+) -> Metric:
+    """A statistic of one value per trial, with a percentile bootstrap interval."""
+    data = np.asarray(values, float)
+    if not len(data):
+        return Metric(math.nan, math.nan, math.nan, 0, better, unit)
+    picks = np.random.default_rng(seed).integers(0, len(data), (RESAMPLES, len(data)))
+    spread = [float(statistic(data[row])) for row in picks]
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return Metric(float(statistic(data)), float(low), float(high), len(data), better, unit)
+
+
+def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
+    """Wasserstein-1 distance of two samples of any sizes, in their unit."""
+    a, b = np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))
+    every = np.sort(np.concatenate([a, b]))
+    share_a = np.searchsorted(a, every[:-1], "right") / len(a)
+    share_b = np.searchsorted(b, every[:-1], "right") / len(b)
+    return float(np.sum(np.abs(share_a - share_b) * np.diff(every)))
