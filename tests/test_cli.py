@@ -92,6 +92,14 @@ def test_missing_training_data(command: str, tmp_path: Path) -> None:
     assert_one_line(result, "nowhere")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "toaster"])
+@pytest.mark.parametrize("command", ["train codec --codec audio", "train codec --codec video", "train duplex"])
+def test_missing_training_device(command: str, device: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert_one_line(run(*command.split(), "--data", tmp_path, "--out", out, "--device", device), device, "cuda:N")
+    assert not out.exists()
+
+
 def test_missing_shards_and_codecs(tmp_path: Path) -> None:
     assert_one_line(run("encode", tmp_path / "nowhere", tmp_path / "a", "--codecs", NANO), "nowhere")
     assert_one_line(run("encode", tmp_path, tmp_path / "b", "--codecs", tmp_path), "audio_vae.safetensors")

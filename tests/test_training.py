@@ -60,16 +60,16 @@ class Toy(Stage):
 
 
 class MuonToy(Toy):
-    """The same with a matrix and a channels-last kernel that Muon trains."""
+    """The same with a matrix and a channels-last kernel that Muon trains, and another kernel that AdamW trains."""
 
     def __init__(self) -> None:
         super().__init__(lr=0.02)
         self.config = dataclasses.replace(self.config, muon_lr=0.02)
-        kernel = nn.Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net = nn.Sequential(
-            nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Unflatten(1, (4, 2, 2)), kernel, nn.Flatten(),
-            nn.Linear(24, 1),
+            nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 6, 3, padding=1),
+            nn.Conv2d(6, 6, 3, padding=1), nn.Flatten(), nn.Linear(24, 1),
         )  # fmt: skip
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.models = {"net": self.net}
 
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:

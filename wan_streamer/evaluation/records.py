@@ -83,7 +83,7 @@ class Observation:
     said      its own text lane joined, "" if it has none;   transcript  likewise
     loudness  float32 [F], dB of every frame's sound
     tracks    name -> float32 [F], read from the pixels (`readers`, `pictures`); empty without a picture
-    mos       predicted opinion score of the voice, None without a judge or speech
+    audio     float32 [T], 24 kHz;   mos  predicted opinion score of the voice, None without a judge or speech
     """
 
     seconds: float
@@ -93,6 +93,7 @@ class Observation:
     transcript: str
     loudness: np.ndarray
     tracks: dict[str, np.ndarray]
+    audio: np.ndarray
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
     mos: float | None = None
 

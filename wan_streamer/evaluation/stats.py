@@ -1,4 +1,4 @@
-"""Numbers with confidence: `rate` (Wilson), `average` (bootstrap over trials), `wasserstein`.
+"""Numbers with confidence: `rate` (Wilson); `average`, `balanced`, `pooled` (bootstrap over trials); `wasserstein`.
 
 A trial that failed counts as zero or as the worst value; it is never left out. Without trials a metric is NaN.
 """
@@ -17,7 +17,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Metric:
-    """value with its 95 % interval low..high from n trials; which direction is better; and a unit to print."""
+    """value with its 95 % interval low..high from n trials; which direction is better; a unit and a note to print."""
 
     value: float
     low: float
@@ -25,6 +25,7 @@ class Metric:
     n: int
     better: Better = "higher"
     unit: str = ""
+    note: str = ""
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -67,3 +68,26 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
     share_a = np.searchsorted(a, every[:-1], "right") / len(a)
     share_b = np.searchsorted(b, every[:-1], "right") / len(b)
     return float(np.sum(np.abs(share_a - share_b) * np.diff(every)))
+
+
+def balanced(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Metric:
+    """Mean of two rates, so that a bias to one side gains nothing; bootstrap over both."""
+    if not len(a) or not len(b):
+        return Metric(math.nan, math.nan, math.nan, len(a) + len(b))
+    rng, pair = np.random.default_rng(seed), (np.asarray(a, float), np.asarray(b, float))
+    spread = sum(side[rng.integers(0, len(side), (RESAMPLES, len(side)))].mean(1) for side in pair) / 2
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return Metric(float(sum(side.mean() for side in pair) / 2), float(low), float(high), len(a) + len(b))
+
+
+def pooled(
+    counts: Sequence[float], sizes: Sequence[float], better: Better = "higher", unit: str = "", seed: int = 0
+) -> Metric:
+    """Sum of counts over sum of sizes (errors over words, events over minutes), bootstrap over trials."""
+    top, bottom = np.asarray(counts, float), np.asarray(sizes, float)
+    if not bottom.sum():
+        return Metric(math.nan, math.nan, math.nan, 0, better, unit)
+    picks = np.random.default_rng(seed).integers(0, len(top), (RESAMPLES, len(top)))
+    spread = top[picks].sum(1) / np.maximum(bottom[picks].sum(1), 1e-9)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return Metric(float(top.sum() / bottom.sum()), float(low), float(high), len(top), better, unit)

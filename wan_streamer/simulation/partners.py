@@ -4,13 +4,14 @@
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wan_streamer.data.shards import SCHEMA, SIDES, Episode
-from wan_streamer.simulation.dialogue import CUT_FADE, Dialogue, episode_rng, episode_units, split_of
+from wan_streamer.simulation.dialogue import CUT_FADE, Dialogue, Speak, episode_rng, episode_units, split_of
 from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FaceRenderer, HandPose, Prop
 from wan_streamer.simulation.microphone import capture
 from wan_streamer.simulation.motion import Motion, gesture_tracks, pose_track
@@ -90,6 +91,10 @@ def _act(dialogue: Dialogue, side: str, rng: np.random.Generator, energy: float)
     return _Acting(motion, *gesture_tracks(frames, gestures, rng))
 
 
+Planner = Callable[[Speak, Speak, bool, np.random.Generator], Dialogue | None]
+"""(agent's voice, user's voice, whether the camera is on, rng) -> what happens; None: try again with another rng."""
+
+
 def make_episode(
     seed: int,
     split: str,
@@ -97,28 +102,30 @@ def make_episode(
     agent_voice: AgentVoice,
     natural: "NaturalVoices | None" = None,
     pictures: bool = True,
+    planner: Planner | None = None,
 ) -> Episode:
     """One conversation with its exact truth.
 
     natural   users speak with these voices in half of the episodes; None: always with espeak-ng
     pictures  False leaves both films out, for work on labels and sound alone
+    planner   decides what happens, with the camera always on; None: as many scenarios of the split as fit
     """
     rng = episode_rng(seed, split, index, 1)
     user_voice = UserVoice.sample(rng, split)
     identity = FaceIdentity.sample(rng, split)
-    camera = bool(rng.random() >= CAMERA_OFF)
+    camera = bool(rng.random() >= CAMERA_OFF) or planner is not None
     human = natural.sample(rng, split) if natural is not None and rng.random() < NATURAL_SHARE else None
     echo = bool(rng.random() < LOUDSPEAKER)
 
     def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
         return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
 
-    dialogue = Dialogue(0)
-    for attempt in itertools.count():  # until the sequence of scenarios is one of this split
-        plan_rng = episode_rng(seed, split, index, PLANS + attempt)
-        dialogue = plan_dialogue(episode_units(seed, split, index), agent_voice.speak, speak, camera, plan_rng)
-        if split_of(dialogue.scenarios) == split:
-            break
+    planner = planner or _planner_of(split, episode_units(seed, split, index))
+    attempts = (
+        planner(agent_voice.speak, speak, camera, episode_rng(seed, split, index, PLANS + attempt))
+        for attempt in itertools.count()
+    )
+    dialogue = next(planned for planned in attempts if planned is not None)
     sound_rng = episode_rng(seed, split, index, 3)
     agent_T = mix_track(dialogue, "agent", sound_rng)
     user_T, microphone = capture(
@@ -155,6 +162,16 @@ def make_episode(
     user_video = acting["user"].film(identity) if pictures and camera else None
     agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures else None
     return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
+
+
+def _planner_of(split: str, units: int) -> Planner:
+    """Conversations whose sequence of scenarios is one of this split."""
+
+    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+        dialogue = plan_dialogue(units, agent, user, camera, rng)
+        return dialogue if split_of(dialogue.scenarios) == split else None
+
+    return plan
 
 
 def _babble(split: str) -> Noise:

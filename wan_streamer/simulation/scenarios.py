@@ -2,8 +2,10 @@
 
 `SCENARIOS`      name -> how it is planned and how often it is drawn
 `plan_dialogue`  as many scenarios as fit, in random order
+`plan_exactly`   these scenarios and nothing else, as long as they take
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,9 @@ from wan_streamer.simulation import scenarios_overlap as overlap
 from wan_streamer.simulation import scenarios_seen as seen
 from wan_streamer.simulation import scenarios_talk as talk
 from wan_streamer.simulation.dialogue import Dialogue, Scene, Speak
+from wan_streamer.units import UNIT_MS
 
+LONGEST = 1000  # units that exactly planned scenarios may take
 MISSES = 8  # scenarios in a row that do not fit before the conversation ends
 
 
@@ -99,6 +103,19 @@ def plan_dialogue(units: int, agent: Speak, user: Speak, camera: bool, rng: np.r
         misses = 0 if _try(scene, name) else misses + 1
     if says_bye:
         _try(scene, "goodbye")
+    return scene.finish()
+
+
+def plan_exactly(
+    names: tuple[str, ...], tail: float, agent: Speak, user: Speak, camera: bool, rng: np.random.Generator
+) -> Dialogue | None:
+    """These scenarios in this order, then `tail` seconds in which nothing happens. None if one of them does not fit."""
+    scene = Scene(LONGEST, agent, user, camera, rng)
+    scene.time = scene.between(0.8, 1.4)
+    if not all(_try(scene, name) for name in names):
+        return None
+    last = max(event["end"] for event in scene.dialogue.events)
+    scene.dialogue.units = math.ceil((last + tail) * 1000 / UNIT_MS)
     return scene.finish()
 
 

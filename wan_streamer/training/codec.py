@@ -26,10 +26,13 @@ from wan_streamer.training.losses import (
     spectral_loss,
     video_loss,
 )
-from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
+from wan_streamer.training.samples import FILM_FRAMES, SOUND_SECONDS, mel_sheet, video_sheet, write_png, write_wav
+from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, find_device
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 AGENT_SHARE = {"audio": 0.5, "video": 0.25}  # of the batch; the rest is other voices or other faces
+CUT_SHARE = 0.15  # of the clips begin anywhere; the others do not cross a cut
+PIECE = 24  # frames that are scored together: one person of other_frames
 ADVERSARIAL_PART = 0.35
 MOUTH = (0.85, 0.5)  # where a crop has the mouth of a rendered head in its middle, share of the free rows and columns
 VIDEO_WEIGHT = {"colour": 1.0, "gradient": 1.0, "change": 1.0, "border": 3.0}
@@ -72,32 +75,33 @@ class AudioCodecStage(Stage):
             rows.append(np.asarray(audio[start : start + self.crop], np.float32) / 32768 * gain)
         return torch.from_numpy(np.stack(rows))
 
-    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", torch.bfloat16):
+    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.move(batch)
+        with torch.autocast(self.device.type, torch.bfloat16):
             latent, _ = self.vae.encode_raw(batch)
-            noise = torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise
+            noise = self.move(torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise)
             rebuilt, _ = self.vae.decode_raw(latent + noise)
         parts = spectral_loss(rebuilt, batch)
         total = sum(weight * parts[name] for name, weight in SPECTRAL_WEIGHTS.items())
-        numbers = {name: value.item() for name, value in parts.items()}
+        numbers = dict(parts)
         total = total + 0.003 * latent.float().square().mean()  # without it the mean grows and drowns the noise
         if step >= (1 - ADVERSARIAL_PART) * self.config.steps:
             adversarial, numbers["critic"] = self._adversarial(rebuilt, batch, generator)
             total = total + adversarial
         return total, numbers  # type: ignore[return-value]
 
-    def _adversarial(self, rebuilt: Tensor, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    def _adversarial(self, rebuilt: Tensor, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Both players in one scalar: the critic is frozen in the generator's graph, the audio in the critic's."""
         size = SAMPLES_PER_UNIT * 3
         start = int(torch.randint(0, self.crop - size, (1,), generator=generator))
         fake_BT, real_BT = rebuilt[:, start : start + size], batch[:, start : start + size]
         self.discriminator.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             fool, match = generator_loss(self.discriminator(real_BT), self.discriminator(fake_BT))
         self.discriminator.requires_grad_(True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             judge = discriminator_loss(self.discriminator(real_BT), self.discriminator(fake_BT.detach()))
-        return 0.2 * fool.float() + 2.0 * match.float() + judge.float(), judge.item()
+        return 0.2 * fool.float() + 2.0 * match.float() + judge.float(), judge
 
     def validate(self) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -108,10 +112,20 @@ class AudioCodecStage(Stage):
             numbers |= {f"{name}_{part}": value.item() for part, value in parts.items()}
         return numbers
 
+    def write_samples(self, stem: Path) -> None:
+        """The agent's voice and another: both before and after the round trip."""
+        sounds = []
+        for audio in self.valid_data:
+            clip = np.asarray(audio[: SOUND_SECONDS * SAMPLE_RATE], np.float32) / 32768
+            sounds += [clip, self.vae.reconstruct(clip)]
+        write_png(mel_sheet(sounds), stem.with_suffix(".png"))
+        write_wav(sounds, stem.with_suffix(".wav"))
+
     def export(self, out_dir: Path) -> None:
         clip = torch.from_numpy(np.asarray(self.train_data[0][: 120 * SAMPLE_RATE], np.float32) / 32768)
         with torch.inference_mode():
-            latent, _ = self.vae.encode_raw(clip[None, : len(clip) // SAMPLES_PER_UNIT * SAMPLES_PER_UNIT])
+            whole = clip[None, : len(clip) // SAMPLES_PER_UNIT * SAMPLES_PER_UNIT]
+            latent, _ = self.vae.encode_raw(whole.to(self.device))
         self.vae.stats.measure(latent.flatten(0, 1))
         _export(self.vae, out_dir, "audio_vae")
 
@@ -137,53 +151,65 @@ class VideoCodecStage(Stage):
         rows = []
         for row in range(self.config.batch):
             video = self.train_data[row >= AGENT_SHARE["video"] * self.config.batch]
-            start = self.frames * rng.integers(0, len(video) // self.frames)  # seldom across a cut
+            start = self.frames * rng.integers(0, len(video) // self.frames)
+            if rng.random() < CUT_SHARE:
+                start = rng.integers(0, len(video) - self.frames)  # perhaps from one person to another
             # Half of the crops have a mouth in the middle, the others a normal draw: faces come before walls.
             free = np.array(video.shape[1:3]) - self.crop
             middle, spread = (MOUTH, 0.1) if row % 2 else ((0.5, 0.5), 0.3)
             top, left = (free * np.clip(rng.normal(middle, spread), 0, 1)).astype(int)
             rows.append(video[start : start + self.frames, top : top + self.crop[0], left : left + self.crop[1]])
-        return frames_to_video(torch.from_numpy(np.stack(rows)), torch.device("cpu"))
+        return torch.from_numpy(np.stack(rows))  # bytes travel to the device, floats are made there
 
-    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", torch.bfloat16):
-            latent, _ = self.vae.encode_raw(batch)
-            noise = torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise
+    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        video = frames_to_video(self.move(batch), self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            latent, _ = self.vae.encode_raw(video)
+            noise = self.move(torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise)
             rebuilt, _ = self.vae.decode_raw(latent + noise)
-        parts = video_loss(rebuilt, batch)
+        parts = video_loss(rebuilt, video)
         total = sum(VIDEO_WEIGHT[name] * parts[name] for name in parts) + 1e-3 * latent.float().square().mean()
-        return total, {name: value.item() for name, value in parts.items()}
+        return total, parts
 
     def validate(self) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for name, video in zip(("agent", "other"), self.valid_data, strict=True):
-            frames = np.array(video[: len(video) // FRAMES_PER_UNIT * FRAMES_PER_UNIT][:96])
-            with torch.autocast("cpu", torch.bfloat16):
-                rebuilt = self.vae.reconstruct(frames)
-            error = (rebuilt.astype(np.float32) - frames) ** 2
-            numbers[f"{name}_psnr"] = float(10 * np.log10(255**2 / error.mean()))
-            moving = frames.std(0).mean(-1) > 8  # what moves within the clip: mouth, lids, head outline
-            if moving.any():
-                numbers[f"{name}_moving_psnr"] = float(10 * np.log10(255**2 / error[:, moving].mean()))
+            rows = [self._score(np.array(video[at : at + PIECE])) for at in range(0, min(len(video), 8 * PIECE), PIECE)]
+            for column, key in enumerate((f"{name}_psnr", f"{name}_moving_psnr")):
+                numbers[key] = float(np.nanmean([row[column] for row in rows]))
         return numbers
+
+    def _score(self, frames: np.ndarray) -> tuple[float, float]:
+        """PSNR of everything, and of what moves within the clip: mouth, lids, head outline."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            rebuilt = self.vae.reconstruct(frames)
+        error = (rebuilt.astype(np.float32) - frames) ** 2
+        moving = frames.std(0).mean(-1) > 8
+        part = error[:, moving].mean() if moving.any() else np.nan
+        return float(10 * np.log10(255**2 / error.mean())), float(10 * np.log10(255**2 / part))
+
+    def write_samples(self, stem: Path) -> None:
+        """The agent's face and another: before and after the round trip, and the error."""
+        clips = [np.array(video[:FILM_FRAMES]) for video in self.valid_data]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            sheet = video_sheet([(clip, self.vae.reconstruct(clip)) for clip in clips])
+        write_png(sheet, stem.with_suffix(".png"))
 
     def export(self, out_dir: Path) -> None:
         video, run = self.train_data[0], 40  # ten runs of consecutive frames, as the model will see them
         starts = np.linspace(0, max(0, len(video) - run), 10).astype(int)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
             latents = []
             for start in starts:
                 frames = np.array(video[start : start + run])
                 frames = frames[: len(frames) // FRAMES_PER_UNIT * FRAMES_PER_UNIT]
-                latents.append(
-                    self.vae.encode_raw(frames_to_video(torch.from_numpy(frames)[None], torch.device("cpu")))[0]
-                )
+                latents.append(self.vae.encode_raw(frames_to_video(torch.from_numpy(frames)[None], self.device))[0])
         self.vae.stats.measure(torch.cat(latents, 1).movedim(2, -1).flatten(0, 3))
         _export(self.vae, out_dir, "video_vae")
 
 
 def _export(vae: AudioVAE | VideoVAE, out_dir: Path, name: str) -> None:
-    tensors = {key: value.detach() for key, value in vae.state_dict().items()}
+    tensors = {key: value.detach().cpu() for key, value in vae.state_dict().items()}
     save_atomically(tensors, out_dir / f"{name}.safetensors")
     (out_dir / f"{name}.json").write_text(json.dumps(to_dict(vae.config), indent=2) + "\n")
 
@@ -202,14 +228,19 @@ def train_codec(
     resume: bool = False,
     steps: int | None = None,
     minutes: float | None = None,
+    device: str = "auto",
 ) -> dict[str, float]:
-    """Train codec `kind` ("audio" or "video") and export it to `out_dir`. Returns the last validation metrics."""
+    """Train codec `kind` ("audio" or "video") and export it to `out_dir`. Returns the last validation metrics.
+
+    Raises `ConfigError` for an unknown codec or a device that this machine lacks, `DataError` for missing arrays.
+    """
+    where = find_device(device)
     if kind not in STAGES:
         raise ConfigError(f"unknown codec {kind!r}; expected one of {', '.join(STAGES)}")
     stage_class, config = STAGES[kind]
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
-    trainer = Trainer(stage_class(preset, Path(data_dir), config), Path(out_dir))
+    trainer = Trainer(stage_class(preset, Path(data_dir), config), Path(out_dir), where)
     if resume:
         trainer.resume()
     return trainer.run(minutes)

@@ -25,7 +25,7 @@ from wan_streamer.model.pretrained import Weights, codec_hash, save_weights
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.presets import get_preset
 from wan_streamer.tensors import load_module
-from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
+from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, find_device
 from wan_streamer.units import FRAMES_PER_UNIT
 
 CLIP_UNITS = 24  # 3.84 s: one more than nano's longest window, so that sinks are seen in their moved place
@@ -73,6 +73,9 @@ class DuplexStage(Stage):
         for token, weight in PAD_WEIGHT.items():
             self.token_weight[token] = weight
 
+    def is_hidden(self, name: str, p: nn.Parameter) -> bool:
+        return p.ndim == 2 and name.startswith(("streamer.backbone.layers.", "streamer.hearing.blocks."))
+
     def batch(self, step: int) -> ClipBatch:
         return self._clips(self.train_store, np.random.default_rng((self.config.seed, step)), self.config.batch)
 
@@ -116,15 +119,17 @@ class DuplexStage(Stage):
 
     def loss(self, batch: ClipBatch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         flow = self.streamer.config.flow
+        batch = ClipBatch(*(self.move(getattr(batch, field.name)) for field in dataclasses.fields(ClipBatch)))
         B, K = batch.microphone_BK.shape
         tau = sample_tau((B, K, 1), flow.shift, generator).expand(B, K, 2)
         own = torch.rand((B, K, 1), generator=generator) < OWN_TAU_SHARE
         tau = torch.where(own, sample_tau((B, K, 2), flow.shift, generator), tau)
         noised = torch.rand((B, K, 1), generator=generator) < NOISED_HISTORY_SHARE
         history_tau = torch.where(noised, torch.rand((B, K, 2), generator=generator) * flow.history_noise, 0.0)
+        tau, history_tau = self.move(tau), self.move(history_tau)
 
         def noise_like(z: Tensor) -> Tensor:
-            return torch.randn(z.shape, generator=generator)
+            return self.move(torch.randn(z.shape, generator=generator))
 
         history = Latents(
             *(
@@ -137,7 +142,7 @@ class DuplexStage(Stage):
         noisy = Latents(
             *(interpolate(z, eps, tau[..., i, None, None]) for i, (z, eps) in enumerate(zip(clean, noise, strict=True)))
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             velocity, logits = self.streamer(batch, history, history_tau, noisy, tau)
         # Patches that move (mouth, lids, head outline) count more than walls.
         motion = (clean.video - batch.video_BKNP[:, :-1]).square().mean(-1, keepdim=True)
@@ -151,7 +156,7 @@ class DuplexStage(Stage):
 
     def _text_loss(self, logits: Tensor, target_BKSL: Tensor) -> tuple[Tensor, dict[str, float]]:
         each = F.cross_entropy(logits.flatten(0, -2), target_BKSL.flatten(), reduction="none").view_as(target_BKSL)
-        weight = self.token_weight[target_BKSL]
+        weight = self.move(self.token_weight)[target_BKSL]
         right = logits.argmax(-1) == target_BKSL
         spoken = target_BKSL > HOLD
         numbers = {f"{lane}_right": right[..., i][spoken[..., i]].float().mean().item() for i, lane in enumerate(LANES)}
@@ -195,13 +200,16 @@ def train_duplex(
     steps: int | None = None,
     minutes: float | None = None,
     compiled: bool = False,
+    device: str = "auto",
 ) -> dict[str, float]:
     """Train the model of `preset` on `data_dir` (codecs, train/ and valid/, as `encode` writes them) into `out_dir`.
 
     `compiled` fuses the layers with torch.compile: about a third fewer CPU seconds per step, needs a C++ compiler.
     """
-    data_dir, out_dir = Path(data_dir), Path(out_dir)
-    config = TrainConfig(steps=steps or 2400, lr=1.2e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
+    data_dir, out_dir, where = Path(data_dir), Path(out_dir), find_device(device)
+    config = TrainConfig(
+        steps=steps or 4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05
+    )
     out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = out_dir / "tokenizer.json"
     if tokenizer.exists():
@@ -212,7 +220,7 @@ def train_duplex(
     stage = DuplexStage(preset, data_dir, text, config, units=CLIP_UNITS)
     if compiled:
         stage.streamer.backbone.compile_training()
-    trainer = Trainer(stage, out_dir)
+    trainer = Trainer(stage, out_dir, where)
     if resume:
         trainer.resume()
     return trainer.run(minutes)

@@ -20,10 +20,10 @@ FFT_SIZES = (2048, 1024, 512, 256, 128)
 
 
 @functools.cache
-def mel_matrix(n_fft: int, bins: int) -> Tensor:
+def mel_matrix(n_fft: int, bins: int, device: torch.device) -> Tensor:
     """Mel filters over the whole band [n_fft / 2 + 1, bins], each scaled to unit sum."""
     filters = mel_filters(n_fft, bins, 0, SAMPLE_RATE / 2)
-    return filters / filters.sum(0, keepdim=True).clamp(min=1e-3)
+    return (filters / filters.sum(0, keepdim=True).clamp(min=1e-3)).to(device)
 
 
 def stft(audio_BT: Tensor, n_fft: int, hop: int) -> Tensor:
@@ -44,7 +44,7 @@ def spectral_loss(predicted_BT: Tensor, target_BT: Tensor) -> dict[str, Tensor]:
         parts["convergence"].append((got_mag - want_mag).norm() / want_mag.norm().clamp(min=1e-3))
         parts["phase"].append((got - want).abs().mean() / want_mag.mean().clamp(min=1e-4))
         bins = min(80, n_fft // 16)
-        mel = mel_matrix(n_fft, bins).to(got_mag.device)
+        mel = mel_matrix(n_fft, bins, got_mag.device)
         got_mel, want_mel = got_mag.transpose(1, 2) @ mel, want_mag.transpose(1, 2) @ mel
         parts["mel"].append(F.l1_loss((got_mel + floor).log(), (want_mel + floor).log()))
     return {name: torch.stack(values).mean() for name, values in parts.items()}

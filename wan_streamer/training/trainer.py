@@ -2,6 +2,9 @@
 
 Resume is exact: batches and noise are pure functions of (seed, step), so weights, EMA, optimiser state and the step
 number are all there is to save. Nothing is pickled: tensors go to safetensors, numbers to JSON.
+
+Batches and noise are made on the CPU and moved to the stage's device, so that runs on different devices compare; files
+hold CPU tensors, so that a run may go on elsewhere.
 """
 
 import contextlib
@@ -23,8 +26,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wan_streamer.errors import TrainingError
+from wan_streamer.errors import ConfigError, TrainingError
 from wan_streamer.tensors import save_atomically
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one. Raises `ConfigError` if it cannot be used here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"training on {device.type} is not supported")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N of this machine ({reason})") from error
+    return device
 
 
 @dataclass(frozen=True)
@@ -54,29 +72,48 @@ class TrainConfig:
 class Stage(ABC):
     """One training stage. `models` maps a name to each trained module; losses read the modules, never their EMA.
 
+    device  where the models are; the trainer sets it and moves them
     steady  models whose learning rate stays where the warm-up left it, as a share of `lr`
     """
 
     name: str
     config: TrainConfig
     models: dict[str, nn.Module]
+    device: torch.device = torch.device("cpu")
     steady: Mapping[str, float] = MappingProxyType({})
 
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         """Whether Muon trains this parameter: a matrix (or kernel) between two hidden activations."""
         return False
 
-    @abstractmethod
-    def batch(self, step: int) -> Any:
-        """The batch of `step`: a pure function of (seed, step)."""
+    def move(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the device. CUDA copies it from pinned memory, so that the program need not wait."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     @abstractmethod
-    def loss(self, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise and numbers for the log."""
+    def batch(self, step: int) -> Any:
+        """The batch of `step` on the CPU: a pure function of (seed, step)."""
+
+    @abstractmethod
+    def loss(
+        self, batch: Any, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, Tensor] | Mapping[str, float]]:
+        """The scalar to minimise and numbers for the log; as tensors they are read once, with the loss.
+
+        `batch` and `generator` are on the CPU.
+        """
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Metrics on held-out data. Called with the EMA weights in place."""
+
+    def write_samples(self, stem: Path) -> None:  # noqa: B027  (not every stage has something to show)
+        """Write what people can look at or listen to, as `stem` with an ending. Called after every validation.
+
+        Must not draw from torch's or numpy's global random numbers.
+        """
 
     @abstractmethod
     def export(self, out_dir: Path) -> None:
@@ -86,9 +123,12 @@ class Stage(ABC):
 class Trainer:
     """Runs a stage in `out_dir`. Raises `TrainingError` on a loss that is not finite or a resume that does not fit."""
 
-    def __init__(self, stage: Stage, out_dir: Path) -> None:
+    def __init__(self, stage: Stage, out_dir: Path, device: torch.device | None = None) -> None:
         self.stage, self.out = stage, Path(out_dir)
         self.out.mkdir(parents=True, exist_ok=True)
+        stage.device = device or stage.device
+        for module in stage.models.values():
+            module.to(stage.device)
         config = stage.config
         self.named = {
             f"{model}.{name}": p
@@ -161,20 +201,17 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = self._rates[id(group)] * self._lr_scale(group.get("steady", False))
         loss, numbers = self.stage.loss(batch, self.step, generator)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"{self.stage.name}: loss is {loss.item()} at step {self.step}, expected a finite number; the weights"
-                f" of the last finished step are in {self.out}; resume with a smaller learning rate"
-            )
         for p in self.named.values():
             p.grad = None
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), config.clip)
-        if not norm.isfinite():
-            raise TrainingError(
-                f"{self.stage.name}: the gradient is {norm.item()} at step {self.step}, expected a finite number; the"
-                f" weights of the last finished step are in {self.out}; resume with a smaller learning rate"
-            )
+        read = _read({"loss": loss, "grad_norm": norm, **numbers})  # the only place where a step waits for the device
+        for what, value in (("loss", read["loss"]), ("gradient", read["grad_norm"])):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{self.stage.name}: the {what} is {value} at step {self.step}, expected a finite number; the"
+                    f" weights of the last finished step are in {self.out}; resume with a smaller learning rate"
+                )
         for name, matrix in self.matrices.items():
             grad = self.named[name].grad
             matrix.grad = None if grad is None else _as_matrix(grad.to(memory_format=_layout(self.named[name])))
@@ -184,7 +221,7 @@ class Trainer:
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.named.values()), 1 - decay)
-        return {"loss": loss.item(), "grad_norm": norm.item(), **numbers}
+        return read
 
     def _lr_scale(self, steady: bool) -> float:
         config = self.stage.config
@@ -198,6 +235,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         with self._ema_weights(), torch.no_grad():
             metrics = self.stage.validate()
+            self.stage.write_samples(self.out / "samples" / f"step-{self.step:06d}")
         self._log("valid", metrics)
         return metrics
 
@@ -217,7 +255,7 @@ class Trainer:
             tensors |= {f"optimiser.{name}|{key}": value for key, value in self._state_of(name).items()}
         tensors |= self.extra_tensors()
         meta = {"step": str(self.step), "stage": self.stage.name, "config": json.dumps(asdict(self.stage.config))}
-        save_atomically(tensors, self.out / "trainer.safetensors", meta)
+        save_atomically({name: value.cpu() for name, value in tensors.items()}, self.out / "trainer.safetensors", meta)
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
         """Where the optimiser keeps its tensors of a parameter."""
@@ -270,7 +308,10 @@ class Trainer:
         for key, value in tensors.items():
             if key.startswith("optimiser."):
                 name, field = key.removeprefix("optimiser.").rsplit("|", 1)
-                self._state_of(name)[field] = value
+                p = self.named[name]
+                # The fused AdamW walks through memory, so its state has to lie in the order of the parameter.
+                layout = _layout(p) if value.shape == p.shape else torch.contiguous_format
+                self._state_of(name)[field] = value.to(p.device, memory_format=layout)
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
@@ -288,6 +329,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _read(numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Every number as a float; the tensors among them are on one device and come in one copy."""
+    tensors = {name: value.detach().float() for name, value in numbers.items() if isinstance(value, Tensor)}
+    floats = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
+    return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) | floats
 
 
 def _layout(p: Tensor) -> torch.memory_format:

@@ -1,0 +1,165 @@
+"""The codec stages keep to their device, and show what they have learned without changing the run."""
+
+import contextlib
+import itertools
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import TALKER
+from tiny_world import make_codec_arrays
+
+from wan_streamer import presets
+from wan_streamer.errors import ConfigError
+from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage
+from wan_streamer.training.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
+from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, find_device
+from wan_streamer.units import SAMPLE_RATE
+
+both_stages = pytest.mark.parametrize("stage_class", [AudioCodecStage, VideoCodecStage])
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: TALKER)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_codec_arrays(tmp_path_factory.mktemp("arrays"))
+
+
+def small_run(stage_class: type, arrays: Path, out: Path, device: str = "cpu") -> Trainer:
+    config = TrainConfig(steps=4, lr=1e-3, muon_lr=1e-3, batch=2, warmup=2, validate_every=2)
+    return Trainer(stage_class("tiny", arrays, config), out, torch.device(device))
+
+
+# ---- the device
+
+
+@both_stages
+def test_loss_stays_on_the_device(
+    stage_class: type, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device: what is left on the CPU does not mix with it, and a step that reads a value fails."""
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: contextlib.nullcontext())  # meta has none
+    trainer = small_run(stage_class, arrays, tmp_path, "meta")
+    batch = trainer.stage.batch(3)
+    assert batch.device.type == "cpu"
+    loss, numbers = trainer.stage.loss(batch, 3, torch.Generator().manual_seed(0))  # the last step has the critic
+    assert "critic" in numbers or stage_class is VideoCodecStage
+    loss.backward()
+    for value in (loss, *numbers.values(), *(p.grad for p in trainer.named.values()), *trainer.ema.values()):
+        assert isinstance(value, torch.Tensor)
+        assert value.device.type == "meta"
+
+
+def test_cuda_gets_the_batch_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: moved.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *to, **how: moved.append((*to, how)) or tensor)
+    stage = VideoCodecStage.__new__(VideoCodecStage)
+    stage.device = torch.device("cuda:1")
+    stage.move(torch.zeros(1))
+    assert moved == ["pinned", (torch.device("cuda:1"), {"non_blocking": True})]
+
+
+def test_find_device() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:99", "meta", "toaster", ""):
+        with pytest.raises(ConfigError, match=r"expected auto, cpu, cuda or cuda:N"):
+            find_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="device 'cuda'"):
+        find_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@both_stages
+def test_a_run_moves_between_devices(stage_class: type, arrays: Path, tmp_path: Path) -> None:
+    small_run(stage_class, arrays, tmp_path, "cuda").run(minutes=0)
+    trainer = small_run(stage_class, arrays, tmp_path, "cpu")
+    trainer.resume()
+    trainer.run(minutes=0)
+    trainer = small_run(stage_class, arrays, tmp_path, "cuda")
+    trainer.resume()
+    assert trainer.step == 2
+    assert all(np.isfinite(value) for value in trainer.run().values())
+
+
+# ---- samples
+
+
+def read_png(path: Path) -> np.ndarray:
+    with av.open(str(path)) as file:
+        return next(file.decode(video=0)).to_ndarray(format="rgb24")
+
+
+@both_stages
+def test_samples_do_not_change_the_run(
+    stage_class: type, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = small_run(stage_class, arrays, tmp_path / "shown")
+    shown.run()
+    names = {path.name for path in (tmp_path / "shown" / "samples").iterdir()}
+    endings = (".png", ".wav") if stage_class is AudioCodecStage else (".png",)
+    assert names == {f"step-{step:06d}{ending}" for step in (2, 4) for ending in endings}
+
+    monkeypatch.setattr(stage_class, "write_samples", Stage.write_samples)
+    small_run(stage_class, arrays, tmp_path / "plain").run()
+    assert not (tmp_path / "plain" / "samples").exists()
+    left, right = (load_file(tmp_path / name / "trainer.safetensors") for name in ("shown", "plain"))
+    assert all(torch.equal(left[key], right[key]) for key in left.keys() | right.keys())
+
+
+@both_stages
+def test_samples_draw_no_random_numbers(stage_class: type, arrays: Path, tmp_path: Path) -> None:
+    stage = small_run(stage_class, arrays, tmp_path).stage
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+    stage.write_samples(tmp_path / "a")
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    stage.write_samples(tmp_path / "b")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_sheet_of_films(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = small_run(VideoCodecStage, arrays, tmp_path).stage
+    monkeypatch.setattr(stage.vae, "reconstruct", lambda frames: (frames // 2 + 60).astype(np.uint8))
+    stage.write_samples(tmp_path / "sheet")
+    film = np.load(arrays / "other_frames_valid.npy")[:FILM_FRAMES]
+    height, width = film.shape[1:3]
+    sheet = read_png(tmp_path / "sheet.png")
+    assert sheet.shape == (6 * height, len(SHOWN) * width, 3)
+    assert any(b == a + 1 and b % 4 == 0 for a, b in itertools.pairwise(SHOWN))  # units meet
+    for column, frame in enumerate(SHOWN):
+        cells = sheet[3 * height :, column * width : (column + 1) * width].reshape(3, height, width, 3).astype(int)
+        assert np.array_equal(cells[0], film[frame])
+        assert np.array_equal(cells[1], cells[0] // 2 + 60)
+        assert np.array_equal(cells[2], np.minimum(ERROR_GAIN * np.abs(cells[0] - cells[1]), 255))
+
+
+def test_sound_and_its_picture(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = small_run(AudioCodecStage, arrays, tmp_path).stage
+    monkeypatch.setattr(stage.vae, "reconstruct", lambda audio: audio * 0)
+    stage.write_samples(tmp_path / "sound")
+    with wave.open(str(tmp_path / "sound.wav")) as file:
+        assert (file.getframerate(), file.getnchannels()) == (SAMPLE_RATE, 1)
+        played = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    voice, pause = SOUND_SECONDS * SAMPLE_RATE, round(SILENCE * SAMPLE_RATE)
+    assert len(played) == 4 * (voice + pause)  # the agent before and after, another before and after
+    original = np.load(arrays / "agent_audio_valid.npy")[:voice].astype(int)
+    assert np.abs(played[:voice] - original).max() <= 1
+    assert not played[voice : 2 * voice + 2 * pause].any()
+    sheet = read_png(tmp_path / "sound.png")
+    row = (sheet.shape[0] + 4) // 4
+    assert sheet[: row - 4].mean() > 10
+    assert sheet[row : 2 * row - 4].max() == 0

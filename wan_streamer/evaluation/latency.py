@@ -1,0 +1,37 @@
+"""How long the agent takes, alone on the machine and against the clock (design section 6).
+
+`measure_latency`  a trial played in real time -> percentiles, per stage, and what missed its deadline
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from wan_streamer.evaluation.records import Trial
+from wan_streamer.runtime.agent import WanStreamer
+from wan_streamer.runtime.clock import UNIT_S, UnitDriver
+
+
+def measure_latency(checkpoint: str, trial: Trial, rounds: int = 2, device: str = "cpu") -> dict[str, Any]:
+    """Unit k is released (k + 1) x 160 ms after the start, as from a live user; all threads of this process work."""
+    agent = WanStreamer.from_pretrained(checkpoint, device=device)
+    agent.warmup()
+    driver = UnitDriver(agent.session(seed=0), steps=agent.default_steps, frame_size=agent.frame_size)
+    units = [unit for _ in range(rounds) for unit in trial.units()]
+    start = time.monotonic()
+    for k, unit in enumerate(units):
+        due = start + (k + 1) * UNIT_S
+        time.sleep(max(0.0, due - time.monotonic()))
+        driver.step(unit, due)
+    summary = driver.stats.summary()
+    return {
+        "model": summary["model_latency_ms"],
+        "event": summary["event_latency_ms"],
+        "stages": summary["stage_ms"],
+        "deadline_misses": summary["deadline_misses"],
+        "held": summary["held_units"],
+        "units": driver.stats.units,
+        "device": str(agent.device),
+        "threads": torch.get_num_threads(),
+    }
