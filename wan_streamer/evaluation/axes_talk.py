@@ -30,6 +30,7 @@ RESUME_WINDOW, RESUME_SHARE = 2.0, 0.7
 SHORT, ONSET_ERROR = 1.0, 0.2
 REMARKS = ("show", "remove", "wave", "big_smile", "thumb_up")
 REMARK_EARLY, REMARK_LATE = 0.8, 1.6
+ASKED = ("content", "pairs")  # axes whose trials ask for answers; recordings from outside have their own
 KNOWN_SHARE = 0.6
 HOMOPHONES = {"to": "two", "too": "two", "for": "four", "ate": "eight", "won": "one", "read": "red", "sex": "six"}
 
@@ -61,11 +62,11 @@ def turn_taking(cases: Sequence[Case]) -> dict[str, Metric]:
         "balanced_accuracy": balanced(answered, held),
         "turn_end_answered": rate(answered),
         "pause_held": rate(held),
-        "latency_median_s": average(latencies, "lower", "s", statistic=np.median),
-        "starts_over_user_per_min": pooled(early, minutes, "lower", "/min"),
+        "latency_median_s": average(latencies, "lower", statistic=np.median),
+        "starts_over_user_per_min": pooled(early, minutes, "lower"),
     }
     if reference:
-        metrics["latency_distance_s"] = average(latencies, "lower", "s", statistic=distance)
+        metrics["latency_distance_s"] = average(latencies, "lower", statistic=distance)
     return metrics
 
 
@@ -106,9 +107,9 @@ def interruption(cases: Sequence[Case]) -> dict[str, Metric]:
     return {
         "yields_and_resumes": balanced(yields, resumes),
         "yields": rate(yields),
-        "stop_latency_s": average(stops, "lower", "s", statistic=np.median),
+        "stop_latency_s": average(stops, "lower", statistic=np.median),
         "responds": rate(responds),
-        "response_latency_s": average(response_s, "lower", "s", statistic=np.median),
+        "response_latency_s": average(response_s, "lower", statistic=np.median),
         "new_answer_right": rate(right),
         "resumes": rate(resumes),
     }
@@ -136,7 +137,7 @@ def backchannel(cases: Sequence[Case]) -> dict[str, Metric]:
     return {
         "onset_f1": average(rows, statistic=_f1) if rows else rate([]),
         "shuffle_gap": Metric(own - other, own - other, own - other, len(rows)),
-        "false_alarms_per_min": pooled([found - hits for hits, found, _ in rows], minutes, "lower", "/min"),
+        "false_alarms_per_min": pooled([found - hits for hits, found, _ in rows], minutes, "lower"),
     }
 
 
@@ -184,7 +185,7 @@ def proactive(cases: Sequence[Case]) -> dict[str, Metric]:
         "balanced_accuracy": balanced(hits, [not alarm for alarm in alarms]),
         "hits": rate(hits),
         "false_alarms": rate(alarms, "lower"),
-        "latency_to_reference_s": average(np.abs(latency), "lower", "s", statistic=np.median),
+        "latency_to_reference_s": average([abs(seconds) for seconds in latency], "lower", statistic=np.median),
     }
 
 
@@ -203,10 +204,10 @@ def content(cases: Sequence[Case]) -> dict[str, Metric]:
     errors, words = [], []
     for case in cases:
         wrong, spoken = word_errors(" ".join(w["text"] for w in case.labels["words"]["user"]), case.seen.transcript)
-        if case.axis == "content" and spoken:
+        if case.axis in ASKED and spoken:
             errors.append(wrong)
             words.append(spoken)
-        if case.axis != "content":
+        if case.axis not in ASKED:
             continue
         for turn in exchanges(case):
             if turn.answer is not None:

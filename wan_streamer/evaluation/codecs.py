@@ -18,11 +18,14 @@ import torch
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video, video_to_frames
 from wan_streamer.config import AudioVAEConfig, VideoVAEConfig, from_dict
+from wan_streamer.data.media import read_units
+from wan_streamer.data.recordings import PICTURE
 from wan_streamer.data.shards import Episode, read_episodes
-from wan_streamer.errors import CheckpointError
+from wan_streamer.errors import CheckpointError, DataError
 from wan_streamer.evaluation import clips as speech
 from wan_streamer.evaluation.clips import Clip
 from wan_streamer.evaluation.judges import MosPredictor, Recogniser, word_errors
+from wan_streamer.evaluation.pairs import letterbox
 from wan_streamer.evaluation.pictures import (
     border_flicker,
     delayed_correlation,
@@ -65,6 +68,7 @@ def score_codecs(
     seed: int = 0,
     voices: str | Path | None = None,
     human: str | Path | None = None,
+    footage: str | Path | None = None,
     progress: Callable[[str, dict], None] = lambda name, scores: None,
 ) -> dict:
     """{"audio": {set: scores}, "video": {side: scores}}; a codec that is None is left out.
@@ -72,6 +76,7 @@ def score_codecs(
     data_dir  with `codec/voice_cache`, to which the agent's sentences are added, and test shards in `sim/test`
     count     clips of each set of voices;   films, frames  how many films of each side and how much of each
     voices    a folder of recordings of unseen voices (`wav_clips`);   human  a root for `human_clips`
+    footage   a folder of films of anything, scored one by one (`score_footage`)
     progress  called with every set of voices when it is done
 
     Raises `ConfigError` if a judge is missing, `DataError` if data is.
@@ -98,6 +103,8 @@ def score_codecs(
             progress(name, report["audio"][name])
     if video_vae is not None:
         report["video"] = score_video(video_vae, read_episodes(data / "sim" / "test"), films, frames)
+        if footage is not None:
+            report["footage"] = score_footage(video_vae, footage, frames)
     return report
 
 
@@ -170,6 +177,31 @@ def score_film(video_vae: VideoVAE, film_THWC: np.ndarray, truth_T: np.ndarray) 
             row[f"{name}_truth_original"] = delayed_correlation(before_T, truth_T)[0]
             row[f"{name}_truth_round_trip"] = delayed_correlation(after_T, truth_T)[0]
     return row
+
+
+def score_footage(video_vae: VideoVAE, folder: str | Path, frames: int) -> dict[str, dict]:
+    """PSNR, SSIM and flicker of the first `frames` frames of every film in a folder, scaled to fit 192 x 336.
+
+    Raises `DataError` if there is none.
+    """
+    rows = {}
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix in PICTURE):
+        with read_units(path) as reader:
+            units = [
+                unit.video for unit in itertools.islice(reader, frames // FRAMES_PER_UNIT) if unit.video is not None
+            ]
+        film_THWC = letterbox(np.concatenate(units))
+        rebuilt_THWC = rebuild(video_vae, film_THWC)
+        rows[path.stem] = {
+            "psnr": round(psnr(film_THWC, rebuilt_THWC), 2),
+            "ssim": round(ssim(film_THWC, rebuilt_THWC), 4),
+            "flicker_original": round(border_flicker(film_THWC), 3),
+            "flicker_round_trip": round(border_flicker(rebuilt_THWC), 3),
+            "frames": len(film_THWC),
+        }
+    if not rows:
+        raise DataError(f"{folder}: expected films ({', '.join(sorted(PICTURE))}), found none")
+    return rows
 
 
 @torch.inference_mode()

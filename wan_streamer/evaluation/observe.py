@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from wan_streamer.data.voice_activity import EnergyMeter, find_speech
-
-# RF
+from wan_streamer.evaluation.readers import read_face
 from wan_streamer.evaluation.records import Observation, Recording, Span, Word
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -29,7 +28,9 @@ class Observer:
     Pictures that repeat are read once: blind agents show few.
     """
 
-    def __init__(self, recognise: Recognise | None = None, predict: Predict | None = None, read: Read = None) -> None:
+    def __init__(
+        self, recognise: Recognise | None = None, predict: Predict | None = None, read: Read = read_face
+    ) -> None:
         self.recognise, self.predict, self.read = recognise, predict, read
 
     def __call__(self, recording: Recording, words: bool = True) -> Observation:

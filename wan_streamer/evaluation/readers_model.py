@@ -9,7 +9,7 @@ how far it is off (supervised descent, Xiong & De la Torre 2013). Three stages p
 then eyes and mouth are read from the aligned colours, with a ridge regression too. Every frame is read on its own.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,7 +24,7 @@ HALF = (HEIGHT // 2, WIDTH // 2)  # what is looked at: finer details only add no
 MOUTH_PIXELS = 19.0 * AGENT_IDENTITY.scale  # the gap of a mouth that is fully open
 POSE = ("head_x", "head_y", "roll", "yaw", "pitch", "lean", "breath")
 EYES, MOUTH = ("blink", "gaze_x", "gaze_y"), ("mouth_open",)
-RENDERS, STAGES, RIDGE, DETAIL_RIDGE = 600, 3, 0.005, 0.002
+RENDERS, STAGES, RIDGE, DETAIL_RIDGE = 800, 3, 0.005, 0.002
 _SHUT = 0.7  # a blink above which the iris cannot be seen
 _HANDS = 0.15  # share of renders with a hand beside the face
 _TYPICAL = 1.8  # deviation at which the likeness is one half
@@ -38,7 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _grid(left: float, right: float, top: float, bottom: float, step: float) -> np.ndarray:
     y, x = np.meshgrid(np.arange(top, bottom + 0.1, step), np.arange(left, right + 0.1, step), indexing="ij")
-    return np.stack([x.ravel(), y.ravel()], 1)
+    return np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
 
 
 # Points [P, 2] of head space (the shoulders': of the upper body), pixels of the design, x right and y down.
@@ -56,16 +56,15 @@ def _turned(points_NPD: np.ndarray, degrees_N: np.ndarray, centre: tuple[float, 
     return np.stack([x * c - y * s + centre[0], x * s + y * c + centre[1]], -1)
 
 
-def _places(pose_ND: np.ndarray, head: bool, shoulders: bool, features: tuple[np.ndarray, ...]) -> torch.Tensor:
-    """Where the points of the parts are in the picture, float32 [N, P, 2] in -1..1, as `face_parts` draws them."""
+def _places(pose_ND: np.ndarray, features_PD: np.ndarray, whole: bool = False) -> torch.Tensor:
+    """Where `face_parts` draws points of the features (and of the whole person), float32 [N, P, 2], -1..1."""
     head_x, head_y, roll, yaw, pitch, lean, breath = pose_ND.T
-    turn_N1D = np.stack([yaw * 9, pitch * 5], 1)[:, None]
-    on_head = [part + turn_N1D for part in features]
-    if head:
-        on_head.append(np.broadcast_to(_HEAD, (len(pose_ND), *_HEAD.shape)))
-    points = _turned(np.concatenate(on_head, 1) * AGENT_IDENTITY.scale, roll * 9, (0, 70))
+    points = features_PD + np.stack([yaw * 9, pitch * 5], 1)[:, None]
+    if whole:
+        points = np.concatenate([points, np.broadcast_to(_HEAD, (len(pose_ND), *_HEAD.shape))], 1)
+    points = _turned(points * np.float32(AGENT_IDENTITY.scale), roll * 9, (0, 70))
     points = points + np.stack([head_x * 9, head_y * 5 + breath * 0.9], 1)[:, None]
-    if shoulders:
+    if whole:
         body = _SHOULDERS + np.stack([head_x * 9 * 0.35, -breath * 1.6], 1)[:, None]
         points = np.concatenate([points, body], 1)
     points = _turned(points, lean * 3.2, (0, 260))
@@ -80,7 +79,7 @@ def _colours(image_NCHW: torch.Tensor, places_NPD: torch.Tensor) -> np.ndarray:
 
 
 def _seen(image_NCHW: torch.Tensor, pose_ND: np.ndarray) -> np.ndarray:
-    return _colours(image_NCHW, _places(pose_ND, True, True, (_FEATURES,)))
+    return _colours(image_NCHW, _places(pose_ND, _FEATURES, whole=True))
 
 
 def _shrunk(frames_THWC: np.ndarray) -> torch.Tensor:
@@ -120,7 +119,9 @@ class Reader:
     spread: np.ndarray
 
     def read(self, frames_THWC: np.ndarray) -> dict[str, np.ndarray]:
-        """`POSE`, `EYES` and `MOUTH` on the scale of `FacePose`; "likeness" 0..1; "found" -1..1. Each [T].
+        """`POSE`, `EYES` and `MOUTH` on the scale of `FacePose`; "likeness", "brightness" 0..1; "found" -1..1.
+
+        Each [T].
 
         likeness  how little the aligned colours deviate from the agent's, in units of his own spread
         found     correlation of the aligned brightness with his: whether there is such a face at all, of any colour
@@ -128,19 +129,20 @@ class Reader:
         image = _shrunk(frames_THWC)
         pose = np.zeros((len(image), len(POSE)), np.float32)
         for stage in self.stages:
-            pose = _corrected(pose, stage, image)
+            pose = _corrected(pose, stage, _seen(image, pose))
         tracks = dict(zip(POSE, pose.T, strict=True))
-        tracks |= zip(EYES, self.eyes(_colours(image, _places(pose, False, False, (_EYE_POINTS,)))).T, strict=True)
-        tracks |= zip(MOUTH, self.mouth(_colours(image, _places(pose, False, False, (_MOUTH_POINTS,)))).T, strict=True)
+        tracks |= zip(EYES, self.eyes(_colours(image, _places(pose, _EYE_POINTS))).T, strict=True)
+        tracks |= zip(MOUTH, self.mouth(_colours(image, _places(pose, _MOUTH_POINTS))).T, strict=True)
         seen = _seen(image, pose)
         deviation_T = np.sqrt(np.mean(((seen - self.mean) / self.spread) ** 2, axis=1))
         tracks["likeness"] = 1 / (1 + (deviation_T / _TYPICAL) ** 4)
         tracks["found"] = _alike(seen, self.mean)
+        tracks["brightness"] = image.mean((1, 2, 3)).numpy()
         return tracks
 
 
-def _corrected(pose_ND: np.ndarray, stage: _Line, image_NCHW: torch.Tensor) -> np.ndarray:
-    return np.clip(pose_ND + stage(_seen(image_NCHW, pose_ND)), -2, 2)
+def _corrected(pose_ND: np.ndarray, stage: _Line, seen_ND: np.ndarray) -> np.ndarray:
+    return np.clip(pose_ND + stage(seen_ND), -2, 2)
 
 
 def _alike(seen_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
@@ -161,9 +163,9 @@ def face_reader() -> Reader:
     rng = np.random.default_rng(0)
     poses = [_some_pose(rng) for _ in range(RENDERS)]
     renderer = FaceRenderer(AGENT_IDENTITY, HEIGHT, WIDTH)
-    parts = [poses[i : i + 50] for i in range(0, RENDERS, 50)]  # a few at a time, for the sake of memory
-    clean = torch.cat([_shrunk(renderer.film(part, [_some_hand(rng) for _ in part])) for part in parts])
-    image, poses = torch.cat([clean, _worn(clean, rng)]), poses * 2
+    parts = [poses[i : i + 40] for i in range(0, RENDERS, 40)]  # a few at a time, for the sake of memory
+    clean = [_shrunk(renderer.film(part, [_some_hand(rng) for _ in part])) for part in parts]
+    image, poses = torch.cat(clean + [_worn(part, rng) for part in clean]), poses * 2
 
     def truth(names: tuple[str, ...]) -> np.ndarray:
         return np.array([[getattr(pose, name) for name in names] for pose in poses], np.float32)
@@ -171,13 +173,14 @@ def face_reader() -> Reader:
     target, pose = truth(POSE), np.zeros((len(poses), len(POSE)), np.float32)
     stages = []
     for _ in range(STAGES):
-        stages.append(_Line.fit(_seen(image, pose), target - pose, RIDGE))
-        pose = _corrected(pose, stages[-1], image)
-    eyes, mouth = (_colours(image, _places(pose, False, False, (part,))) for part in (_EYE_POINTS, _MOUTH_POINTS))
+        seen = _seen(image, pose)
+        stages.append(_Line.fit(seen, target - pose, RIDGE))
+        pose = _corrected(pose, stages[-1], seen)
+    eyes, mouth = (_colours(image, _places(pose, part)) for part in (_EYE_POINTS, _MOUTH_POINTS))
     blink = _Line.fit(eyes, truth(EYES[:1]), DETAIL_RIDGE)
     open_ = truth(EYES)[:, 0] < _SHUT
     gaze = _Line.fit(eyes[open_], truth(EYES[1:])[open_], DETAIL_RIDGE)
-    seen = _seen(clean, pose[:RENDERS])
+    seen = _seen(image[:RENDERS], pose[:RENDERS])
     return Reader(
         tuple(stages),
         _Line(np.hstack([blink.weight, gaze.weight]), np.hstack([blink.offset, gaze.offset])),
@@ -188,8 +191,10 @@ def face_reader() -> Reader:
 
 
 def _some_pose(rng: np.random.Generator) -> FacePose:
-    """Any pose: every parameter on its own, but eyes often open, mouths often shut, and shut mouths show no teeth."""
+    """Any pose: every parameter on its own, but eyes often open and on the camera, mouths often shut, then no teeth."""
     values: dict[str, Any] = {name: float(rng.uniform(*span)) for name, span in _RANGES.items()}
+    if rng.random() < 0.4:
+        values["gaze_x"], values["gaze_y"] = 0.15 * values["gaze_x"], 0.15 * values["gaze_y"]
     values["blink"] *= rng.random() < 0.4
     if values["blink"] > 0.5 and rng.random() < 0.5:
         values["blink"] = 1.0
@@ -212,11 +217,9 @@ def _worn(image_NCHW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     for part, size in zip(image_NCHW.chunk(4), (1.0, 0.75, 0.55, 0.4), strict=True):
         small = F.interpolate(part, scale_factor=size, mode="bilinear", antialias=True, align_corners=False)
         blurred.append(F.interpolate(small, HALF, mode="bilinear", align_corners=False))
-    count = len(image_NCHW)
-    gain = rng.normal(1, 0.06, (count, 1, 1, 1)) + rng.normal(0, 0.03, (count, 3, 1, 1))
-    noise = rng.standard_normal((count, 3, *HALF), np.float32) * rng.uniform(0, 0.025, (count, 1, 1, 1))
-    change = torch.from_numpy((noise + rng.normal(0, 0.03, (count, 1, 1, 1))).astype(np.float32))
-    return torch.cat(blurred) * torch.from_numpy(gain.astype(np.float32)) + change
-
-
-assert set(_RANGES) == {field.name for field in fields(FacePose)}
+    shape = (len(image_NCHW), 1, 1, 1)
+    change = rng.random(image_NCHW.shape, np.float32) - np.float32(0.5)
+    change *= rng.uniform(0, 0.08, shape).astype(np.float32)
+    change += rng.normal(0, 0.03, shape).astype(np.float32)
+    gain = rng.normal(1, 0.06, shape) + rng.normal(0, 0.03, (len(image_NCHW), 3, 1, 1))
+    return torch.cat(blurred) * torch.from_numpy(gain.astype(np.float32)) + torch.from_numpy(change)

@@ -45,13 +45,13 @@ def rate(outcomes: Sequence[bool], better: Better = "higher") -> Metric:
 
 
 def average(
-    values: Sequence[float],
+    values: Sequence[float] | Sequence[tuple[int, ...]],
     better: Better = "higher",
     unit: str = "",
     statistic: Callable[[np.ndarray], float] = np.mean,
     seed: int = 0,
 ) -> Metric:
-    """A statistic of one value per trial, with a percentile bootstrap interval."""
+    """A statistic of one value (or row of counts) per trial, with a percentile bootstrap interval."""
     data = np.asarray(values, float)
     if not len(data):
         return Metric(math.nan, math.nan, math.nan, 0, better, unit)

@@ -32,7 +32,7 @@ from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 AGENT_SHARE = {"audio": 0.5, "video": 0.25}  # of the batch; the rest is other voices or other faces
 CUT_SHARE = 0.15  # of the clips begin anywhere; the others do not cross a cut
-PIECE = 24  # frames that are scored together: one person of other_frames
+PIECE, PIECES = 24, 8  # frames that are scored together (one person of other_frames), and how many times
 ADVERSARIAL_PART = 0.35
 MOUTH = (0.85, 0.5)  # where a crop has the mouth of a rendered head in its middle, share of the free rows and columns
 VIDEO_WEIGHT = {"colour": 1.0, "gradient": 1.0, "change": 1.0, "border": 3.0}
@@ -174,7 +174,8 @@ class VideoCodecStage(Stage):
     def validate(self) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for name, video in zip(("agent", "other"), self.valid_data, strict=True):
-            rows = [self._score(np.array(video[at : at + PIECE])) for at in range(0, min(len(video), 8 * PIECE), PIECE)]
+            starts = range(0, min(len(video) // PIECE, PIECES) * PIECE, PIECE)
+            rows = [self._score(np.array(video[at : at + PIECE])) for at in starts]
             for column, key in enumerate((f"{name}_psnr", f"{name}_moving_psnr")):
                 numbers[key] = float(np.nanmean([row[column] for row in rows]))
         return numbers

@@ -1,0 +1,114 @@
+"""The evaluation from end to end, through the command line, and what it says about known agents."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wan_streamer.evaluation.records import Case, Observation
+from wan_streamer.evaluation.stats import Metric
+from wan_streamer.evaluation.suite import SuiteResult, _entry, run_suite
+
+pytest.importorskip("faster_whisper")
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "wan_streamer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def timer(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A silence timer, measured as if it were an agent, on one trial of every kind."""
+    folder = tmp_path_factory.mktemp("eval")
+    done = run(
+        "eval", "--checkpoint", "timer_0.5", "--limit", "26", "--json", folder / "r.json", "--html", folder / "r.html"
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "r.json").read_text()), folder
+
+
+@pytest.mark.slow
+def test_the_reference_wins_and_blind_agents_fail_where_they_should(timer: tuple[dict[str, Any], Path]) -> None:
+    axes = timer[0]["axes"]
+
+    def of(axis: str, metric: str, name: str) -> float:
+        return axes[axis][metric]["baselines"][name]
+
+    main = {
+        "turn_taking": "balanced_accuracy", "interruption": "yields_and_resumes", "backchannel": "onset_f1",
+        "proactive": "balanced_accuracy", "content": "right_answers",
+    }  # fmt: skip
+    for axis, metric in main.items():
+        assert of(axis, metric, "replay") >= 0.95, axis
+        for name in ("silent", "always_talking", "metronome", "timer_0.5", "timer_1.0", "frozen_frame", "looped_video"):
+            assert of(axis, metric, name) <= 0.85, (axis, name)
+        assert axes[axis][metric]["informative"]
+    assert of("interruption", "resumes", "always_talking") == 1
+    assert not axes["interruption"]["resumes"]["informative"]  # talking on is no art
+    assert not axes["turn_taking"]["pause_held"]["informative"]  # nor is silence
+    assert of("sync", "correlation", "replay") > 0.6
+    assert abs(of("sync", "correlation", "looped_video")) < 0.2
+    assert of("picture", "frozen_share", "frozen_frame") == pytest.approx(1, abs=0.01)
+    assert of("picture", "black_share", "silent") == 1
+    assert of("picture", "likeness", "silent") < 0.3 < of("picture", "likeness", "replay")
+
+
+@pytest.mark.slow
+def test_what_the_command_writes(timer: tuple[dict[str, Any], Path]) -> None:
+    results, folder = timer
+    assert {"axes", "checkpoint", "suite", "seeds", "seconds"} <= set(results)
+    for metrics in results["axes"].values():
+        for entry in metrics.values():
+            assert {"value", "low", "high", "n", "better", "informative", "baselines"} <= set(entry)
+    lines = [json.loads(line) for line in (folder / "r.jsonl").read_text().splitlines()]
+    assert len(lines) == results["trials"] == 26
+    page = (folder / "r.html").read_text()
+    assert "timer_0.5" in page
+    assert "data:video/mp4;base64," in page
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    for arguments, expected in (
+        (["--json", tmp_path / "r.json"], "expected --checkpoint or --pairs"),
+        (["--checkpoint", "nobody", "--json", tmp_path / "r.json"], "nobody"),
+        (["--pairs", tmp_path / "nowhere", "--json", tmp_path / "r.json"], "nowhere"),
+    ):
+        done = run("eval", *arguments)
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def metric(value: float, better: str = "higher") -> Metric:
+    return Metric(value, value, value, 10, better)  # type: ignore[arg-type]
+
+
+def test_a_metric_that_a_blind_baseline_wins_is_marked() -> None:
+    won = _entry({"agent": metric(0.4), "silent": metric(0.99), "replay": metric(1.0)})
+    assert (won["informative"], won["won_by"]) == (False, ["silent"])
+    lower = _entry({"agent": metric(0.4, "lower"), "silent": metric(0.0, "lower"), "replay": metric(0.0, "lower")})
+    assert not lower["informative"]
+    fair = _entry({"agent": metric(0.4), "silent": metric(0.5), "metronome": metric(0.2), "replay": metric(1.0)})
+    assert (fair["informative"], fair["beaten_by"]) == (True, ["silent"])
+
+
+def test_what_cannot_be_measured_is_null() -> None:
+    entry = _entry({"agent": Metric(float("nan"), float("nan"), float("nan"), 0), "silent": metric(0.0)})
+    assert (entry["value"], entry["low"], entry["n"], entry["beaten_by"]) == (None, None, 0, [])
+
+
+def test_an_empty_result_has_every_axis() -> None:
+    nothing = Observation(1.0, [], [], "", "", np.zeros(25, np.float32), {}, np.zeros(24_000, np.float32))
+    labels = {"events": [], "words": {"user": [], "agent": []}, "scenarios": []}
+    axes = SuiteResult({"agent": [Case("a", "content", labels, nothing, nothing)]}).axes()
+    assert all(entry["value"] is None or entry["n"] for metrics in axes.values() for entry in metrics.values())
+    with pytest.raises(Exception, match="expected one of quick, full"):
+        run_suite("nano", "huge")
