@@ -225,7 +225,7 @@ def test_validation_measures_the_readers_against_the_labels(motion, film):
     for name in ("blink", "nod"):
         assert (report[name]["precision"], report[name]["recall"]) == (1, 1)
     assert report["likeness"]["auc"] == 1
-    for name in ("prop_colour", "prop_what", "prop_none"):
+    for name in ("prop_found", "prop_colour", "prop_what", "prop_none"):
         assert report[name] == {"accuracy": 1, "n": 1}
     late = {"agent": np.roll(film, 2, axis=0)}
     report = validate_readers([replace(episode, user_video=None, agent_video=late["agent"])], 1, FRAMES)

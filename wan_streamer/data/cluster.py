@@ -60,6 +60,7 @@ def _run_here(function: Callable[[int], Any], jobs: list[int], processes: int) -
                 futures = [pool.submit(_call_here, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
+            pool.shutdown()  # all is done: workers may end by themselves and tidy up
         except BrokenProcessPool as error:
             raise WanStreamerError("a worker process died, perhaps for lack of memory; use fewer processes") from error
         finally:

@@ -204,7 +204,7 @@ def content(cases: Sequence[Case]) -> dict[str, Metric]:
     errors, words = [], []
     for case in cases:
         wrong, spoken = word_errors(" ".join(w["text"] for w in case.labels["words"]["user"]), case.seen.transcript)
-        if case.axis in ASKED and spoken:
+        if spoken and (case.axis == "content" or (case.axis == "pairs" and case.seen.transcript)):
             errors.append(wrong)
             words.append(spoken)
         if case.axis not in ASKED:

@@ -151,10 +151,8 @@ class Replay:
     def __init__(self, trial: Trial) -> None:
         self.episode = trial.episode
         self.index = 0
-        self.words: dict[int, str] = {}
-        for word in trial.episode.labels["words"]["agent"]:
-            unit = int(word["start"] / UNIT_S)
-            self.words[unit] = self.words.get(unit, "") + " " + word["text"]
+        words = trial.episode.labels["words"]
+        self.said, self.heard = _by_unit(words["agent"], "start"), _by_unit(words["user"], "end")
 
     def step(self, user: UserUnit) -> AgentUnit:
         k, film = self.index, self.episode.agent_video
@@ -162,4 +160,13 @@ class Replay:
         frames = slice(k * FRAMES_PER_UNIT, (k + 1) * FRAMES_PER_UNIT)
         video = film[frames] if film is not None else np.zeros((FRAMES_PER_UNIT, 192, 336, 3), np.uint8)
         audio = self.episode.agent_audio[k * SAMPLES_PER_UNIT : (k + 1) * SAMPLES_PER_UNIT]
-        return AgentUnit(k, audio, video, self.words.get(k, ""))
+        return AgentUnit(k, audio, video, self.said.get(k, ""), self.heard.get(k, ""))
+
+
+def _by_unit(words: list[dict], at: str) -> dict[int, str]:
+    """The text of every unit in which words start or end."""
+    texts: dict[int, str] = {}
+    for word in words:
+        unit = int(word[at] / UNIT_S)
+        texts[unit] = texts.get(unit, "") + " " + word["text"]
+    return texts

@@ -44,8 +44,9 @@ def read_face(frames_THWC: np.ndarray) -> dict[str, np.ndarray]:
     gaze_x, gaze_y    as in `faces.FacePose`, -1 .. 1, without the turn of the head. Shut eyes look nowhere: the reading
                       goes to 0 as they close
     head_x, head_y, roll, yaw, pitch   as in `faces.FacePose`
-    likeness          0 .. 1: how much the aligned face, hair and shoulders have the agent's colours; any pose and
-                      expression near 1, 0.5 for a deviation as large as another shirt, hair style or hue, others near 0
+    likeness          0 .. 1: how much the aligned face, hair and shoulders have the agent's colours. Any pose and
+                      expression .97 or more, with a waving hand .87; the agent in another shirt .7, with glasses or
+                      another hair style .3, hue turned by 30 degrees .9, by 60 .4, 10 % darker .7; other people .0 - .4
     brightness        0 .. 1, mean of all pixels
 
     Frames without such a face are NaN in all but the last two. The face of somebody else may be found, and is then
@@ -110,8 +111,9 @@ def validate_readers(episodes: Iterable[Episode], films: int, frames: int) -> di
                     pitch, which is what the rule itself costs
     likeness        same, other: means of the agent's and of others' frames; auc: chance that a frame of the agent
                     scores above one of another; found_same, found_other: share of frames in which a face is found
-    prop_colour, prop_what   accuracy over n clips in which something is held up
-    prop_none       accuracy over n clips in which nothing is
+    prop_found, prop_colour, prop_what   accuracy over n clips in which something is held up: whether anything was read,
+                    the right colour, the right thing of the right colour
+    prop_none       accuracy over n clips in which nothing is held up
     """
     agent: list[_Film] = []
     others: list[np.ndarray] = []
@@ -144,6 +146,7 @@ def validate_readers(episodes: Iterable[Episode], films: int, frames: int) -> di
     }
     held = [(want.partition(" "), got.partition(" ")) for want, got in things if want]
     for name, right in (
+        ("prop_found", [any(got) for _, got in held]),
         ("prop_colour", [want[0] == got[0] for want, got in held]),
         ("prop_what", [want == got for want, got in held]),
         ("prop_none", [not got for want, got in things if not want]),

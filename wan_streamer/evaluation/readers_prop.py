@@ -4,7 +4,8 @@
 
 Every thing of `faces.PROPS` in every colour and three tilts is laid over every place beside the face at a quarter of
 the resolution; the best of them are compared again at half of it. Whoever holds it and whatever room is behind it do
-not matter: only pixels of the thing count.
+not matter: only pixels of the thing count. What is read is almost always right; what fails is said to be nothing,
+first keys and stars, which are thin, and things whose colours a codec has washed out.
 """
 
 from collections import Counter

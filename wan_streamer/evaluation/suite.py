@@ -170,6 +170,7 @@ def run_suite(
     for name, cases in run_jobs(long, range(1 + len(LONG)), Engine(processes=processes)):
         result.long[name] = cases
         progress("long conversation", len(result.long), 1 + len(LONG))
+    torch.set_num_threads(processes)
     result.latency = measure_latency(checkpoint, make_trial(specs[0], cache)) if checkpoint not in _NAMES else None
     result.seconds = time.monotonic() - started
     return result
@@ -219,7 +220,6 @@ def _loaded(checkpoint: str) -> WanStreamer:
 
 @functools.cache
 def _observer(mos: bool) -> Observer:
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     return Observer(Recogniser().timed, MosPredictor() if mos else None)
 
 
