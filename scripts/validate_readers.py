@@ -20,6 +20,8 @@ from wan_streamer.evaluation.codecs import load_codec, rebuild
 from wan_streamer.evaluation.readers import validate_readers
 from wan_streamer.evaluation.results import VALIDATION
 
+KEPT = {"r", "mae", "precision", "recall", "accuracy", "auc", "same", "other", "n"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,7 +42,8 @@ def main() -> None:
     clean = validate_readers(islice(read_episodes(options.shards), options.episodes), options.films, options.frames)
     after = validate_readers(coded(), options.films, options.frames)
     merged = {
-        name: errors | {f"coded_{key}": value for key, value in after.get(name, {}).items()}
+        name: {key: value for key, value in errors.items() if key in KEPT}
+        | {f"coded_{key}": value for key, value in after.get(name, {}).items() if key in KEPT - {"n"}}
         for name, errors in clean.items()
     }
     rounded = {name: {key: round(float(value), 4) for key, value in errors.items()} for name, errors in merged.items()}

@@ -158,9 +158,9 @@ def horizon(cases: Sequence[Case]) -> dict[str, Metric]:
     some = max(1, len(cases) // 3)
     first, last = cases[:some], cases[-some:]
 
-    def kept(name: str, of: str, better: str = "higher") -> Metric:
-        before, after = (_mean_track(part, of) for part in (first, last))
-        return Metric(after - before, after - before, after - before, len(cases), better)  # type: ignore[arg-type]
+    def kept(track: str) -> Metric:
+        change = _mean_track(last, track) - _mean_track(first, track)
+        return Metric(change, change, change, len(cases))
 
     def answered(part: Sequence[Case]) -> list[bool]:
         return [
@@ -170,9 +170,9 @@ def horizon(cases: Sequence[Case]) -> dict[str, Metric]:
 
     drift = abs(_mean_track(last, "brightness") - _mean_track(first, "brightness"))
     metrics = {
-        "likeness_change": kept("likeness_change", "likeness"),
-        "brightness_drift": Metric(drift, drift, drift, len(cases), "lower"),
         "answered_at_the_end": rate(answered(last)),
+        "likeness_change": kept("likeness"),
+        "brightness_drift": Metric(drift, drift, drift, len(cases), "lower"),
     }
     early, late = (_mean_ms(part) for part in (first, last))
     if early and late:

@@ -120,6 +120,7 @@ class Recogniser:
             beam_size=5,
             condition_on_previous_text=False,
             word_timestamps=True,
+            temperature=0.0,  # else it draws at random when it is unsure, and no run repeats
         )
         return [(word.word.strip(), float(word.start), float(word.end)) for s in segments for word in s.words or ()]
 
