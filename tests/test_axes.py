@@ -15,7 +15,7 @@ SECONDS = 10.0
 
 def observed(speech: list[Span], heard: str = "", said: str = "", at: float = 0.0) -> Observation:
     words = [Word(word, at + 0.1 * i, at + 0.1 * i + 0.1) for i, word in enumerate(heard.split())]
-    return Observation(SECONDS, speech, words, said, "", np.zeros(250, np.float32), {}, np.zeros(0, np.float32))
+    return Observation(SECONDS, speech, words, said, "", np.zeros(250, np.float32), {}, np.zeros(0, np.int16))
 
 
 def event(kind: str, side: str, start: float, end: float, label: str = "") -> dict:

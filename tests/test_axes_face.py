@@ -41,7 +41,7 @@ def observed(
     }
     tracks |= {name: np.full(FRAMES, value, np.float32) for name, value in changed.items()}
     stages = {} if stage_ms is None else {"solve": [stage_ms] * 62}
-    nothing = np.zeros(FRAMES * SAMPLE_RATE // FPS, np.float32)
+    nothing = np.zeros(FRAMES * SAMPLE_RATE // FPS, np.int16)
     return Observation(10.0, [], [], "", "", np.zeros(FRAMES, np.float32), tracks, nothing, stages)
 
 
@@ -99,7 +99,7 @@ def test_drift_over_a_long_conversation() -> None:
 
 
 def test_nothing_to_see() -> None:
-    blind = Observation(10.0, [], [], "", "", np.zeros(FRAMES, np.float32), {}, np.zeros(0, np.float32))
+    blind = Observation(10.0, [], [], "", "", np.zeros(FRAMES, np.float32), {}, np.zeros(0, np.int16))
     for axis in (face.sync, face.listening, face.picture, face.horizon):
         for metric in axis([case(blind, blind)]).values():
             assert metric.n == 0 or not math.isfinite(metric.value) or metric.value == 0

@@ -37,7 +37,11 @@ def _flags(case: Case, spans: Sequence[Span]) -> np.ndarray:
 def sync(cases: Sequence[Case]) -> dict[str, Metric]:
     shown = _seen(cases)
     talking = [case for case in shown if sum(b - a for a, b in case.seen.speech) >= TALKS]
-    pairs = [(case.seen.tracks["mouth"], case.seen.audio) for case in talking]
+    pairs = [
+        (case.seen.tracks["mouth"], case.seen.audio.astype(np.float32) / 32768)
+        for case in talking
+        if case.seen.audio.size
+    ]
     own = [sync_scores(mouth_F, audio_T) for mouth_F, audio_T in pairs]
     others = [_mixed(pairs, at) for at in range(len(pairs))] if len(pairs) > 1 else [0.0] * len(pairs)
     together = [_number(scores["correlation"]) for scores in own] or [0.0] * len(shown)

@@ -11,6 +11,7 @@ Every function takes the cases of one agent and returns {metric: `Metric`}. What
     right answer  every filled slot of the reference's sentence, or 60 % of the words of a fixed sentence, is recognised
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -133,10 +134,10 @@ def backchannel(cases: Sequence[Case]) -> dict[str, Metric]:
         for shift in range(1, len(stories))
     ]
     minutes = [sum(end - start for start, end in user_speech(case)) / 60 for case in stories]
-    own, other = _f1(rows), _f1(mixed)
+    gap = _f1(rows) - _f1(mixed) if mixed else math.nan
     return {
-        "onset_f1": average(rows, statistic=_f1) if rows else rate([]),
-        "shuffle_gap": Metric(own - other, own - other, own - other, len(rows)),
+        "onset_f1": average(rows, statistic=_f1),
+        "shuffle_gap": Metric(gap, gap, gap, len(rows) if mixed else 0),
         "false_alarms_per_min": pooled([found - hits for hits, found, _ in rows], minutes, "lower"),
     }
 

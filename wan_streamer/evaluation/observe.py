@@ -47,7 +47,7 @@ class Observer:
             transcript="".join(text for _, text in recording.transcript).strip(),
             loudness=loudness(audio_T),
             tracks={} if recording.video is None else self._tracks(recording.video),
-            audio=audio_T,
+            audio=np.round(audio_T.clip(-1, 1) * 32767).astype(np.int16),
             stage_ms=recording.stage_ms,
             mos=self.predict(voice_T) if self.predict and words and len(voice_T) >= SAMPLE_RATE else None,
         )

@@ -83,7 +83,8 @@ class Observation:
     said      its own text lane joined, "" if it has none;   transcript  likewise
     loudness  float32 [F], dB of every frame's sound
     tracks    name -> float32 [F], read from the pixels (`readers`, `pictures`); empty without a picture
-    audio     float32 [T], 24 kHz;   mos  predicted opinion score of the voice, None without a judge or speech
+    audio     int16 [T], 24 kHz, empty where nobody needs it
+    mos       predicted opinion score of the voice, None without a judge or speech
     """
 
     seconds: float

@@ -5,7 +5,7 @@
 `make_trial`  a specification -> sound and picture of the user, and the reference that a perfect agent would give
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,14 +111,17 @@ class TrialSpec:
         return f"{self.kind}-{self.seed}-{self.number:03d}"
 
 
-def trial_list(suite: str) -> list[TrialSpec]:
-    """All short trials of a suite, kinds mixed, so that a part of the list is a small suite of its own."""
+def trial_list(suite: str, seeds: Sequence[int] | None = None) -> list[TrialSpec]:
+    """All short trials of a suite, kinds mixed, so that a part of the list is a small suite of its own.
+
+    seeds  instead of the suite's. Raises `ConfigError` for an unknown suite.
+    """
     if suite not in SUITES:
         raise ConfigError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
     found = SUITES[suite]
     specs = [
         (number / count, TrialSpec(kind, seed, number))
-        for seed in found.seeds
+        for seed in seeds or found.seeds
         for kind, count in found.trials.items()
         for number in range(count)
     ]
