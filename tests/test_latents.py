@@ -198,7 +198,12 @@ if __name__ == "__main__":
 def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
-    parent = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.DEVNULL, start_new_session=True)
+    parent = subprocess.Popen(
+        [sys.executable, script, tmp_path],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job would ignore Ctrl-C
+    )
     limit = time.monotonic() + 60  # a busy machine starts processes slowly
     while len(list(tmp_path.glob("*.partial"))) < 2 and time.monotonic() < limit:
         time.sleep(0.05)
