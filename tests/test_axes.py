@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from wan_streamer.evaluation import axes_talk as talk
-from wan_streamer.evaluation.records import Case, Observation, Span, Word
+from wan_streamer.evaluation.records import Case, Observation, Span
 from wan_streamer.evaluation.spans import exchanges, merged, onset_in, overlap
 from wan_streamer.evaluation.stats import average, balanced, pooled, rate, wasserstein, wilson
+from wan_streamer.simulation.speech import TimedWord
 
 SECONDS = 10.0
 
 
 def observed(speech: list[Span], heard: str = "", said: str = "", at: float = 0.0) -> Observation:
-    words = [Word(word, at + 0.1 * i, at + 0.1 * i + 0.1) for i, word in enumerate(heard.split())]
+    words = [TimedWord(word, at + 0.1 * i, at + 0.1 * i + 0.1) for i, word in enumerate(heard.split())]
     return Observation(SECONDS, speech, words, said, "", np.zeros(250, np.float32), {}, np.zeros(0, np.int16))
 
 
@@ -243,7 +244,7 @@ def test_right_answers(label: str, answer: str, intent: str, heard: str, right: 
 
 def test_words_at_another_time_do_not_count() -> None:
     late = question("colour_is", "It is red.", "colour", "")
-    late.seen.words.append(Word("red", 8.0, 8.3))
+    late.seen.words.append(TimedWord("red", 8.0, 8.3))
     assert talk.content([late])["right_answers"].value == 0.0
 
 

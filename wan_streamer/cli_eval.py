@@ -24,7 +24,7 @@ def evaluate(
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="R.html", help="Where the page goes.")] = None,
     suite: Annotated[
-        SuiteName, typer.Option(help="quick: under ten minutes on two cores; full: more than an hour.")
+        SuiteName, typer.Option(help="quick: under ten minutes on two cores; full: twenty times as many trials.")
     ] = (SuiteName.quick),
     pairs: Annotated[
         Path | None,

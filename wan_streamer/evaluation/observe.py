@@ -9,7 +9,8 @@ import numpy as np
 
 from wan_streamer.data.voice_activity import EnergyMeter, find_speech
 from wan_streamer.evaluation.readers import read_face
-from wan_streamer.evaluation.records import Observation, Recording, Span, Word
+from wan_streamer.evaluation.records import Observation, Recording, Span
+from wan_streamer.simulation.speech import TimedWord
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 LOWEST_DB = -90.0
@@ -42,7 +43,7 @@ class Observer:
         return Observation(
             seconds=recording.seconds,
             speech=speech,
-            words=[Word(text, _moved(start, starts), _moved(end, starts)) for text, start, end in heard],
+            words=[TimedWord(text, _moved(start, starts), _moved(end, starts)) for text, start, end in heard],
             said="".join(text for _, text in recording.text).strip(),
             transcript="".join(text for _, text in recording.transcript).strip(),
             loudness=loudness(audio_T),

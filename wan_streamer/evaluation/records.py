@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 
 from wan_streamer.data.shards import Episode
+from wan_streamer.simulation.speech import TimedWord
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_MS, UserUnit
 
 Span = tuple[float, float]
 UNIT_S = UNIT_MS / 1000
-
-
-@dataclass(frozen=True)
-class Word:
-    text: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Observation:
 
     seconds: float
     speech: list[Span]
-    words: list[Word]
+    words: list[TimedWord]
     said: str
     transcript: str
     loudness: np.ndarray
