@@ -61,6 +61,7 @@ def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
         camera_BK=torch.arange(K)[None] % 5 != 3,
         user_text_BKS=torch.randint(0, 40, (1, K, 2), generator=g),
         slot_BKSL=torch.randint(0, 40, (1, K, 2, 2), generator=g),
+        written_BK=torch.full((1, K), True),
     )
 
 

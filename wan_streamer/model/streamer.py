@@ -35,6 +35,7 @@ class ClipBatch:
     user_audio_BT float [B, K x 3840];       microphone_BK bool: False where it is off
     user_video    uint8 [B, 4 K, h, w, 3];   camera_BK bool
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
+    written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance)
     """
 
     video_BKNP: Tensor
@@ -45,6 +46,7 @@ class ClipBatch:
     camera_BK: Tensor
     user_text_BKS: Tensor
     slot_BKSL: Tensor
+    written_BK: Tensor
 
 
 @dataclass
@@ -153,7 +155,7 @@ class Streamer(nn.Module):
             batch.camera_BK,
             batch.user_text_BKS,
         )
-        slots = self.text_in(batch.slot_BKSL).flatten(2, 3)
+        slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*self._embed_latents(*history, history_tau), *user, self._starts(slots), slots]
         parts += self._embed_latents(*noisy, tau_BK2)
         hidden = self.backbone(torch.cat(parts, dim=2) + self.place)

@@ -34,6 +34,7 @@ PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight th
 TYPED_SHARE = 0.1  # of clips in which the user types instead of speaking
 MICROPHONE_OFF_SHARE = 0.5  # of the clips in which the user types
 CAMERA_OFF_SHARE = 0.1  # of clips, on top of those recorded without a camera
+TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and face can be guided by it
 FROM_START_SHARE = 0.15  # of clips that begin where the session begins
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
 OWN_TAU_SHARE = 0.2  # of units in which audio and video have their own times
@@ -77,7 +78,10 @@ class DuplexStage(Stage):
         return p.ndim == 2 and name.startswith(("streamer.backbone.layers.", "streamer.hearing.blocks."))
 
     def batch(self, step: int) -> ClipBatch:
-        return self._clips(self.train_store, np.random.default_rng((self.config.seed, step)), self.config.batch)
+        rng = np.random.default_rng((self.config.seed, step))
+        clips = self._clips(self.train_store, rng, self.config.batch)
+        hidden_B = torch.from_numpy(rng.random(self.config.batch) < TEXT_HIDDEN_SHARE)
+        return dataclasses.replace(clips, written_BK=clips.written_BK & ~hidden_B[:, None])
 
     def _clips(self, store: LatentStore, rng: np.random.Generator, rows: int) -> ClipBatch:
         model, K = self.streamer.config, self.units
@@ -107,6 +111,7 @@ class DuplexStage(Stage):
                     torch.full((K,), camera),
                     torch.from_numpy(user_text[first : first + K]),
                     torch.from_numpy(lanes[first : first + K]),
+                    torch.full((K,), True),
                 )
             )
         fields = (field.name for field in dataclasses.fields(ClipBatch))
@@ -150,17 +155,18 @@ class DuplexStage(Stage):
         weight = weight / weight.mean()
         video = (weight * (velocity.video - velocity_target(clean.video, noise.video)).square()).mean()
         audio = (velocity.audio - velocity_target(clean.audio, noise.audio)).square().mean()
-        text, numbers = self._text_loss(logits, batch.slot_BKSL)
+        text, numbers = self._text_loss(logits, batch)
         numbers |= {"video": video.item(), "audio": audio.item(), "text": text.item()}
         return video + audio + TEXT_WEIGHT * text, numbers
 
-    def _text_loss(self, logits: Tensor, target_BKSL: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _text_loss(self, logits: Tensor, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
+        target_BKSL = batch.slot_BKSL
         each = F.cross_entropy(logits.flatten(0, -2), target_BKSL.flatten(), reduction="none").view_as(target_BKSL)
-        weight = self.move(self.token_weight)[target_BKSL]
+        weight = self.move(self.token_weight)[target_BKSL] * batch.written_BK[..., None, None]
         right = logits.argmax(-1) == target_BKSL
-        spoken = target_BKSL > HOLD
+        spoken = (target_BKSL > HOLD) & batch.written_BK[..., None, None]
         numbers = {f"{lane}_right": right[..., i][spoken[..., i]].float().mean().item() for i, lane in enumerate(LANES)}
-        return (each * weight).sum() / weight.sum(), {key: value for key, value in numbers.items() if value == value}
+        return (each * weight).sum() / weight.sum().clamp(min=1e-6), {key: value for key, value in numbers.items() if value == value}
 
     def validate(self) -> dict[str, float]:
         rng, totals = np.random.default_rng(1), []
