@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from wan_streamer.codecs.video_vae import frames_to_video, video_to_frames
 from wan_streamer.evaluation.codecs import load_codec
+from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import interpolate, sample_tau, velocity_target
 from wan_streamer.flow.solver import time_grid
 from wan_streamer.training.codec import load_array
@@ -72,7 +73,7 @@ def train(tokens_KND: Tensor, steps: int, batch: int) -> UnitFlow:
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = LR * min(1, step / 50) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
         rows, eps = torch.randint(len(clean), (batch,)), torch.randn(batch, *clean.shape[1:])
-        tau = sample_tau((batch,), SHIFT, torch.default_generator)
+        tau = sample_tau((1, batch), SHIFT, RowNoise(0, step, [0]))[0]
         with torch.autocast("cpu", torch.bfloat16):
             velocity = model(interpolate(clean[rows], eps, tau[:, None, None]), tau, past[rows])
         (velocity - velocity_target(clean[rows], eps)).square().mean().backward()

@@ -9,12 +9,16 @@ import torch
 from tiny import TALKER, tiny_weights
 from torch import nn
 
+from wan_streamer import presets
 from wan_streamer.benchmarks import timing
 from wan_streamer.benchmarks.codecs import Streaming, bench_codecs
 from wan_streamer.benchmarks.peers import PEERS, Peer
+from wan_streamer.benchmarks.training import PlainTransformer
 from wan_streamer.cli import main
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.pretrained import save_weights
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.presets import get_preset
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 
@@ -183,3 +187,35 @@ def test_dtype(checkpoint: Path) -> None:
     assert bench_codecs(checkpoint, [], units=1, dtype="float32")["dtype"]["video"] == "float32"
     with pytest.raises(ConfigError, match="float16"):
         bench_codecs(checkpoint, [], units=1, dtype="float16")
+
+
+def test_training_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: TALKER)
+    path = tmp_path / "report.json"
+    options = ["--json", path, "--presets", "tiny", "--units", "4", "--rows", "2", "--steps", "2", "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, "bench", "training", *options)
+    assert end.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert "tiny" in shown
+    assert "plain" in shown
+    part = json.loads(path.read_text())["presets"]["tiny"]
+    ours, plain = part["ours"], part["plain"]
+    assert part["ratio"] == pytest.approx(plain["step_ms"]["p50"] / ours["step_ms"]["p50"], rel=0.01)
+    assert ours["units_per_s"] == pytest.approx(8000 / ours["step_ms"]["p50"], rel=0.01)
+    assert ours["parameters"] == sum(p.numel() for p in Streamer(TALKER).parameters())
+    for row in (ours, plain):
+        assert 0 < row["utilisation"] < 1.2
+
+
+def test_the_plain_peer_is_as_large() -> None:
+    for name in ("nano", "smol"):
+        config = get_preset(name)
+        with torch.device("meta"):
+            plain = PlainTransformer(config.backbone)
+        layers = sum(p.numel() for p in plain.parameters() if p.ndim == 2)
+        backbone = config.backbone
+        ours = backbone.head_dim * backbone.dim * 2 * (backbone.heads + backbone.kv_heads)
+        assert layers == pytest.approx(backbone.layers * (ours + 3 * backbone.dim * backbone.mlp_dim), rel=0.01)

@@ -14,10 +14,14 @@ from tiny import TALKER
 from tiny_world import make_codec_arrays
 
 from wan_streamer import presets
+from wan_streamer.device import find_device
 from wan_streamer.errors import ConfigError
+from wan_streamer.flow.noise import RowNoise
 from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage
+from wan_streamer.training.parallel import World
 from wan_streamer.training.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
-from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, find_device
+from wan_streamer.training.stage import Stage, TrainConfig
+from wan_streamer.training.trainer import Trainer
 from wan_streamer.units import SAMPLE_RATE
 
 both_stages = pytest.mark.parametrize("stage_class", [AudioCodecStage, VideoCodecStage])
@@ -35,7 +39,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small_run(stage_class: type, arrays: Path, out: Path, device: str = "cpu") -> Trainer:
     config = TrainConfig(steps=4, lr=1e-3, muon_lr=1e-3, batch=2, warmup=2, validate_every=2)
-    return Trainer(stage_class("tiny", arrays, config), out, torch.device(device))
+    return Trainer(stage_class("tiny", arrays, config), out, World(torch.device(device)))
 
 
 # ---- the device
@@ -46,11 +50,11 @@ def test_loss_stays_on_the_device(
     stage_class: type, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the meta device: what is left on the CPU does not mix with it, and a step that reads a value fails."""
-    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: contextlib.nullcontext())  # meta has none
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # meta has none
     trainer = small_run(stage_class, arrays, tmp_path, "meta")
-    batch = trainer.stage.batch(3)
+    batch = trainer.stage.batch(3, range(2))
     assert batch.device.type == "cpu"
-    loss, numbers = trainer.stage.loss(batch, 3, torch.Generator().manual_seed(0))  # the last step has the critic
+    loss, numbers = trainer.stage.loss(batch, 3, RowNoise(0, 3, range(2)))  # the last step has the critic
     assert "critic" in numbers or stage_class is VideoCodecStage
     loss.backward()
     for value in (loss, *numbers.values(), *(p.grad for p in trainer.named.values()), *trainer.ema.values()):

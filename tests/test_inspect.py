@@ -50,6 +50,7 @@ def test_sizes_are_those_of_a_running_agent() -> None:
     assert sum(roles) == tokens["history"]
     assert tokens["solved"] == tokens["agent_video"] + tokens["agent_audio"]
 
+    weights.streamer.backbone.bfloat16()  # as it is served
     live = weights.streamer.open()
     for _ in range(history["measured_at_unit"] + 3):
         unit(weights, live)
@@ -61,6 +62,26 @@ def test_sizes_are_those_of_a_running_agent() -> None:
     per_token = (keys[0, 0].numel() + values[0, 0].numel()) * keys.element_size() * len(cache.rotated)
     assert history["kv_slice_bytes"] == per_token * tokens["history"]
     assert history["cache_bytes_visible"] == per_token * 3 // 2 * cache.length
+    assert history["kv_bytes_per_minute"] == per_token * tokens["history"] * 375
+
+
+def test_bytes_of_a_unit() -> None:
+    """By hand for nano: every pass reads the backbone once and its history; the solver reads it once per step."""
+    described = describe_preset("nano")
+    parts, history, read = described["parameters"], described["history"], described["megabytes"]
+    kv = history["kv_slice_bytes"] / described["tokens"]["history"] * history["visible_tokens"]
+    text = 2 * (2 * (parts["backbone"] + parts["text_embedding"]) + kv) / 1e6
+    assert read["text"] == pytest.approx(text, abs=1e-3)
+    assert read["unit"] == pytest.approx(sum(read[name] for name in ("observe", "text", "solve", "decode")), abs=0.01)
+    assert 2 * (2 * parts["backbone"] + kv) / 1e6 < read["solve"] < 1.1 * 2 * (2 * parts["backbone"] + kv) / 1e6
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_is_described(name: str) -> None:
+    described = describe_preset(name)
+    assert described["gflop"]["unit"] > 0
+    assert described["megabytes"]["unit"] > 0
+    assert described["parameters"]["total"] > 10_000_000
 
 
 @pytest.mark.usefixtures("tiny_preset")

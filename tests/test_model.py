@@ -10,13 +10,15 @@ from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.flow.path import interpolate
 from wan_streamer.flow.solver import solve, time_grid
-from wan_streamer.model.backbone import clip_view
-from wan_streamer.model.layers import rotary_table, rotate
+from wan_streamer.model.clip_view import ClipView, clip_view
+from wan_streamer.model.flat_view import FlatView, flat_view
+from wan_streamer.model.layers import Layer, rotary_table, rotate
 from wan_streamer.model.layout import Kind, Latents, UnitLayout, effective_distance, unit_layout
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 K = 9
+CPU = torch.device("cpu")
 
 
 def dense_mask(config: StreamerConfig, layout: UnitLayout, blocks: int) -> torch.Tensor:
@@ -129,7 +131,16 @@ def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
     assert velocity.video.std() > 0.1
 
 
-def test_gathered_attention_equals_dense_reference(model: Streamer) -> None:
+def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU) -> ClipView | FlatView:
+    layout = unit_layout(config)
+    if kind == "windows":
+        return clip_view(config, layout, K, device)
+    return flat_view(config, layout, K, device, flex=kind == "flex")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["windows", "dense", "flex"])
+def test_attention_of_a_clip_equals_the_reference(kind: str, model: Streamer) -> None:
     """Every query against every key of the clip, one pair at a time by the rule of `layout`."""
     layout, config = model.layout, model.config
     N = len(layout.kind_N)
@@ -138,7 +149,7 @@ def test_gathered_attention_equals_dense_reference(model: Streamer) -> None:
     mask = dense_mask(config, layout, K)
     with torch.inference_mode():
         layer = model.backbone.layers[0]
-        fast = model.backbone._attend_clip(layer, x, clip_view(config, layout, K)).flatten(1, 2)[0]
+        fast = view_of(kind, config).attend(attention, layer.attention_norm(x)).flatten(1, 2)[0]
         q, k, v = attention.project(layer.attention_norm(x.flatten(1, 2)))
         block = torch.arange(K).repeat_interleave(N)
         kinds, position = layout.kind_N.repeat(K), layout.position_N3.repeat(K, 1)
@@ -150,6 +161,29 @@ def test_gathered_attention_equals_dense_reference(model: Streamer) -> None:
             query = rotate(q[0, row : row + 1], rotary_table(position[row : row + 1], config.backbone))
             rows.append(attention.attend(query[None], keys[None], v[:, seen], None)[0, 0])
     torch.testing.assert_close(fast, torch.stack(rows), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("policy", ["window", "full"])
+@pytest.mark.parametrize("kind", ["dense", "flex"])
+def test_ways_of_attention_have_the_same_gradients(kind: str, policy: str) -> None:
+    if kind == "flex" and not torch.cuda.is_available():
+        pytest.skip("FlexAttention has gradients on CUDA only")
+    device = torch.device("cuda" if kind == "flex" else "cpu")
+    config = dataclasses.replace(TINY, cache=dataclasses.replace(TINY.cache, policy=policy))
+    layer = Layer(config.backbone).to(device)
+    shape = (2, K, len(unit_layout(config).kind_N), config.backbone.dim)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    outputs, gradients = [], []
+    for way in ("windows", kind):
+        layer.zero_grad()
+        own = x.clone().to(device).requires_grad_()
+        outputs.append(layer(own, view_of(way, config, device).attend))
+        outputs[-1].square().sum().backward()
+        gradients.append([own.grad, *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right, atol=2e-3, rtol=1e-3)
 
 
 def test_mask_keeps_the_promises_of_the_design() -> None:

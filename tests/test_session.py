@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import TALKER, tiny_weights
 from tiny_world import save_codecs
 
 from wan_streamer import AgentUnit, UserUnit, WanStreamer
-from wan_streamer.codecs.text import END
+from wan_streamer.codecs.text import END, SILENCE
+from wan_streamer.config import FlowConfig, TextConfig
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
 from wan_streamer.model.inspect import describe_checkpoint
 from wan_streamer.units import SAMPLES_PER_UNIT
@@ -74,6 +76,35 @@ def test_the_seed_decides(temperature: float) -> None:
     other = talk(agent, user_units(), seed=4)
     assert not any(np.array_equal(a.audio, b.audio) for a, b in zip(first, other, strict=True))
     assert not any(np.array_equal(a.video, b.video) for a, b in zip(first, other, strict=True))
+
+
+def with_options(text: dict | None = None, flow: dict | None = None) -> WanStreamer:
+    changed = {
+        "text": TextConfig(vocab_size=TALKER.text.vocab_size, **(text or {})),
+        "flow": FlowConfig(**(flow or {})),
+    }
+    return WanStreamer(tiny_weights(config=dataclasses.replace(TALKER, **changed)), "tiny")
+
+
+def test_the_checkpoint_holds_the_default_seed() -> None:
+    agent = with_options(text={"temperature": 1.0}, flow={"seed": 7})
+    sessions = agent.session(), agent.session(7), agent.session(8)
+    default, named, other = (session.step(UserUnit()) for session in sessions)
+    assert np.array_equal(default.audio, named.audio)
+    assert not np.array_equal(default.audio, other.audio)
+
+
+def test_start_bias_decides_who_speaks_up() -> None:
+    """Only the agent's own words, and only between its utterances."""
+    for bias, silent, expected in ((-1e6, True, {True}), (1e6, True, {False}), (-1e6, False, {True, False})):
+        session = with_options(text={"temperature": 1.0, "start_bias": bias}).session(seed=3)
+        session.silent = silent
+        tokens = [session._choose(torch.zeros(2, 4)).tolist() for _ in range(60)]
+        assert {response == SILENCE for response, _ in tokens} == expected
+        assert {transcript for _, transcript in tokens} == {0, 1, 2, 3}
+    session = with_options(text={"start_bias": -1e6}).session()
+    assert not any(session.step(unit).text for unit in user_units())
+    assert session.silent
 
 
 def test_sessions_side_by_side_do_not_meet(agent: WanStreamer) -> None:
@@ -142,7 +173,7 @@ def test_pictures_of_any_size(agent: WanStreamer, size: tuple[int, int]) -> None
 
 
 def test_device_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="expected cpu"):
+    with pytest.raises(ConfigError, match="expected auto, cpu"):
         WanStreamer(tiny_weights(), "tiny", device="toaster")
 
 

@@ -160,7 +160,7 @@ class StandInSession:
         if self.heard == StandInAgent.interrupt_at:
             raise KeyboardInterrupt
         picture = np.full((4, 48, 80, 3), 5 * self.heard, np.uint8)
-        return AgentUnit(0, np.zeros(3840, np.float32), picture, text="ok " if self.heard == 2 else "")
+        return AgentUnit(0, np.zeros(3840, np.float32), picture, text="ok " if self.heard == 2 else user.text)
 
 
 class StandInAgent:
@@ -202,6 +202,12 @@ def test_units_are_released_by_the_clock(stand_in: type[StandInAgent], tmp_path:
 def test_fast_does_not_wait(stand_in: type[StandInAgent], tmp_path: Path) -> None:
     report = talk(make_film(tmp_path / "user.mp4", seconds=3.2), tmp_path / "reply.mp4", pace="fast")
     assert report["realtime_factor"] > 2
+
+
+def test_typed_text_comes_with_its_unit(stand_in: type[StandInAgent], tmp_path: Path) -> None:
+    user = make_film(tmp_path / "user.mp4", seconds=1.6)
+    report = talk(user, tmp_path / "reply.mp4", pace="fast", typed={4: "Say: hello"})
+    assert report["transcript"][-1] == {"unit": 4, "lane": "response", "text": "Say: hello"}
 
 
 def test_too_slow_a_model_holds_units_and_stays_in_time(stand_in: type[StandInAgent], tmp_path: Path) -> None:

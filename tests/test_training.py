@@ -16,15 +16,22 @@ from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_codec_arrays, make_latents, save_codecs
 from torch import Tensor, nn
 
-from wan_streamer import UserUnit, WanStreamer, presets
+from wan_streamer import UserUnit, WanStreamer, presets, tensors
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, TrainingError
+from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import codec_hash
+from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.tensors import save_atomically
 from wan_streamer.training import duplex
+from wan_streamer.training.clips import stack
 from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
-from wan_streamer.training.duplex import DuplexStage, load_codecs, train_duplex
-from wan_streamer.training.trainer import Stage, TrainConfig, Trainer
+from wan_streamer.training.curves import read_log, write_curves
+from wan_streamer.training.duplex import DuplexStage, train_duplex
+from wan_streamer.training.run import RunOptions
+from wan_streamer.training.stage import Stage, TrainConfig
+from wan_streamer.training.streaming import load_codecs
+from wan_streamer.training.trainer import Trainer
 
 STEPS = 12
 
@@ -42,14 +49,15 @@ class Toy(Stage):
         self.fail_at: dict[int, BaseException] = {}
         self.not_finite_at = -1
 
-    def batch(self, step: int) -> Tensor:
+    def batch(self, step: int, rows: range) -> Tensor:
         if step in self.fail_at:
             raise self.fail_at[step]
-        return torch.from_numpy(np.random.default_rng((1, step)).standard_normal((8, 3))).float()
+        return torch.stack(
+            [torch.from_numpy(np.random.default_rng((1, step, row)).standard_normal(3)) for row in rows]
+        ).float()
 
-    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        noise = torch.randn(batch.shape, generator=generator) * 0.1
-        error = (self.net(batch + noise) - batch.sum(1, keepdim=True)).square().mean()
+    def loss(self, batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, float]]:
+        error = (self.net(batch + 0.1 * noise.normal(tuple(batch.shape))) - batch.sum(1, keepdim=True)).square().mean()
         return error * (math.nan if step == self.not_finite_at else 1), {"error": error.item()}
 
     def validate(self) -> dict[str, float]:
@@ -136,10 +144,10 @@ def test_signals_wait_for_the_end_of_the_step(number: int, tmp_path: Path) -> No
     trainer = Trainer(Toy(), tmp_path)
     loss = trainer.stage.loss
 
-    def interrupted(batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def interrupted(batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, float]]:
         if step == 4:
             os.kill(os.getpid(), number)
-        return loss(batch, step, generator)
+        return loss(batch, step, noise)
 
     trainer.stage.loss = interrupted  # type: ignore[method-assign]
     handler = signal.getsignal(number)
@@ -171,6 +179,55 @@ def test_loss_that_is_not_finite_keeps_the_last_state(tmp_path: Path) -> None:
     again = Trainer(Toy(), tmp_path / "broken")
     again.resume()
     assert again.step == 6
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_state_before(tmp_path: Path) -> None:
+    class Rising(Toy):
+        def __init__(self, high: range) -> None:
+            super().__init__()
+            self.config, self.high = dataclasses.replace(self.config, steps=20, patience=6, diverged=4.0), high
+
+        def loss(self, batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, float]]:
+            loss, numbers = super().loss(batch, step, noise)
+            return loss * (1000 if step in self.high else 1), numbers
+
+    trainer = Trainer(Rising(range(7, 100)), tmp_path)
+    with pytest.raises(TrainingError, match=r"loss has been above .* for 6 steps"):
+        trainer.run()
+    assert trainer.step == 12
+    again = Trainer(Toy(), tmp_path)
+    again.resume()
+    assert again.step == 5  # saved before the loss rose; the save at step 10 was left out
+    Trainer(Rising(range(0)), tmp_path / "calm").run()
+
+
+def test_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(Toy(), tmp_path)
+    trainer.run(minutes=0)
+    before = (tmp_path / "trainer.safetensors").read_bytes()
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer.run()
+    assert (tmp_path / "trainer.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_curves_show_every_number_and_the_last_of_a_step(tmp_path: Path) -> None:
+    Trainer(Toy(), tmp_path).run()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"kind": "train", "step": 3, "loss": 7.5, "error": math.nan}) + "\n")
+    entries = [entry for entry in read_log(tmp_path) if (entry["kind"], entry["step"]) == ("train", 3)]
+    assert [entry["loss"] for entry in entries] == [7.5]
+    page = write_curves(tmp_path).read_text()
+    for name in ("loss", "error", "grad_norm", "weight"):
+        assert f"<figcaption>{name}</figcaption>" in page
+    assert page.count("<svg") == 4
+    assert "nan" not in page
 
 
 def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
@@ -238,7 +295,7 @@ def test_exported_codec_is_what_was_trained(
     train_codec(kind, "tiny", arrays, tmp_path, steps=2)
     scores = train_codec(kind, "tiny", arrays, tmp_path, steps=3, resume=True)
     assert scores
-    vae = load_codecs("tiny", tmp_path)[kind == "video"]
+    vae = load_codecs(TALKER, tmp_path)[kind == "video"]
     assert (vae.stats.std_C != 1).all()
     stored = load_file(tmp_path / f"{kind}_vae.safetensors")
     ema = load_file(tmp_path / "trainer.safetensors")
@@ -264,15 +321,16 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def duplex_stage(latents: Path, **options: float) -> DuplexStage:
-    config = TrainConfig(steps=150, lr=5e-3, batch=2, warmup=20, ema=0.95)
-    return DuplexStage("tiny", latents, tiny_text(), dataclasses.replace(config, **options), units=8)
+    config = TrainConfig(steps=200, lr=5e-3, batch=2, warmup=20, ema=0.95)
+    torch.manual_seed(0)
+    return DuplexStage(Streamer(TALKER), tiny_text(), latents, dataclasses.replace(config, **options), units=8)
 
 
 @torch.no_grad()
 def scores(stage: DuplexStage) -> dict[str, float]:
-    numbers = [stage.loss(stage.batch(10_000 + i), 0, torch.Generator().manual_seed(i))[1] for i in range(4)]
+    numbers = [stage.loss(stage.batch(10_000 + i, range(2)), 0, RowNoise(0, i, range(2)))[1] for i in range(4)]
     keys = set.union(*(set(row) for row in numbers))
-    return {key: float(np.mean([row[key] for row in numbers if key in row])) for key in keys}
+    return {key: float(np.nanmean([row[key] for row in numbers])) for key in keys}
 
 
 def test_duplex_learns_one_conversation_by_heart(latents: Path, tmp_path: Path) -> None:
@@ -290,12 +348,12 @@ def test_duplex_learns_one_conversation_by_heart(latents: Path, tmp_path: Path) 
 def test_trained_duplex_is_a_checkpoint(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplex, "CLIP_UNITS", 8)
     out = tmp_path / "run"
-    train_duplex("tiny", latents, out, steps=2)
-    metrics = train_duplex("tiny", latents, out, steps=3, resume=True)
+    train_duplex(latents, RunOptions(out, "tiny", steps=2))
+    metrics = train_duplex(latents, RunOptions(out, resume=True, steps=3))
     assert metrics["loss"] > 0
     agent = WanStreamer.from_pretrained(out)
     assert agent.name == str(out)
-    assert codec_hash(agent.audio_vae, agent.video_vae) == codec_hash(*load_codecs("tiny", latents))
+    assert codec_hash(agent.audio_vae, agent.video_vae) == codec_hash(*load_codecs(TALKER, latents))
     unit = agent.session(seed=0).step(UserUnit(text="hello"))
     assert unit.video.shape == (4, 96, 96, 3)
 
@@ -303,16 +361,18 @@ def test_trained_duplex_is_a_checkpoint(latents: Path, tmp_path: Path, monkeypat
 def test_batches_depend_on_the_step_alone(latents: Path) -> None:
     """What a resume relies on."""
     one, two = duplex_stage(latents), duplex_stage(latents)
-    one.batch(3)
-    for field in dataclasses.fields(one.batch(4)):
-        assert torch.equal(getattr(one.batch(4), field.name), getattr(two.batch(4), field.name)), field.name
-    assert not torch.equal(one.batch(4).camera_BK, one.batch(5).camera_BK) or any(
-        not torch.equal(one.batch(4).user_audio_BT, one.batch(step).user_audio_BT) for step in range(5, 40)
-    )
+    one.batch(3, range(2))
+    again, apart = two.batch(4, range(2)), stack(two.batch(4, range(i, i + 1)) for i in range(2))
+    for other in (again, apart):
+        first = one.batch(4, range(2))
+        for name in (field.name for field in dataclasses.fields(ClipBatch)):
+            assert torch.equal(getattr(first.clips, name), getattr(other.clips, name)), name
+    sounds = [one.batch(step, range(2)).clips.user_audio_BT for step in range(5, 40)]
+    assert any(not torch.equal(sounds[0], sound) for sound in sounds)
 
 
 def test_store_gives_the_latent_before_the_clip(latents: Path) -> None:
-    store = LatentStore(latents / "train", codec_hash(*load_codecs("tiny", latents)))
+    store = LatentStore(latents / "train", codec_hash(*load_codecs(TALKER, latents)))
     start, later = store.read(0, 0, 4), store.read(0, 3, 4)
     assert not start["video"][0].any()
     assert not start["audio"][0].any()
@@ -332,7 +392,7 @@ def test_latents_of_other_codecs_are_refused(latents: Path, tmp_path: Path) -> N
 
 def test_duplex_stage_refuses(latents: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="shorter than the clips of 9"):
-        DuplexStage("tiny", latents, tiny_text(), TrainConfig(steps=1, lr=1e-3, batch=1), units=9)
+        DuplexStage(Streamer(TALKER), tiny_text(), latents, TrainConfig(steps=1, lr=1e-3, batch=1), units=9)
     shutil.copytree(latents, tmp_path / "data")
     damaged = next((tmp_path / "data" / "train").glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -341,6 +401,11 @@ def test_duplex_stage_refuses(latents: Path, tmp_path: Path) -> None:
     damaged.unlink()
     with pytest.raises(DataError, match="found none"):
         duplex_stage(tmp_path / "data")
+    shutil.copytree(latents, tmp_path / "again")
+    stage = duplex_stage(tmp_path / "again")
+    next((tmp_path / "again" / "train").glob("*.safetensors")).unlink()  # while it trains
+    with pytest.raises(DataError, match="cannot be read"):
+        stage.batch(0, range(2))
     (tmp_path / "data" / "audio_vae.safetensors").unlink()
     with pytest.raises(CheckpointError, match="audio_vae"):
         duplex_stage(tmp_path / "data")

@@ -10,8 +10,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from wan_streamer.cli_data import Preset, encode, prepare, simulate
+from wan_streamer.cli_data import encode, prepare, simulate
 from wan_streamer.cli_eval import evaluate
+from wan_streamer.cli_train import train_app
 from wan_streamer.errors import ConfigError, WanStreamerError
 from wan_streamer.process import tune_process
 
@@ -24,7 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
 app.add_typer(train_app, name="train", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure how fast the parts are on this machine.")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
@@ -42,26 +42,10 @@ class Pace(StrEnum):
     fast = "fast"
 
 
-class Codec(StrEnum):
-    audio = "audio"
-    video = "video"
-
-
 Checkpoint = Annotated[
     str, typer.Option(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
 ]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
-CodecData = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="Sounds and faces, from [b]simulate --codecs[/b].")
-]
-DuplexData = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversations, from [b]encode[/b].")]
-TrainOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the preset's number.")]
-TrainDevice = Annotated[
-    str, typer.Option("--device", help="Where to train: cpu, cuda or cuda:1; auto takes CUDA if there is one.")
-]
-Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
 
 
 @app.command()
@@ -99,7 +83,9 @@ def talk(
     pace: Annotated[
         Pace, typer.Option(help="realtime: as if the person were there; fast: as fast as it goes.")
     ] = Pace.realtime,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Let the agent answer a recording; no browser needed.
@@ -125,47 +111,6 @@ for _command in (simulate, prepare, encode):
 app.command("eval")(evaluate)
 
 
-@train_app.command("codec")
-def train_codec(
-    codec: Annotated[Codec, typer.Option(help="Which of the two codecs.")],
-    data: CodecData,
-    out: TrainOut,
-    preset: Preset = "nano",
-    resume: Resume = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    device: TrainDevice = "auto",
-) -> None:
-    """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
-
-    Example: [b]wan-streamer train codec --codec audio --data data/codecs --out runs/audio[/b]
-    """
-    from wan_streamer.training.codec import train_codec as run
-
-    _print_scores(run(codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device))
-
-
-@train_app.command("duplex")
-def train_duplex(
-    data: DuplexData,
-    out: TrainOut,
-    preset: Preset = "nano",
-    resume: Resume = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")] = False,
-    device: TrainDevice = "auto",
-) -> None:
-    """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
-
-    Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
-    """
-    from wan_streamer.training.duplex import train_duplex as run
-
-    scores = run(preset, data, out, resume=resume, steps=steps, minutes=minutes, compiled=compiled, device=device)
-    _print_scores(scores)
-
-
 @bench_app.command("codecs")
 def bench_codecs(
     json_path: Annotated[Path | None, typer.Option("--json", metavar="R.json", help="Report to write.")] = None,
@@ -181,8 +126,6 @@ def bench_codecs(
 
     Example: [b]wan-streamer bench codecs --json codecs.json --threads 2[/b]
     """
-    import json
-
     from rich.console import Console
 
     from wan_streamer.benchmarks.codecs import bench_codecs as run
@@ -190,10 +133,42 @@ def bench_codecs(
 
     names = [name.strip() for name in peers.split(",") if name.strip()]
     report = run(checkpoint, names, units, threads, dtype)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _write_json(report, json_path)
     print_codecs(report, Console())
+
+
+@bench_app.command("training")
+def bench_training(
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="R.json", help="Report to write.")] = None,
+    presets: Annotated[str, typer.Option(help="Sizes to measure, with commas.")] = "nano",
+    units: Annotated[int, typer.Option(min=2, help="Units of 160 ms in a clip.")] = 24,
+    rows: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to measure.")] = 10,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads at work; PyTorch's choice if not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes CUDA if there is one.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")] = False,
+) -> None:
+    """Time training steps, beside a plain Transformer of the same size.
+
+    Example: [b]wan-streamer bench training --presets nano,smol --json training.json[/b]
+    """
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.training import bench_training as run
+    from wan_streamer.benchmarks.training import print_training
+
+    names = [name.strip() for name in presets.split(",") if name.strip()]
+    report = run(names, units, rows, steps, threads, device, compiled)
+    _write_json(report, json_path)
+    print_training(report, Console())
+
+
+def _write_json(report: dict, path: Path | None) -> None:
+    import json
+
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -240,11 +215,6 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, object]]:
     for name, value in values.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
     return rows
-
-
-def _print_scores(scores: dict[str, float]) -> None:
-    for name, value in scores.items():
-        typer.echo(f"{name}: {value:.4g}")
 
 
 def _fail(message: str) -> NoReturn:

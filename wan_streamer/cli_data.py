@@ -156,14 +156,14 @@ def encode(
     from wan_streamer.data.cluster import Engine
     from wan_streamer.data.latents import encode_shards
     from wan_streamer.presets import get_preset
-    from wan_streamer.training.duplex import load_codecs
+    from wan_streamer.training.streaming import load_codecs
 
-    perception = get_preset(preset).perception
+    config = get_preset(preset)
     out_dir.mkdir(parents=True, exist_ok=True)
     for path in [path for folder in codecs or [] for path in folder.glob("*_vae.*")]:
         if path.resolve() != (out_dir / path.name).resolve():
             shutil.copy(path, out_dir)
-    audio_vae, video_vae = load_codecs(preset, out_dir)
+    audio_vae, video_vae = load_codecs(config, out_dir)
     workers = Engine(engine.value, processes or os.cpu_count() or 1, ray_address)
     for split in ("train", "valid"):
         with Progress(transient=True) as progress:
@@ -173,7 +173,7 @@ def encode(
                 out_dir / split,
                 audio_vae,
                 video_vae,
-                perception,
+                config.perception,
                 workers,
                 progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
             )

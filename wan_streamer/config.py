@@ -82,16 +82,22 @@ class BackboneConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     qk_norm: bool = True
+    qkv_bias: bool = False
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Text lanes. Each lane has `slots` tokens in a unit; `lead_units` is how far text runs ahead of its sound."""
+    """Text lanes. Each lane has `slots` tokens in a unit; `lead_units` is how far text runs ahead of its sound.
+
+    The vocabulary includes the control tokens (`codecs/text.py`).
+    """
 
     vocab_size: int = 1024
     slots: int = 2
     lead_units: int = 1
     temperature: float = 0.0  # of sampling; 0 takes the likeliest token
+    start_bias: float = 0.0  # on the logits of a silent agent's words: above 0 it speaks up sooner, below 0 later
+    tied_head: bool = True  # logits come from the embedding; otherwise from a matrix of their own
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class FlowConfig:
     shift: float = 3.0  # tau' = shift tau / (1 + (shift - 1) tau): more steps where noise is high
     history_noise: float = 0.1  # largest tau of the noise on clean history while training
     temperature: float = 1.0  # scale of the starting noise
+    seed: int = 0  # of the noise and the sampled tokens of a session that is given none
+    renoise: bool = False  # every step jumps to data and back with fresh noise, as distilled students do
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ from wan_streamer.config import (
 )
 from wan_streamer.errors import ConfigError
 
+# Vocabularies of language models, with the control tokens of `codecs/text.py` in front.
+SMOLLM2_VOCAB = 3 + 49_152
+QWEN3_VOCAB = 3 + 151_936
+
 
 def nano() -> StreamerConfig:
     """The embedded default: runs live on two CPU cores."""
@@ -28,7 +32,7 @@ def smol() -> StreamerConfig:
         backbone=BackboneConfig(
             dim=576, layers=30, heads=9, kv_heads=3, mlp_dim=1536, rope_theta=100_000.0, qk_norm=False
         ),
-        text=TextConfig(vocab_size=49_152),
+        text=TextConfig(vocab_size=SMOLLM2_VOCAB),
         cache=CacheConfig(video_units=25, audio_units=125, text_units=750),
         flow=FlowConfig(steps=16),
     )
@@ -52,7 +56,7 @@ def paper_192p() -> StreamerConfig:
             rope_theta=1_000_000.0,
             norm_eps=1e-6,
         ),
-        text=TextConfig(vocab_size=151_936, slots=3),
+        text=TextConfig(vocab_size=QWEN3_VOCAB, slots=3),
         cache=CacheConfig(policy="full"),
         flow=FlowConfig(steps=32, shift=5.0),
     )

@@ -6,25 +6,48 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from wan_streamer.errors import CheckpointError
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write beside `path` and rename, so that a kill never leaves half a file."""
+    """Write beside `path` and rename, so that neither a kill nor a full disk leaves half a file.
+
+    Raises `CheckpointError` if it cannot be written; what was there before is untouched.
+    """
     temporary = path.with_name(path.name + ".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
-
-
-def load_module(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a file. Raises `CheckpointError` if it is missing, damaged or does not fit."""
     try:
-        tensors = load_file(path)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error}); the file before is kept; free space") from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises `CheckpointError` if it is missing or damaged."""
+    try:
+        return load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not found; expected a checkpoint's weights") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); fetch or train the checkpoint again") from error
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is split over processes, put together on each of them; any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def is_main_process() -> bool:
+    """Whether this process is alone or the first of those that work together."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Fill `module` from a file. Raises `CheckpointError` if it is missing, damaged or does not fit."""
+    tensors = load_tensors(path)
     expected = module.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:

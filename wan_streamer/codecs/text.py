@@ -1,5 +1,6 @@
 """Text <-> tokens of the lanes: a byte-level BPE with three control tokens, and streaming back to text."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,6 +41,32 @@ class TextCodec:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare exceptions
             raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
+
+    @classmethod
+    def extend(cls, tokenizer: Tokenizer) -> "TextCodec":
+        """Put the control tokens in front of a language model's vocabulary: its token i becomes i + 3.
+
+        Templates that add special tokens are dropped. Raises `CheckpointError` unless it is a BPE without tokens of
+        these names.
+        """
+        data = json.loads(tokenizer.to_str())
+        if data["model"]["type"] != "BPE":
+            raise CheckpointError(f"tokenizer: expected a BPE, got {data['model']['type']}")
+        # Added tokens join the vocabulary, because the library numbers those outside of it anew.
+        vocab = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
+        if taken := vocab.keys() & set(CONTROL):
+            raise CheckpointError(f"tokenizer: expected no token {min(taken)}, which is a control token here")
+        for token in data["added_tokens"]:
+            token["id"] += len(CONTROL)
+        shifted = {token: number + len(CONTROL) for token, number in vocab.items()}
+        data["model"]["vocab"] = {token: number for number, token in enumerate(CONTROL)} | shifted
+        marks = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        data["added_tokens"] = [
+            *({"id": number, "content": token} | marks for number, token in enumerate(CONTROL)),
+            *data["added_tokens"],
+        ]
+        data |= {"post_processor": None, "padding": None, "truncation": None}
+        return cls(Tokenizer.from_str(json.dumps(data)))
 
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))

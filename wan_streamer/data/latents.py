@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wan_streamer.codecs.audio_vae import AudioVAE
@@ -120,10 +120,19 @@ class LatentStore:
         """Units [first, first + units) of a conversation; the agent's latents from one unit before (zeros at 0).
 
         user_audio float [units x 3840], audio float [units + 1, 4, C] and, where there is a film, video float
-        [units + 1, C, h, w] and user_video uint8 [4 units, h, w, 3].
+        [units + 1, C, h, w] and user_video uint8 [4 units, h, w, 3]. Raises `DataError` if the file has gone.
         """
         before, end = max(0, first - 1), first + units
-        with safe_open(self.paths[number], "pt") as file:
+        try:
+            return self._read(self.paths[number], first, before, end)
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{self.paths[number]}: cannot be read any more ({error}); encode the shards again"
+            ) from error
+
+    @staticmethod
+    def _read(path: Path, first: int, before: int, end: int) -> dict[str, Tensor]:
+        with safe_open(path, "pt") as file:
             names = file.keys()
             clip = {name: file.get_slice(name)[before:end].float() for name in ("audio", "video") if name in names}
             if first == 0:

@@ -6,6 +6,8 @@ z_tau = (1 - tau) z0 + tau eps,   velocity target = eps - z0.
 import torch
 from torch import Tensor
 
+from wan_streamer.flow.noise import RowNoise
+
 
 def interpolate(clean: Tensor, noise: Tensor, tau: Tensor) -> Tensor:
     """z_tau (eq. 1). `tau` broadcasts against the latents."""
@@ -22,8 +24,7 @@ def shift_tau(tau: Tensor, shift: float) -> Tensor:
     return shift * tau / (1 + (shift - 1) * tau)
 
 
-def sample_tau(shape: tuple[int, ...], shift: float, generator: torch.Generator, uniform: float = 0.1) -> Tensor:
+def sample_tau(shape: tuple[int, ...], shift: float, noise: RowNoise, uniform: float = 0.1) -> Tensor:
     """Training times: logit-normal, shifted, and a share `uniform` drawn evenly so that both ends are seen."""
-    tau = shift_tau(torch.randn(shape, generator=generator).sigmoid(), shift)
-    even = torch.rand(shape, generator=generator)
-    return torch.where(torch.rand(shape, generator=generator) < uniform, even, tau)
+    tau = shift_tau(noise.normal(shape).sigmoid(), shift)
+    return torch.where(noise.uniform(shape) < uniform, noise.uniform(shape), tau)

@@ -1,4 +1,9 @@
-"""The Euler solver of the flow, from noise (tau = 1) to data (tau = 0). Whatever rolls the model out calls it."""
+"""Solvers of the flow, from noise (tau = 1) to data (tau = 0).
+
+`time_grid`   the times at which they ask the model
+`solve`       Euler: follow the path
+`resample`    jump to data and go back with fresh noise: for students that learned to jump
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,4 +26,22 @@ def solve(velocity: Callable[[Latents, float], Latents], noise: Latents, grid: l
         slope = velocity(latents, now)
         step = now - following
         latents = Latents(latents.video - step * slope.video, latents.audio - step * slope.audio)
+    return latents
+
+
+def resample(
+    velocity: Callable[[Latents, float], Latents], noise: Latents, grid: list[float], fresh: Callable[[], Latents]
+) -> Latents:
+    """Every step jumps to data, z0 = z - tau v(z, tau), and all but the last go back: z = (1 - tau') z0 + tau' eps.
+
+    fresh  draws eps, independent of the noise before: with the same noise again, z would not be on the path that the
+           student was trained on, because its z0 depends on that noise
+    """
+    latents = noise
+    for now, following in pairwise(grid):
+        slope = velocity(latents, now)
+        latents = Latents(*(z - now * v for z, v in zip(latents, slope, strict=True)))
+        if following > 0:
+            pairs = zip(latents, fresh(), strict=True)
+            latents = Latents(*((1 - following) * z + following * eps for z, eps in pairs))
     return latents

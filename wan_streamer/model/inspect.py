@@ -3,8 +3,8 @@
 `describe_preset`       a named size; nothing is trained, read or allocated
 `describe_checkpoint`   a trained agent: the same, its files, and whether model and codecs belong together
 
-Tables of a description: parameters · tokens (of a unit, by role) · history (the key-value cache) · gflop (of a unit,
-by stage of a session) · config, and of a checkpoint also files and codecs.
+Tables of a description: parameters · tokens (of a unit, by role) · history (the key-value cache) · gflop and
+megabytes (of a unit, by stage of a session) · config, and of a checkpoint also files and codecs.
 """
 
 from collections.abc import Callable
@@ -62,12 +62,14 @@ def _describe(config: StreamerConfig) -> dict[str, Any]:
     parameters = _parameters(streamer, audio_vae, video_vae)
     for module in (streamer, audio_vae, video_vae):
         module.to(META)
+    streamer.backbone.bfloat16()  # as it is served
     return {
         "name": config.name,
         "unit_ms": config.unit_ms,
         "parameters": parameters,
         "tokens": _tokens(streamer.layout),
         "history": _history(streamer),
+        "megabytes": _megabytes(streamer, audio_vae, video_vae),
         "gflop": _gflop(streamer, audio_vae, video_vae),
         "config": to_dict(config),
     }
@@ -152,6 +154,7 @@ def _history(streamer: Streamer) -> dict[str, Any]:
         "element_bytes": element,
         "kv_slice_bytes": slice_bytes,
         "cache_bytes_per_unit": slice_bytes * 3 // 2,
+        "kv_bytes_per_minute": slice_bytes * MINUTE_UNITS,
         "cache_bytes_visible": slice_bytes * 3 // 2 * len(seen_M2) // layout.context.stop,
         "cache_bytes_allocated": cache.bytes,
     }
@@ -172,6 +175,35 @@ class _HearingNetwork(nn.Module):
         for block in self.blocks:
             hidden, _ = block(hidden, fresh)
         return hidden, None
+
+
+def _megabytes(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict[str, float]:
+    """10^6 bytes that the stages of a session must at least read: weights in bfloat16 and the visible history.
+
+    Each pass through the backbone reads all of it once; what passes between layers is not counted. On a device whose
+    memory carries B bytes per second, a unit takes at least its bytes / B.
+    """
+    config, element = streamer.config, 2
+
+    def weights(*modules: nn.Module | None) -> int:
+        return element * sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+    _, seen_M2 = _seen_history(config, streamer.layout)
+    per_token = element * 2 * config.backbone.layers * config.backbone.kv_heads * config.backbone.head_dim
+    backbone = weights(streamer.backbone) + per_token * len(seen_M2)
+    head = weights(streamer.text_in if streamer.text_out is None else streamer.text_out)
+    inputs = weights(streamer.user_audio_in, streamer.user_video_in, streamer.video_in, streamer.audio_in)
+    solver = weights(streamer.video_in, streamer.audio_in, streamer.tau_in, streamer.video_out, streamer.audio_out)
+    parts = [part for vae in (audio_vae, video_vae) for part in vae.named_parameters()]
+    read = {
+        "observe": weights(streamer.hearing, streamer.seeing) + inputs + backbone + head,
+        "text": config.text.slots * (backbone + head),
+        "solve": config.flow.steps * (backbone + solver),
+        "decode": element * sum(p.numel() for name, p in parts if name.startswith("dec_")),
+    }
+    read["unit"] = sum(read.values())
+    read["second"] = read["unit"] * 1000 // UNIT_MS
+    return {name: round(value / 1e6, 3) for name, value in read.items()}
 
 
 @torch.inference_mode()

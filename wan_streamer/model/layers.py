@@ -1,5 +1,7 @@
 """The parts of a Transformer layer: RMSNorm, rotary positions on three axes, grouped-query attention, SwiGLU."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,8 +50,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, q, bias=False)
-        self.kv_proj = nn.Linear(config.dim, 2 * kv, bias=False)
+        self.q_proj = nn.Linear(config.dim, q, bias=config.qkv_bias)
+        self.kv_proj = nn.Linear(config.dim, 2 * kv, bias=config.qkv_bias)
         self.out_proj = nn.Linear(q, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
@@ -88,7 +90,7 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm Transformer layer; attention is split so that training and live share every weight and line."""
+    """Pre-norm Transformer layer. What is attended to is the caller's, so that all ways share every weight and line."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -97,6 +99,7 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config.dim, config.mlp_dim)
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + attended
+    def forward(self, x: Tensor, attend: Callable[[Attention, Tensor], Tensor]) -> Tensor:
+        """`attend` gets the projections and the normalised hidden states; it returns what is added to them."""
+        x = x + attend(self.attention, self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))

@@ -2,6 +2,7 @@
 
 `Weights`   the four parts in memory;   `load_weights` / `save_weights` between memory and a folder
 `find_checkpoint`   name of an embedded checkpoint, local folder or hub id -> local folder
+`local_or_hub`      path or hub id -> path
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
@@ -18,7 +20,7 @@ from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.tensors import load_module, save_atomically
+from wan_streamer.tensors import is_main_process, load_module, save_atomically, whole
 
 EMBEDDED = Path(__file__).parent.parent / "checkpoints"
 CODEC_KEY = "codecs"  # in model.safetensors: which codecs the model was trained on
@@ -46,11 +48,9 @@ def codec_hash(*codecs: nn.Module) -> str:
 
 def find_checkpoint(name: str) -> Path:
     """The folder of `name`. Raises `CheckpointError` with the choices if there is none."""
-    folder = Path(name)
     if (EMBEDDED / name / "config.json").is_file():
         return EMBEDDED / name
-    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
-        return _from_hub(name)
+    folder = local_or_hub(name)
     if not (folder / "config.json").is_file():
         found = "no config.json in it" if folder.is_dir() else "nothing there"
         known = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
@@ -58,7 +58,14 @@ def find_checkpoint(name: str) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def local_or_hub(name: str) -> Path:
+    """The path `name`, or the downloaded folder of the hub id `name` (owner/model) if nothing local has that name.
+
+    Only weights that load without unpickling are fetched. Raises `CheckpointError` if the hub does not have it.
+    """
+    path = Path(name)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return path
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -82,18 +89,24 @@ def load_weights(folder: Path) -> Weights:
     load_module(weights.audio_vae, folder / "audio_vae.safetensors")
     load_module(weights.video_vae, folder / "video_vae.safetensors")
     load_module(weights.streamer, folder / "model.safetensors")
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        trained_on = (file.metadata() or {}).get(CODEC_KEY, "unknown")
-    present = codec_hash(weights.audio_vae, weights.video_vae)
-    if trained_on != present:
-        raise CheckpointError(f"{folder}: the model was trained on codecs {trained_on}, the folder holds {present}")
+    check_codecs(folder, weights.audio_vae, weights.video_vae)
     return weights
 
 
+def check_codecs(folder: Path, audio_vae: AudioVAE, video_vae: VideoVAE) -> None:
+    """Raise `CheckpointError` unless the model in `folder` was trained on these codecs."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        trained_on = (file.metadata() or {}).get(CODEC_KEY, "unknown")
+    present = codec_hash(audio_vae, video_vae)
+    if trained_on != present:
+        raise CheckpointError(f"{folder}: the model was trained on codecs {trained_on}, but those here are {present}")
+
+
 def save_weights(weights: Weights, folder: Path) -> None:
-    """Write a checkpoint folder, weights as bfloat16 (statistics too: they are part of the codecs' hash)."""
+    """Write a checkpoint folder, weights as bfloat16 (statistics too: they are part of the codecs' hash).
+
+    Where many processes hold parts of the weights, all of them call it and the first one writes.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     binding = {CODEC_KEY: codec_hash(weights.audio_vae, weights.video_vae)}
@@ -103,7 +116,10 @@ def save_weights(weights: Weights, folder: Path) -> None:
         "model": (weights.streamer, binding),
     }
     for name, (module, metadata) in parts.items():
-        tensors = {key: value.detach().cpu().bfloat16() for key, value in module.state_dict().items()}
-        save_atomically(tensors, folder / f"{name}.safetensors", metadata)
+        tensors = {key: whole(value.detach()).cpu().bfloat16() for key, value in module.state_dict().items()}
+        if is_main_process():
+            save_atomically(tensors, folder / f"{name}.safetensors", metadata)
+    if not is_main_process():
+        return
     weights.text.save(folder / "tokenizer.json")
     (folder / "config.json").write_text(json.dumps(to_dict(weights.config), indent=2) + "\n")

@@ -4,6 +4,7 @@
     observe     live: unit k of the user and the agent's last latents enter the history -> logits of the first slots
     speak       live: the chosen tokens of one slot enter the history -> logits of the next
     velocity    live: the solver's function; reads the history, commits nothing
+    text_logits text only: a plain causal language model, without units, lanes and places
 
 Flow: the network predicts the clean latent and the velocity follows from it, v = (z_tau - z0) / tau, so that a width
 of 256 need not carry 144 numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
@@ -73,6 +74,7 @@ class Streamer(nn.Module):
         self.video_in = nn.Linear(config.patch_dim, D)
         self.audio_in = nn.Linear(config.audio_vae.latent_dim, D)
         self.text_in = nn.Embedding(config.text.vocab_size, D)
+        self.text_out = None if config.text.tied_head else nn.Linear(D, config.text.vocab_size, bias=False)
         self.place = nn.Parameter(torch.randn(len(self.layout.kind_N), D) * 0.02)  # one vector per place in a block
         self.tau_in = nn.Sequential(nn.Linear(64, D), nn.SiLU(), nn.Linear(D, D))
         self.video_out = nn.Linear(D, config.patch_dim)
@@ -130,8 +132,9 @@ class Streamer(nn.Module):
         return like.new_zeros(*like.shape[:-2], len(LANES), like.shape[-1])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states -> logits; the embedding is tied."""
-        return nn.functional.linear(hidden, self.text_in.weight.to(hidden.dtype)).float()
+        """Hidden states [..., D] -> logits [..., V]."""
+        head = self.text_in if self.text_out is None else self.text_out
+        return nn.functional.linear(hidden, head.weight.to(hidden.dtype)).float()
 
     # ---- training
 
@@ -207,9 +210,12 @@ class Streamer(nn.Module):
         opening = torch.cat([*clean, *user, self._starts(user[0])])
         return self._commit(live, opening, self.layout.opening)
 
-    def speak(self, live: LiveState, slot: int, token_L: Tensor) -> Tensor:
-        """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last)."""
-        return self._commit(live, self.text_in(token_L), self.layout.slots[slot])
+    def speak(self, live: LiveState, slot: int, token_L: Tensor, written: bool = True) -> Tensor:
+        """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last).
+
+        written  False hides them, as `ClipBatch.written_BK` does
+        """
+        return self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot])
 
     def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
         index_N = torch.arange(where.start, where.stop)
@@ -228,3 +234,14 @@ class Streamer(nn.Module):
     def quiet_slots(self) -> Tensor:
         """Empty user text [S]."""
         return torch.full((self.config.text.slots,), SILENCE, device=self.place.device)
+
+    # ---- text only
+
+    def text_logits(self, token_BN: Tensor, past_L2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, N, V] of the token after each of N more tokens of plain text, and the past for the next call.
+
+        Places and lanes belong to units and are left out, so a model that starts from a language model
+        (`model/language.py`) gives that model's logits, and those of the control tokens in front.
+        """
+        hidden, past_L2BMGd = self.backbone.read(self.text_in(token_BN), past_L2BMGd)
+        return self.logits(hidden), past_L2BMGd

@@ -8,7 +8,7 @@ import torch
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
-from wan_streamer.errors import ConfigError
+from wan_streamer.device import find_device
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
 from wan_streamer.runtime.session import Session
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
@@ -19,14 +19,7 @@ class WanStreamer:
 
     def __init__(self, weights: Weights, name: str, device: str = "cpu") -> None:
         self.weights, self.name = weights, name
-        try:
-            self.device = torch.device(device)
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"device {device!r}: expected cpu, cuda or cuda:N that this machine has ({reason})"
-            ) from error
+        self.device = find_device(device)
         for module in (weights.streamer, weights.audio_vae, weights.video_vae):
             module.to(self.device).eval().requires_grad_(False)
         # In bfloat16 convolutions run more than twice as fast on CPUs that have it, and the Transformer reads half the
@@ -48,8 +41,8 @@ class WanStreamer:
         """Write a checkpoint folder that `from_pretrained` reads."""
         save_weights(self.weights, Path(folder))
 
-    def session(self, seed: int = 0) -> Session:
-        """A fresh conversation."""
+    def session(self, seed: int | None = None) -> Session:
+        """A fresh conversation; `seed` of its noise, the checkpoint's if none is given."""
         return Session(self.weights, seed)
 
     def warmup(self, units: int = 3) -> None:

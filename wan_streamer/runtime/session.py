@@ -18,25 +18,29 @@ from wan_streamer.codecs.audio_vae import AudioDecoderState
 from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
 from wan_streamer.codecs.video_vae import VideoState, video_to_frames
 from wan_streamer.errors import ConfigError
-from wan_streamer.flow.solver import solve, time_grid
+from wan_streamer.flow.sampler import draw_unit
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.units import AgentUnit, UserUnit
 
+RESPONSE = LANES.index("response")
+
 
 class Session:
-    """One conversation. Same seed and same input give the same output, bit for bit."""
+    """One conversation. Same seed (default: the checkpoint's) and same input give the same output, bit for bit."""
 
-    def __init__(self, weights: Weights, seed: int = 0) -> None:
+    def __init__(self, weights: Weights, seed: int | None = None) -> None:
         self.weights, self.config = weights, weights.config
+        self.seed = self.config.flow.seed if seed is None else seed
         self.live = weights.streamer.open()
         self.last = weights.streamer.silence()
-        self.noise = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator().manual_seed(self.seed)
         self.audio_state: AudioDecoderState | None = None
         self.video_state: VideoState | None = None
         self.lanes = [LaneDecoder(weights.text) for _ in LANES]
         self.typed: deque[int] = deque()
+        self.silent = True  # whether the agent is between two utterances
         self.index = 0
 
     @torch.inference_mode()
@@ -76,12 +80,16 @@ class Session:
         added = ["", ""]
         for slot in range(self.config.text.slots):
             token_L = self._choose(logits_LV)
+            self.silent = int(token_L[RESPONSE]) in (SILENCE, END)
             for lane, token in enumerate(token_L.tolist()):
                 added[lane] += self.lanes[lane].push([token])
             logits_LV = self.weights.streamer.speak(self.live, slot, token_L)
         return added[0], added[1]
 
     def _choose(self, logits_LV: Tensor) -> Tensor:
+        if self.silent:
+            logits_LV = logits_LV.clone()
+            logits_LV[RESPONSE, SILENCE] -= self.config.text.start_bias
         temperature = self.config.text.temperature
         if temperature == 0:
             return logits_LV.argmax(-1)
@@ -89,10 +97,8 @@ class Session:
         return torch.multinomial(probability, 1, generator=self.noise).squeeze(1).to(logits_LV.device)
 
     def _solve(self, steps: int) -> Latents:
-        scale = self.config.flow.temperature
-        start = Latents(*(torch.randn(z.shape, generator=self.noise).to(z.device, z.dtype) * scale for z in self.last))
-        grid = time_grid(steps, self.config.flow.shift)
-        return solve(lambda z, tau: self.weights.streamer.velocity(self.live, z, tau), start, grid)
+        streamer, flow = self.weights.streamer, self.config.flow
+        return draw_unit(lambda z, tau: streamer.velocity(self.live, z, tau), self.last, flow, self.noise, steps)
 
     def _decode(self, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
         weights = self.weights

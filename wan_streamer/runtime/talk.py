@@ -10,7 +10,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,14 +37,16 @@ def talk(
     report: Path | None = None,
     checkpoint: str = "nano",
     pace: Pace = "realtime",
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "cpu",
     console: Console | None = None,
+    typed: Mapping[int, str] | None = None,
 ) -> dict:
     """Let the agent answer the recording `user_path`; write the film `out` and the report `report` (JSON).
 
     realtime   unit k is released when a live user would have finished it, (k + 1) x 160 ms after the start
     fast       each unit is released when the one before it is answered; nothing is held or solved with fewer steps
+    typed      what the user types besides, by the unit in which it is sent
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
     report, with `"interrupted": true`) and is then raised again. Returns the report; its keys are in design section 8,
@@ -59,10 +62,9 @@ def talk(
             agent = WanStreamer.from_pretrained(checkpoint, device=device)
             agent.warmup()
         writer = ReplyWriter(out, *agent.frame_size)
-        driver = UnitDriver(
-            agent.session(seed=seed), steps=agent.default_steps, frame_size=agent.frame_size, policy=pace == "realtime"
-        )
-        run = _Run(reader, driver, writer, pace, console)
+        session = agent.session(seed)
+        driver = UnitDriver(session, steps=agent.default_steps, frame_size=agent.frame_size, policy=pace == "realtime")
+        run = _Run(reader, driver, writer, pace, console, typed or {})
         try:
             run.play()
         except KeyboardInterrupt:
@@ -71,7 +73,7 @@ def talk(
             writer.abort()
             raise
         writer.close()
-    result = run.result() | {"checkpoint": agent.name, "device": str(agent.device), "seed": seed, "pace": pace}
+    result = run.result() | {"checkpoint": agent.name, "device": str(agent.device), "seed": session.seed, "pace": pace}
     if report is not None:
         write_json(report, result)
     if run.interrupted:
@@ -85,9 +87,16 @@ class _Run:
     """One conversation with the clock running."""
 
     def __init__(
-        self, reader: UnitReader, driver: UnitDriver, writer: ReplyWriter, pace: Pace, console: Console
+        self,
+        reader: UnitReader,
+        driver: UnitDriver,
+        writer: ReplyWriter,
+        pace: Pace,
+        console: Console,
+        typed: Mapping[int, str],
     ) -> None:
         self.reader, self.driver, self.writer, self.pace, self.console = reader, driver, writer, pace, console
+        self.typed = typed
         self.transcript: list[dict] = []
         self.late_reads = 0  # units that the recording delivered after their time
         self.elapsed_s = 0.0
@@ -100,6 +109,8 @@ class _Run:
             for index, (user, ready) in enumerate(units):
                 start = start or time.monotonic()  # the first unit is decoded: the recording begins
                 t_in = self._release(start + (index + 1) * UNIT_S, ready)
+                if index in self.typed:
+                    user = replace(user, text=self.typed[index])
                 answer = self.driver.step(user, t_in)
                 self.elapsed_s = time.monotonic() - start
                 self.writer.write(user, answer)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
 from wan_streamer.config import to_dict
-from wan_streamer.errors import ConfigError, DataError
+from wan_streamer.errors import ConfigError, DataError, TrainingError
+from wan_streamer.flow.noise import RowNoise
 from wan_streamer.presets import get_preset
 from wan_streamer.tensors import save_atomically
 from wan_streamer.training.losses import (
@@ -26,8 +27,10 @@ from wan_streamer.training.losses import (
     spectral_loss,
     video_loss,
 )
+from wan_streamer.training.parallel import join
 from wan_streamer.training.samples import FILM_FRAMES, SOUND_SECONDS, mel_sheet, video_sheet, write_png, write_wav
-from wan_streamer.training.trainer import Stage, TrainConfig, Trainer, find_device
+from wan_streamer.training.stage import Stage, TrainConfig
+from wan_streamer.training.trainer import Trainer
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 AGENT_SHARE = {"audio": 0.5, "video": 0.25}  # of the batch; the rest is other voices or other faces
@@ -65,41 +68,41 @@ class AudioCodecStage(Stage):
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         return name.startswith("vae.") and p.ndim == 2 and not name.startswith(("vae.enc_in", "vae.dec_out"))
 
-    def batch(self, step: int) -> Tensor:
-        rng = np.random.default_rng((self.config.seed, step))
-        rows = []
-        for row in range(self.config.batch):
+    def batch(self, step: int, rows: range) -> Tensor:
+        crops = []
+        for row in rows:
+            rng = np.random.default_rng((self.config.seed, step, row))
             audio = self.train_data[row >= AGENT_SHARE["audio"] * self.config.batch]
             start = rng.integers(0, len(audio) - self.crop)
             gain = 10 ** rng.uniform(-0.4, 0.15)
-            rows.append(np.asarray(audio[start : start + self.crop], np.float32) / 32768 * gain)
-        return torch.from_numpy(np.stack(rows))
+            crops.append(np.asarray(audio[start : start + self.crop], np.float32) / 32768 * gain)
+        return torch.from_numpy(np.stack(crops))
 
-    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.move(batch)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             latent, _ = self.vae.encode_raw(batch)
-            noise = self.move(torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise)
-            rebuilt, _ = self.vae.decode_raw(latent + noise)
+            blur = self.move(noise.normal(tuple(latent.shape)) * self.vae.config.latent_noise)
+            rebuilt, _ = self.vae.decode_raw(latent + blur)
         parts = spectral_loss(rebuilt, batch)
         total = sum(weight * parts[name] for name, weight in SPECTRAL_WEIGHTS.items())
         numbers = dict(parts)
         total = total + 0.003 * latent.float().square().mean()  # without it the mean grows and drowns the noise
         if step >= (1 - ADVERSARIAL_PART) * self.config.steps:
-            adversarial, numbers["critic"] = self._adversarial(rebuilt, batch, generator)
+            adversarial, numbers["critic"] = self._adversarial(rebuilt, batch, step)
             total = total + adversarial
         return total, numbers  # type: ignore[return-value]
 
-    def _adversarial(self, rebuilt: Tensor, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _adversarial(self, rebuilt: Tensor, batch: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Both players in one scalar: the critic is frozen in the generator's graph, the audio in the critic's."""
         size = SAMPLES_PER_UNIT * 3
-        start = int(torch.randint(0, self.crop - size, (1,), generator=generator))
+        start = int(np.random.default_rng((self.config.seed, step)).integers(0, self.crop - size))
         fake_BT, real_BT = rebuilt[:, start : start + size], batch[:, start : start + size]
         self.discriminator.requires_grad_(False)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             fool, match = generator_loss(self.discriminator(real_BT), self.discriminator(fake_BT))
         self.discriminator.requires_grad_(True)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             judge = discriminator_loss(self.discriminator(real_BT), self.discriminator(fake_BT.detach()))
         return 0.2 * fool.float() + 2.0 * match.float() + judge.float(), judge
 
@@ -146,10 +149,10 @@ class VideoCodecStage(Stage):
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         return p.ndim == 4 and not name.startswith(("vae.enc_in", "vae.dec_out"))
 
-    def batch(self, step: int) -> Tensor:
-        rng = np.random.default_rng((self.config.seed, step))
-        rows = []
-        for row in range(self.config.batch):
+    def batch(self, step: int, rows: range) -> Tensor:
+        crops = []
+        for row in rows:
+            rng = np.random.default_rng((self.config.seed, step, row))
             video = self.train_data[row >= AGENT_SHARE["video"] * self.config.batch]
             start = self.frames * rng.integers(0, len(video) // self.frames)
             if rng.random() < CUT_SHARE:
@@ -158,15 +161,15 @@ class VideoCodecStage(Stage):
             free = np.array(video.shape[1:3]) - self.crop
             middle, spread = (MOUTH, 0.1) if row % 2 else ((0.5, 0.5), 0.3)
             top, left = (free * np.clip(rng.normal(middle, spread), 0, 1)).astype(int)
-            rows.append(video[start : start + self.frames, top : top + self.crop[0], left : left + self.crop[1]])
-        return torch.from_numpy(np.stack(rows))  # bytes travel to the device, floats are made there
+            crops.append(video[start : start + self.frames, top : top + self.crop[0], left : left + self.crop[1]])
+        return torch.from_numpy(np.stack(crops))  # bytes travel to the device, floats are made there
 
-    def loss(self, batch: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         video = frames_to_video(self.move(batch), self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             latent, _ = self.vae.encode_raw(video)
-            noise = self.move(torch.randn(latent.shape, generator=generator) * self.vae.config.latent_noise)
-            rebuilt, _ = self.vae.decode_raw(latent + noise)
+            blur = self.move(noise.normal(tuple(latent.shape)) * self.vae.config.latent_noise)
+            rebuilt, _ = self.vae.decode_raw(latent + blur)
         parts = video_loss(rebuilt, video)
         total = sum(VIDEO_WEIGHT[name] * parts[name] for name in parts) + 1e-3 * latent.float().square().mean()
         return total, parts
@@ -216,7 +219,10 @@ def _export(vae: AudioVAE | VideoVAE, out_dir: Path, name: str) -> None:
 
 
 STAGES: dict[str, tuple[type, TrainConfig]] = {
-    "audio": (AudioCodecStage, TrainConfig(steps=6000, lr=2e-3, muon_lr=4e-3, batch=16, betas=(0.8, 0.95), ema=0.995)),
+    "audio": (
+        AudioCodecStage,
+        TrainConfig(steps=6000, lr=2e-3, muon_lr=4e-3, batch=16, betas=(0.8, 0.95), ema=0.995, diverged=0.0),
+    ),  # its critic joins late and raises the loss
     "video": (VideoCodecStage, TrainConfig(steps=6000, lr=1e-3, muon_lr=2e-3, batch=8, ema=0.995)),
 }
 
@@ -235,13 +241,15 @@ def train_codec(
 
     Raises `ConfigError` for an unknown codec or a device that this machine lacks, `DataError` for missing arrays.
     """
-    where = find_device(device)
+    world = join(device)
+    if world.size > 1:
+        raise TrainingError(f"a codec trains in one process, expected one, got {world.size}; start it without torchrun")
     if kind not in STAGES:
         raise ConfigError(f"unknown codec {kind!r}; expected one of {', '.join(STAGES)}")
     stage_class, config = STAGES[kind]
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
-    trainer = Trainer(stage_class(preset, Path(data_dir), config), Path(out_dir), where)
+    trainer = Trainer(stage_class(preset, Path(data_dir), config), Path(out_dir), world)
     if resume:
         trainer.resume()
     return trainer.run(minutes)

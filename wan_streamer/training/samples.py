@@ -1,7 +1,9 @@
-"""What a codec makes of held-out data, to look at and to listen to while it trains. Nothing here is random.
+"""What a codec or the model makes of held-out data, to look at and to listen to. Nothing here is random.
 
 `video_sheet`   pairs of films -> one picture: originals, rebuilt frames and four times their difference
+`pair_sheet`    films of one length -> one picture: the same moments of each, one below the other
 `mel_sheet`     sounds -> one picture: their mel spectrograms, one below the other
+`stack_images`  pictures of any width, one below the other
 `write_png`, `write_wav`   put them into files
 """
 
@@ -20,6 +22,7 @@ from wan_streamer.units import SAMPLE_RATE
 
 FILM_FRAMES, SOUND_SECONDS = 20, 3  # enough of a film and of a sound for a sample
 SHOWN = (9, 11, 12, 14, 15, 16)  # frames of a film: units meet at 11|12 and at 15|16
+MOMENTS = 8  # columns of a sheet of whole films
 ERROR_GAIN = 4
 N_FFT, HOP, MEL_BINS = 1024, 256, 80
 LEVELS = (-3.0, 1.0)  # of the log10 magnitude: black and the brightest colour
@@ -38,6 +41,18 @@ def video_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         for film in (original_THWC, rebuilt_THWC, error.clip(0, 255).astype(np.uint8)):
             rows.append(np.concatenate(film[shown], axis=1))
     return np.concatenate(rows)
+
+
+def pair_sheet(films: Sequence[np.ndarray]) -> np.ndarray:
+    """Films, uint8 [T, H, W, 3] of one size -> uint8 [films x H / 2, columns x W / 2, 3], evenly spread in time."""
+    shown = np.linspace(0, len(films[0]) - 1, min(MOMENTS, len(films[0]))).astype(int)
+    return np.concatenate([np.concatenate(film_THWC[shown][:, ::2, ::2], axis=1) for film_THWC in films])
+
+
+def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [H, W, 3] each -> one picture; narrower ones end in black."""
+    width = max(image.shape[1] for image in images)
+    return np.concatenate([np.pad(image, ((0, GAP), (0, width - image.shape[1]), (0, 0))) for image in images])
 
 
 def mel_sheet(sounds: Sequence[np.ndarray]) -> np.ndarray:

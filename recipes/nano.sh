@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# From nothing to a packaged nano: simulate, encode, the three stages, the quick evaluation.
+#
+#   recipes/nano.sh [WORK]          everything goes into WORK (default runs/nano-recipe)
+#
+# Every step leaves WORK/done/STEP and is not repeated; a step that was interrupted goes on where it stopped. So after
+# Ctrl-C, a crash or a reboot, start the same command again. Sizes come from the environment:
+#
+#   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
+#   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
+#   PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
+#   NATURAL=1                       natural voices beside espeak-ng (scripts/fetch_kokoro.sh)
+#   DEVICE=auto                     cpu, cuda or cuda:1
+#   TRAIN_FLAGS=--compile           passed to every stage that trains the model
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+WORK=${1:-runs/nano-recipe}
+HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} CODECS=${CODECS:-wan_streamer/checkpoints/nano}
+PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
+CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
+DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} NATURAL=${NATURAL:+--natural}
+PATH=$PWD/.venv/bin:$PATH
+mkdir -p "$WORK/done"
+
+step() { # NAME COMMAND...: run it once
+    local name=$1
+    shift
+    [ -e "$WORK/done/$name" ] && return
+    echo "== $name"
+    "$@"
+    touch "$WORK/done/$name"
+}
+
+train() { # STAGE OUT OPTIONS...: start the stage, or go on with it
+    local stage=$1 out=$2 resume=()
+    shift 2
+    if [ -e "$out/trainer.safetensors" ] || [ -e "$out/trainer.json" ]; then resume=(--resume); fi
+    # shellcheck disable=SC2086  (TRAIN_FLAGS are words)
+    wan-streamer train "$stage" --out "$out" --device "$DEVICE" $TRAIN_FLAGS "$@" "${resume[@]}"
+}
+
+# ---- data
+
+if [ "$CODECS" = train ]; then
+    step codec-data wan-streamer simulate "$WORK/codec-data" --codecs --seed 1
+    step codec-audio wan-streamer train codec --codec audio --data "$WORK/codec-data" --out "$WORK/codec-audio"
+    step codec-video wan-streamer train codec --codec video --data "$WORK/codec-data" --out "$WORK/codec-video"
+    CODEC_FLAGS=(--codecs "$WORK/codec-audio" --codecs "$WORK/codec-video")
+else
+    CODEC_FLAGS=(--codecs "$CODECS")
+fi
+tenth() { awk "BEGIN { print $1 / 10 }"; }
+# shellcheck disable=SC2086
+{
+    step talk-train wan-streamer simulate "$WORK/talk/train" --hours "$HOURS" --seed 1 $NATURAL
+    step talk-valid wan-streamer simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --seed 1 --split valid $NATURAL
+    step task-train wan-streamer simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" --seed 1 $NATURAL
+    step task-valid wan-streamer simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --seed 1 \
+        --split valid $NATURAL
+}
+step talk-encode wan-streamer encode "$WORK/talk" "$WORK/talk-latents" "${CODEC_FLAGS[@]}"
+step task-encode wan-streamer encode "$WORK/task" "$WORK/task-latents" "${CODEC_FLAGS[@]}"
+
+# ---- stages
+
+AGENT=
+if [ "$PRETRAIN_STEPS" -gt 0 ]; then
+    step pretrain train pretrain "$WORK/pretrain" --data "$WORK/task-latents" --talks "$WORK/talk-latents" \
+        --steps "$PRETRAIN_STEPS"
+    AGENT=$WORK/pretrain
+fi
+step duplex train duplex "$WORK/duplex" --data "$WORK/talk-latents" --tasks "$WORK/task-latents" \
+    --steps "$DUPLEX_STEPS" ${AGENT:+--from "$AGENT"}
+AGENT=$WORK/duplex
+if [ "$CONSISTENCY_STEPS" -gt 0 ]; then
+    step consistency train distill "$WORK/consistency" --method consistency --data "$WORK/talk-latents" \
+        --teacher "$WORK/duplex" --steps "$CONSISTENCY_STEPS"
+    AGENT=$WORK/consistency
+fi
+if [ "$MATCHING_STEPS" -gt 0 ]; then
+    step matching train distill "$WORK/matching" --method matching --data "$WORK/talk-latents" \
+        --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS"
+    AGENT=$WORK/matching
+fi
+
+# ---- package and measure
+
+package() {
+    mkdir -p "$WORK/nano"
+    cp "$AGENT"/{config.json,tokenizer.json,model.safetensors,audio_vae.safetensors,video_vae.safetensors} "$WORK/nano/"
+}
+step package package
+step eval wan-streamer eval --checkpoint "$WORK/nano" --json "$WORK/eval.json" --html "$WORK/eval.html"
+echo "the agent is in $WORK/nano, its evaluation in $WORK/eval.html; try: wan-streamer serve --checkpoint $WORK/nano"

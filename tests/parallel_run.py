@@ -1,0 +1,39 @@
+"""A run of the tiny agent, started by tests/test_parallel.py alone or under torchrun.
+
+parallel_run.py DATA OUT STEPS [--resume]
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+from tiny import TALKER, tiny_text
+
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.training.duplex import DuplexStage
+from wan_streamer.training.parallel import join
+from wan_streamer.training.stage import TrainConfig
+from wan_streamer.training.trainer import Trainer
+
+CONFIG = TrainConfig(
+    steps=6, lr=5e-3, muon_lr=5e-3, batch=4, warmup=2, log_every=1, validate_every=3, save_every=3, precision="fp32"
+)
+
+
+def main() -> None:
+    data, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    torch.manual_seed(0)
+    stage = DuplexStage(Streamer(TALKER), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1), units=6)
+    trainer = Trainer(stage, out, join("cpu"))
+    if "--resume" in sys.argv:
+        trainer.resume()
+    while trainer.step < steps:  # the schedule is that of the whole run
+        trainer._log("train", trainer._train_step(False)[0])
+    trainer.save()
+    if steps == CONFIG.steps:
+        trainer.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Random numbers that belong to the rows of a batch."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class RowNoise:
+    """Noise of one training step, every row of the batch from a generator of its own.
+
+    A row sees the same numbers however the batch is split over processes and micro-batches, so that their gradients
+    add up to those of one process. All numbers are drawn on the CPU, so that devices compare.
+
+    generators  one per row, for what draws numbers row by row
+    """
+
+    def __init__(self, seed: int, step: int, rows: Iterable[int]) -> None:
+        self.generators = [torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + row) for row in rows]
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers; `shape` begins with the number of rows."""
+        return self._draw(torch.randn, shape)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Numbers in [0, 1); `shape` begins with the number of rows."""
+        return self._draw(torch.rand, shape)
+
+    def _draw(self, make, shape: tuple[int, ...]) -> Tensor:
+        assert shape[0] == len(self.generators), f"expected {len(self.generators)} rows, got {shape[0]}"
+        return torch.stack([make(shape[1:], generator=generator) for generator in self.generators])

@@ -1,0 +1,154 @@
+"""Encoded conversations -> what a training step of the model reads.
+
+`Example`      a batch of clips, and how much each of their targets counts
+`hide`         an example without some of its conditions, so that the model can be guided by them
+`ClipReader`   random or given clips of a latent store, as examples
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wan_streamer.codecs.text import HOLD, SILENCE, TextCodec
+from wan_streamer.data.lanes import conversation_lanes
+from wan_streamer.data.latents import LatentStore
+from wan_streamer.model.layout import LANES
+from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.units import FRAMES_PER_UNIT
+
+STREAMS = ("response", "transcript", "audio", "video")
+MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Clips of K units, and whether each stream of the agent is a target in each unit.
+
+    video_BK, audio_BK  float: 1, or 0 where there is nothing to learn from
+    lane_BKL            float, likewise for the text lanes
+    recalled_BK         bool: False where the agent's own past sound and pictures are hidden from it
+    """
+
+    clips: ClipBatch
+    video_BK: Tensor
+    audio_BK: Tensor
+    lane_BKL: Tensor
+    recalled_BK: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Example":
+        """The same with every tensor changed, such as moved to another device."""
+        clips = ClipBatch(*(change(getattr(self.clips, field.name)) for field in dataclasses.fields(ClipBatch)))
+        return Example(clips, *(change(getattr(self, name)) for name in MASKS))
+
+
+def stack(examples: Iterable[Example]) -> Example:
+    """Examples of the same length as one batch."""
+    rows = list(examples)
+    names = [field.name for field in dataclasses.fields(ClipBatch)]
+    clips = ClipBatch(*(torch.cat([getattr(row.clips, name) for row in rows]) for name in names))
+    return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
+
+
+def hide(example: Example, text: bool = False, user: bool = False, history: bool = False) -> Example:
+    """`example` with some conditions of sound and pictures taken away.
+
+    text     the agent's own words: neither read nor learned
+    user     microphone and camera are off, nothing is typed; words are not learned, since they answer the user
+    history  the agent's past sound and pictures
+    """
+    clips, no = example.clips, torch.zeros_like(example.recalled_BK)
+    if text:
+        clips = dataclasses.replace(clips, written_BK=no)
+    if user:
+        silent = torch.full_like(clips.user_text_BKS, SILENCE)
+        clips = dataclasses.replace(clips, microphone_BK=no, camera_BK=no, user_text_BKS=silent)
+        example = dataclasses.replace(example, lane_BKL=torch.zeros_like(example.lane_BKL))
+    return dataclasses.replace(example, clips=clips, recalled_BK=no if history else example.recalled_BK)
+
+
+class ClipReader:
+    """Clips of `units` units from `store`, for `streamer`, with the text of `text`."""
+
+    def __init__(self, store: LatentStore, streamer: Streamer, text: TextCodec, units: int) -> None:
+        self.store, self.streamer, self.text, self.units = store, streamer, text, units
+        self.length = np.array([labels["units"] for labels in store.labels])
+        self._lanes = functools.lru_cache(maxsize=4096)(self._read_lanes)
+
+    def read(
+        self,
+        number: int,
+        first: int,
+        typed: bool = False,
+        microphone: bool = True,
+        camera: bool = True,
+        units: int | None = None,
+    ) -> Example:
+        """One clip of conversation `number` from unit `first`; beyond its end there is silence that nothing learns.
+
+        typed       the user writes instead of speaking
+        microphone  False: it is off;   camera  False: it is off, as where the recording has no picture
+        units       length of the clip (default: the reader's)
+        """
+        K, config, labels = units or self.units, self.streamer.config, self.store.labels[number]
+        known = min(K, int(self.length[number]) - first)
+        clip = self.store.read(number, first, known)
+        user_text, lanes = (torch.from_numpy(part[first : first + known]) for part in self._lanes(number, typed))
+        sound = clip["user_audio"]
+        if typed:
+            hiss = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3
+            sound = hiss * microphone
+        camera = camera and "user_video" in clip
+        size = (config.perception.video_height, config.perception.video_width, 3)
+        grey = torch.full((K * FRAMES_PER_UNIT, *size), 128, dtype=torch.uint8)
+        seen = "video" in clip
+        latents = clip["video"] if seen else torch.zeros(known + 1, *self._latent_size())
+        transcribed = labels.get("transcribed", {})
+        targets = set(labels.get("targets", STREAMS))
+        heard = {"response": transcribed.get("agent", True), "transcript": transcribed.get("user", True)}
+        inside = (torch.arange(K) < known).float()
+
+        def counts(stream: str, there: bool = True) -> Tensor:
+            return inside * (stream in targets and there)
+
+        clips = ClipBatch(
+            _pad(self.streamer.patchify(latents), K + 1),
+            _pad(clip["audio"], K + 1),
+            _pad(sound, K * len(sound) // known),
+            torch.full((K,), microphone),
+            _pad(clip["user_video"], len(grey)) if camera else grey,
+            torch.full((K,), camera),
+            _pad(user_text, K),
+            _pad(lanes, K),
+            torch.full((K,), heard["response"]),  # speech without known words is speech without shown text
+        )
+        clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
+        lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)
+        recalled = torch.ones(1, K, dtype=torch.bool)
+        return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled)
+
+    def busiest(self, number: int) -> int:
+        """The first unit of the clip of a conversation in which the agent says most."""
+        words_K = (self._lanes(number, False)[1][..., LANES.index("response")] > HOLD).sum(1)
+        return int(np.convolve(words_K, np.ones(self.units, int))[self.units - 1 : len(words_K)].argmax())
+
+    def _latent_size(self) -> tuple[int, int, int]:
+        vae = self.streamer.config.video_vae
+        return vae.latent_channels, vae.latent_height, vae.latent_width
+
+    def _read_lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray]:
+        text, labels = self.streamer.config.text, self.store.labels[number]
+        user_text, lanes = conversation_lanes(labels, text.slots, text.lead_units, self.text, typed)
+        idle = [lane for lane, name in enumerate(LANES) if name not in labels.get("targets", LANES)]
+        lanes[..., idle] = SILENCE  # what the model is not to write, it must not read either
+        return user_text, lanes
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    """Zeros behind the first axis. Zero is silence for sound, latents and text alike."""
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, length - len(x)))

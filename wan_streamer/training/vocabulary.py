@@ -1,0 +1,34 @@
+"""The tokenizer of a new model: learned from everything that is said, typed and written in its training data."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from wan_streamer.codecs.text import TextCodec
+from wan_streamer.data.encode import read_metadata
+from wan_streamer.errors import DataError
+
+MESSAGES = ("typed", "written")  # events whose label is a text
+
+
+def learn_text(stores: Iterable[Path], vocab_size: int) -> TextCodec:
+    """A tokenizer of at most `vocab_size` tokens for the encoded conversations and tasks in the folders `stores`.
+
+    Raises `DataError` if a folder holds none.
+    """
+    texts: list[str] = []
+    for store in stores:
+        paths = sorted(Path(store).glob("*.safetensors"))
+        if not paths:
+            raise DataError(f"{store}: expected encoded conversations or tasks, found none")
+        for path in paths:
+            texts += dict.fromkeys(_texts(json.loads(read_metadata(path)["labels"])))
+    return TextCodec.train(texts, vocab_size)
+
+
+def _texts(labels: dict) -> Iterator[str]:
+    """Sentences of both sides, prompts and messages of one conversation; some of them twice."""
+    for side in ("user", "agent"):
+        yield " ".join(word["text"] for word in labels["words"][side])
+    yield labels.get("prompt", "")
+    yield from (event["label"] for event in labels["events"] if event["type"] in MESSAGES)
