@@ -12,6 +12,7 @@
 #   NATURAL=1                       natural voices beside espeak-ng (scripts/fetch_kokoro.sh)
 #   DEVICE=auto                     cpu, cuda or cuda:1
 #   TRAIN_FLAGS=--compile           passed to every stage that trains the model
+#   EVAL_FLAGS=                     passed to the evaluation, such as --limit 4
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -91,5 +92,6 @@ package() {
     cp "$AGENT"/{config.json,tokenizer.json,model.safetensors,audio_vae.safetensors,video_vae.safetensors} "$WORK/nano/"
 }
 step package package
-step eval wan-streamer eval --checkpoint "$WORK/nano" --json "$WORK/eval.json" --html "$WORK/eval.html"
+# shellcheck disable=SC2086
+step eval wan-streamer eval --checkpoint "$WORK/nano" --json "$WORK/eval.json" --html "$WORK/eval.html" ${EVAL_FLAGS-}
 echo "the agent is in $WORK/nano, its evaluation in $WORK/eval.html; try: wan-streamer serve --checkpoint $WORK/nano"

@@ -1,6 +1,6 @@
 """Can a small flow model learn these codecs' latents? Trains one on the agent's pictures and one on its sound.
 
-    python scripts/flow_on_latents.py --codecs wan_streamer/checkpoints/nano-codecs --data data/codecs --out out/flow
+    python scripts/flow_on_latents.py --codecs wan_streamer/checkpoints/nano --data data/codecs --out out/flow
 
 Each predicts the latents of a unit from those of the two units before. Printed: the error of the velocity (paper eq. 3)
 per number at several tau, on training and on held-out units, of the `model`, of `zero` velocity, and of `previous`, the

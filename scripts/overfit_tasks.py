@@ -1,6 +1,6 @@
 """Does a model that learned a few tasks by heart do them live? Trains one on a handful of spoken tasks and talks to it.
 
-    python scripts/overfit_tasks.py --out out/overfit --codecs wan_streamer/checkpoints/nano-codecs
+    python scripts/overfit_tasks.py --out out/overfit --codecs wan_streamer/checkpoints/nano
 
 Makes the shortest of many `tts` and `generate_av` tasks, encodes them, trains `pretrain` on them alone, and answers the
 user's side of each with `talk`, the prompt typed as in the task. With `--from CHECKPOINT` the model begins as that

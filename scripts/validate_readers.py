@@ -1,7 +1,7 @@
 """How far the readers of the evaluation can be trusted: writes wan_streamer/evaluation/readers.json.
 
     wan-streamer simulate data/world/test --hours 0.4 --seed 3 --split test
-    python scripts/validate_readers.py data/world/test --codecs wan_streamer/checkpoints/nano-codecs
+    python scripts/validate_readers.py data/world/test --codecs wan_streamer/checkpoints/nano
 
 Every reader meets films whose truth is known, as rendered and after the round trip of a video codec.
 """

@@ -32,6 +32,8 @@ WORK_S = 0.02
 class StandInSession:
     """Counts units; the picture and the tone follow from the count alone."""
 
+    seed = 0
+
     def __init__(self) -> None:
         self.index = 0
 

@@ -18,7 +18,7 @@ from wan_streamer.evaluation.codecs import load_codec
 from wan_streamer.model.pretrained import EMBEDDED
 from wan_streamer.units import SAMPLES_PER_UNIT
 
-CODECS = EMBEDDED / "nano-codecs"
+CODECS = EMBEDDED / "nano"
 UNITS = 6
 every_part = pytest.mark.parametrize("name", ["audio encoder", "audio decoder", "video encoder", "video decoder"])
 COMPILER = next(filter(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"]), None)

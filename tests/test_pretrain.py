@@ -76,7 +76,7 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def new_stage(data: Path, text: TextCodec, **options: float) -> PretrainStage:
-    config = TrainConfig(steps=250, lr=1e-2, muon_lr=2e-2, batch=4, warmup=10, ema=0.95, validate_every=1000)
+    config = TrainConfig(steps=240, lr=1e-2, muon_lr=3e-2, batch=4, warmup=10, ema=0.95, validate_every=1000)
     torch.manual_seed(0)
     return PretrainStage(Streamer(PUPIL), text, data, dataclasses.replace(config, **options))
 
@@ -96,11 +96,12 @@ def test_every_task_is_learned_by_heart(data: Path, text: TextCodec, tmp_path: P
     for labels in stage.train_clips.store.labels:
         known = {name.partition("/")[2] for name in curves if name.startswith(f"{labels['task']}/")}
         assert {name.removesuffix("_right") for name in known} == set(labels["targets"])  # nothing else is scored
+    left = {"video": 0.06, "audio": 0.5, "response": 0.12, "transcript": 0.12}  # tiny codecs: their sound is half noise
     for name in curves:
         if name.endswith("_right"):
-            assert after[name] > 0.7, name
+            assert after[name] > 0.75, name
         else:
-            assert after[name] < (0.25 if name.endswith("audio") else 0.15) * before[name], name
+            assert after[name] < left[name.partition("/")[2]] * before[name], name
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["tts/audio"] == pytest.approx(after["tts/audio"], abs=1e-5)
     assert ">asr/transcript<" in (tmp_path / "curves.html").read_text()

@@ -151,6 +151,8 @@ def test_same_seed_same_film(tmp_path: Path) -> None:
 class StandInSession:
     """Takes `seconds` for each unit; answers with the number of the unit as grey value."""
 
+    seed = 0
+
     def __init__(self, seconds: float) -> None:
         self.seconds, self.heard = seconds, 0
 

@@ -90,6 +90,10 @@ def train_pretrain(
     lora: Lora = 0,
     compiled: Compiled = False,
     device: Device = "auto",
+    talks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Conversations of a later [b]train duplex[/b], whose words it should know."),
+    ] = None,
 ) -> None:
     """Stage 1: teach the model to understand and to make things one at a time: speech, pictures, sounds, words.
 
@@ -101,7 +105,7 @@ def train_pretrain(
     options = RunOptions(
         out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language
     )
-    _print_scores(run(data, options, device))
+    _print_scores(run(data, options, device, talks))
 
 
 @train_app.command("duplex")
@@ -153,6 +157,9 @@ def train_distill(
         float | None, typer.Option(min=0, help="How strongly the text guides the teacher's picture (1.5).")
     ] = None,
     guide_audio: Annotated[float | None, typer.Option(min=0, help="The same for its sound (2.5).")] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=2, help="Consistency: times of the teacher's path (48); fewer learn sooner.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option(min=0, help="Matching: the most real units before the student's own (8).")
     ] = None,
@@ -179,7 +186,7 @@ def train_distill(
     from wan_streamer.training.run import RunOptions
     from wan_streamer.training.student import DistillConfig
 
-    numbers = {"solver_steps": solver_steps, "context": context, "ratio": ratio}
+    numbers = {"solver_steps": solver_steps, "grid": grid, "context": context, "ratio": ratio}
     weights = {"video": guide_video, "audio": guide_audio}
     guidance = Guidance(**{name: value for name, value in weights.items() if value is not None})
     settings = DistillConfig(guidance=guidance, **{name: n for name, n in numbers.items() if n is not None})

@@ -17,7 +17,7 @@ import torch
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video, video_to_frames
-from wan_streamer.config import AudioVAEConfig, VideoVAEConfig, from_dict
+from wan_streamer.config import AudioVAEConfig, VideoVAEConfig, from_dict, load_config
 from wan_streamer.data.media import read_units
 from wan_streamer.data.recordings import PICTURE
 from wan_streamer.data.shards import Episode, read_episodes
@@ -45,9 +45,16 @@ KINDS: dict[str, tuple[type, type]] = {"audio": (AudioVAE, AudioVAEConfig), "vid
 
 
 def load_codec(folder: str | Path, kind: str) -> Any:
-    """The codec that `train codec` left in `folder`; kind is "audio" or "video". Raises `CheckpointError`."""
+    """The codec in `folder`, a checkpoint or what `train codec` left; kind is "audio" or "video".
+
+    Raises `CheckpointError` or `ConfigError` if it is missing, damaged or does not fit.
+    """
     vae_class, config_class = KINDS[kind]
     path = Path(folder) / f"{kind}_vae.json"
+    if (Path(folder) / "config.json").is_file():
+        vae = vae_class(getattr(load_config(Path(folder) / "config.json"), f"{kind}_vae"))
+        load_module(vae, path.with_suffix(".safetensors"))
+        return vae.eval().requires_grad_(False)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@
 `validate_readers`  the error of every reader on films whose truth is known
 
 How it is done is in `readers_model` and `readers_prop`. Correlation with the truth and mean error on the 56 test films
-of generator 2.0 and, in brackets, on 8 of them after the round trip of nano-codecs; the delay is 0 frames:
+of generator 2.0 and, in brackets, on 8 of them after the round trip of the codecs; the delay is 0 frames:
 
     mouth .998, 0.11 pixels (.994, 0.20)    blink .999 (.991)    gaze_x .996, .021 (.990, .049)
     gaze_y .971, .037 (.887, .063)    head_x .997, .018 (.997)    head_y .985, .028 (.980)    roll .999 (.999)

@@ -54,9 +54,12 @@ class DuplexStage(StreamerStage):
             raise DataError(f"{data}: a conversation of {short} units is shorter than the clips of {units}")
 
     def batch(self, step: int, rows: range) -> Example:
-        if self.train_tasks is not None and step % TASK_EVERY == TASK_EVERY - 1:
+        if self._is_of_tasks(step):
             return self.train_tasks.batch(self.config.seed, step, rows)
         return stack(self._draw(self.train_clips, (self.config.seed, step, row), TEXT_HIDDEN_SHARE) for row in rows)
+
+    def _is_of_tasks(self, step: int) -> bool:
+        return self.train_tasks is not None and step % TASK_EVERY == TASK_EVERY - 1
 
     def _draw(self, clips: ClipReader, seed: tuple[int, ...], hidden_share: float) -> Example:
         rng = np.random.default_rng(seed)
@@ -70,7 +73,9 @@ class DuplexStage(StreamerStage):
         return hide(example, text=rng.random() < hidden_share)
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        recycled = step >= RECYCLE_FROM * self.config.steps and step % RECYCLE_EVERY == 0
+        late = step >= RECYCLE_FROM * self.config.steps
+        # In tasks, what the model makes of streams that are no targets means nothing.
+        recycled = late and step % RECYCLE_EVERY == 0 and not self._is_of_tasks(step)
         return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled)
 
     def validate(self) -> dict[str, float]:
@@ -83,9 +88,7 @@ class DuplexStage(StreamerStage):
         return scores | (self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {})
 
 
-def train_duplex(
-    data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None
-) -> dict[str, float]:
+def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None) -> dict[str, float]:
     """Train on `data` (codecs, train/ and valid/, as `encode` writes them) for conversation.
 
     tasks  encoded tasks that join in, from the same codecs

@@ -67,9 +67,7 @@ def draw_flow(
     whole = Latents(clips.video_BKNP, clips.audio_BKTC)
     past, clean = (Latents(*(z[:, part] for z in whole)) for part in (slice(None, -1), slice(1, None)))
     past_noise, eps = (Latents(*(move(noise.normal(tuple(z.shape))) for z in clean)) for _ in range(2))
-    return FlowSample(
-        mix(past, past_noise, history_tau), history_tau, mix(clean, eps, tau), tau, clean, eps
-    )
+    return FlowSample(mix(past, past_noise, history_tau), history_tau, mix(clean, eps, tau), tau, clean, eps)
 
 
 def mix(clean: Latents, noise: Latents, tau_BK2: Tensor) -> Latents:

@@ -46,8 +46,14 @@ class PretrainStage(StreamerStage):
         return [example.clips for example in self.valid_tasks.fullest(SAMPLES)]
 
 
-def train_pretrain(data: Path, options: RunOptions, device: str = "auto") -> dict[str, float]:
-    """Train on the tasks in `data` (codecs, train/ and valid/, as `encode` writes them)."""
+def train_pretrain(
+    data: Path, options: RunOptions, device: str = "auto", talks: Path | None = None
+) -> dict[str, float]:
+    """Train on the tasks in `data` (codecs, train/ and valid/, as `encode` writes them).
+
+    talks  encoded conversations from whose words a new tokenizer learns as well
+    """
     world, data = join(device), Path(data)
-    streamer, text = starting_point(options, lambda vocabulary: learn_text([data / "train"], vocabulary))
+    stores = [data / "train", *([Path(talks) / "train"] if talks else [])]
+    streamer, text = starting_point(options, lambda vocabulary: learn_text(stores, vocabulary))
     return run(PretrainStage(streamer, text, data, options.apply(CONFIG)), options, world)

@@ -28,6 +28,7 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
 from wan_streamer.training.curves import Board, write_curves
 from wan_streamer.training.parallel import World, shard
+from wan_streamer.training.prefetch import Prefetch
 from wan_streamer.training.stage import Stage, TrainConfig
 from wan_streamer.training.state import load_state, save_state
 
@@ -69,6 +70,9 @@ class Trainer:
         self.optimisers = _optimisers(stage, self.named, self.matrices)
         self._rates = {id(group): group["lr"] for o in self.optimisers for group in o.param_groups}
         self.ema = {name: p.detach().clone() for name, p in self.named.items()}
+        # On CPUs the threads would only take time from the step.
+        ahead = self.world.device.type == "cuda"
+        self.prefetch = Prefetch(stage.batch, self.micro_batches) if ahead else None
         self.guard = Guard(config)
         self.board = Board(self.out) if self.world.main else None
         self.step = 0
@@ -101,6 +105,8 @@ class Trainer:
                             break
             finally:  # errors of the data keep the finished steps
                 self.save()
+                if self.prefetch is not None:
+                    self.prefetch.close()
         with self._ema_weights():
             self.stage.export(self.out)
         return metrics
@@ -114,8 +120,8 @@ class Trainer:
         for p in self.named.values():
             p.grad = None
         reads: list[Mapping[str, Tensor | float]] = []
-        for rows in self.micro_batches:
-            batch = self.stage.batch(self.step, rows)
+        for part, rows in enumerate(self.micro_batches):
+            batch = self.stage.batch(self.step, rows) if self.prefetch is None else self.prefetch.get(self.step, part)
             loss, numbers = self.stage.loss(batch, self.step, RowNoise(config.seed, self.step, rows))
             (loss / len(self.micro_batches)).backward()
             reads.append({"loss": loss, **numbers})
