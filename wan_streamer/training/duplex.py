@@ -54,12 +54,14 @@ class DuplexStage(StreamerStage):
             raise DataError(f"{data}: a conversation of {short} units is shorter than the clips of {units}")
 
     def batch(self, step: int, rows: range) -> Example:
-        if self._is_of_tasks(step):
-            return self.train_tasks.batch(self.config.seed, step, rows)
+        tasks = self._tasks_of(step)
+        if tasks is not None:
+            return tasks.batch(self.config.seed, step, rows)
         return stack(self._draw(self.train_clips, (self.config.seed, step, row), TEXT_HIDDEN_SHARE) for row in rows)
 
-    def _is_of_tasks(self, step: int) -> bool:
-        return self.train_tasks is not None and step % TASK_EVERY == TASK_EVERY - 1
+    def _tasks_of(self, step: int) -> TaskClips | None:
+        """What a step of tasks draws from; None for a step of conversations."""
+        return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
     def _draw(self, clips: ClipReader, seed: tuple[int, ...], hidden_share: float) -> Example:
         rng = np.random.default_rng(seed)
@@ -75,7 +77,7 @@ class DuplexStage(StreamerStage):
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         late = step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
-        recycled = late and step % RECYCLE_EVERY == 0 and not self._is_of_tasks(step)
+        recycled = late and step % RECYCLE_EVERY == 0 and self._tasks_of(step) is None
         return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled)
 
     def validate(self) -> dict[str, float]:
