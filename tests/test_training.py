@@ -26,7 +26,7 @@ from wan_streamer.tensors import save_atomically
 from wan_streamer.training import duplex
 from wan_streamer.training.clips import stack
 from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
-from wan_streamer.training.curves import read_log, write_curves
+from wan_streamer.training.curves import Board, read_log, write_curves
 from wan_streamer.training.duplex import DuplexStage, train_duplex
 from wan_streamer.training.prefetch import Prefetch
 from wan_streamer.training.run import RunOptions
@@ -220,8 +220,8 @@ def test_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_curves_show_every_number_and_the_last_of_a_step(tmp_path: Path) -> None:
     Trainer(Toy(), tmp_path).run()
-    with (tmp_path / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"kind": "train", "step": 3, "loss": 7.5, "error": math.nan}) + "\n")
+    Board(tmp_path).write("train", 3, {"loss": 7.5, "error": math.nan})
+    assert (tmp_path / "log.jsonl").read_text().endswith('{"kind": "train", "step": 3, "loss": 7.5}\n')
     entries = [entry for entry in read_log(tmp_path) if (entry["kind"], entry["step"]) == ("train", 3)]
     assert [entry["loss"] for entry in entries] == [7.5]
     page = write_curves(tmp_path).read_text()

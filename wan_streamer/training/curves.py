@@ -38,11 +38,12 @@ class Board:
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One entry: kind "train" or "valid"."""
-        line = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in numbers.items()}}
+        known = {key: value for key, value in numbers.items() if value == value}  # JSON has no "not a number"
+        line = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in known.items()}}
         with self.path.open("a") as log:
             log.write(json.dumps(line) + "\n")
         if self.writer is not None:
-            for key, value in numbers.items():
+            for key, value in known.items():
                 self.writer.add_scalar(f"{key}/{kind}", value, step)
             self.writer.flush()
 
