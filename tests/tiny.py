@@ -16,6 +16,7 @@ from wan_streamer.config import (
     TextConfig,
     VideoVAEConfig,
 )
+from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import EMBEDDED, Weights, load_weights, new_weights
 
 TINY = StreamerConfig(
@@ -70,3 +71,8 @@ def shared_weights(name: str) -> Weights:
     for module in (weights.streamer, weights.audio_vae, weights.video_vae):
         module.eval().requires_grad_(False)
     return weights
+
+
+def assert_close(got: Latents, expected: Latents, atol: float = 1e-12) -> None:
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=0)

@@ -1,0 +1,74 @@
+"""The objective of the model: what counts, what adds up, and a history that is the model's own."""
+
+import dataclasses
+
+import torch
+from tiny import TALKER
+
+from wan_streamer.benchmarks.training import random_example
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.training.clips import Example
+from wan_streamer.training.objective import draw_flow, recycle, streamer_loss
+
+UNITS, ROWS = 8, 3
+
+
+def same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def fp32() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=False)
+
+
+def agent() -> Streamer:
+    torch.manual_seed(0)
+    streamer = Streamer(TALKER)
+    for head in (streamer.video_out, streamer.audio_out):
+        torch.nn.init.normal_(head.weight, std=0.2)
+    return streamer
+
+
+@torch.no_grad()
+def test_recycled_history_is_what_the_model_makes() -> None:
+    streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
+    hidden = torch.tensor([[True]] * (ROWS - 1) + [[False]]).expand(ROWS, UNITS)
+    sample = draw_flow(example.clips, TALKER.flow, RowNoise(0, 0, range(ROWS)), same, hidden)
+    own = recycle(streamer, example.clips, sample, RowNoise(0, 1, range(ROWS)), same, fp32())
+    velocity, _ = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+    replaced = (own.history.video != sample.history.video).flatten(2).any(2)
+    assert 3 < replaced[:-1].sum() < (ROWS - 1) * (UNITS - 1)
+    assert not replaced[:, 0].any()
+    assert not replaced[-1].any()  # a hidden history stays hidden
+    for i in range(2):
+        made = (sample.noisy[i] - sample.tau_BK2[..., i, None, None] * velocity[i])[:, :-1]
+        torch.testing.assert_close(own.history[i][:, 1:][replaced[:, 1:]], made[replaced[:, 1:]])
+        assert torch.equal(own.history[i][~replaced], sample.history[i][~replaced])
+    assert not own.history_tau_BK2[replaced].any()  # told to be clean
+    assert torch.equal(own.history_tau_BK2[~replaced], sample.history_tau_BK2[~replaced])
+    for field in ("noisy", "clean", "noise"):  # the targets stay
+        assert all(torch.equal(a, b) for a, b in zip(getattr(own, field), getattr(sample, field), strict=True))
+
+
+def loss_of(streamer: Streamer, example: Example, recycled: bool = False) -> float:
+    with torch.no_grad():
+        return streamer_loss(streamer, example, RowNoise(0, 0, range(ROWS)), same, fp32(), recycled)[0].item()
+
+
+def test_a_recycled_step_sees_another_history() -> None:
+    streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
+    assert loss_of(streamer, example) == loss_of(streamer, example)
+    assert loss_of(streamer, example, recycled=True) != loss_of(streamer, example)
+
+
+def test_the_loss_is_that_of_the_targets() -> None:
+    """Streams add up, and nothing is left where nothing is a target."""
+    streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
+    names = ("video_BK", "audio_BK", "lane_BKL")
+    none = dataclasses.replace(example, **{name: torch.zeros_like(getattr(example, name)) for name in names})
+    alone = [dataclasses.replace(none, **{name: getattr(example, name)}) for name in names]
+    parts = [loss_of(streamer, part) for part in alone]
+    assert loss_of(streamer, none) == 0
+    assert all(part > 0.1 for part in parts)
+    assert abs(loss_of(streamer, example) - sum(parts)) < 1e-4
