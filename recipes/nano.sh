@@ -8,6 +8,7 @@
 #
 #   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
+#   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
 #   PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
 #   NATURAL=1                       natural voices beside espeak-ng (scripts/fetch_kokoro.sh)
 #   DEVICE=auto                     cpu, cuda or cuda:1
@@ -65,10 +66,10 @@ step task-encode wan-streamer encode "$WORK/task" "$WORK/task-latents" "${CODEC_
 
 # ---- stages
 
-AGENT=
+AGENT=${START-}
 if [ "$PRETRAIN_STEPS" -gt 0 ]; then
     step pretrain train pretrain "$WORK/pretrain" --data "$WORK/task-latents" --talks "$WORK/talk-latents" \
-        --steps "$PRETRAIN_STEPS"
+        --steps "$PRETRAIN_STEPS" ${AGENT:+--from "$AGENT"}
     AGENT=$WORK/pretrain
 fi
 step duplex train duplex "$WORK/duplex" --data "$WORK/talk-latents" --tasks "$WORK/task-latents" \

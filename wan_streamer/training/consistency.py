@@ -60,6 +60,9 @@ class ConsistencyStage(StudentStage):
         self.target = copy.deepcopy(streamer).eval().requires_grad_(False)
         self.models["target"] = self.target
 
+    def streamers(self) -> list[Streamer]:
+        return [*super().streamers(), self.target]
+
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """loss = video + audio + 0.25 text: errors of the jump's end, and cross-entropy of the same pass."""
         example, flow = batch.map(self.move), self.streamer.config.flow

@@ -57,8 +57,6 @@ def train_distill(
         _check_start(load_weights(find_checkpoint(str(options.start))), weights)
     streamer, text = starting_point(options, lambda _: weights.text)
     _remember(options, {"method": method, **dataclasses.asdict(settings)})
-    if world.device.type == "cuda":  # before the stage copies them
-        weights.streamer.backbone.attention = streamer.backbone.attention = "flex"
     stage_class, config = METHODS[method]
     stage = stage_class(streamer, text, data, options.apply(config), CLIP_UNITS, weights, settings)
     return run(stage, options, world)

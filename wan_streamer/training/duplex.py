@@ -9,6 +9,7 @@ from wan_streamer.codecs.text import TextCodec
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.training.augment import vary
 from wan_streamer.training.clips import ClipReader, Example, hide, stack
 from wan_streamer.training.objective import streamer_loss
 from wan_streamer.training.parallel import join
@@ -57,14 +58,17 @@ class DuplexStage(StreamerStage):
         tasks = self._tasks_of(step)
         if tasks is not None:
             return tasks.batch(self.config.seed, step, rows)
-        return stack(self._draw(self.train_clips, (self.config.seed, step, row), TEXT_HIDDEN_SHARE) for row in rows)
+        return stack(self._draw_varied((self.config.seed, step, row), TEXT_HIDDEN_SHARE) for row in rows)
 
     def _tasks_of(self, step: int) -> TaskClips | None:
         """What a step of tasks draws from; None for a step of conversations."""
         return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
-    def _draw(self, clips: ClipReader, seed: tuple[int, ...], hidden_share: float) -> Example:
+    def _draw_varied(self, seed: tuple[int, ...], hidden_share: float) -> Example:
         rng = np.random.default_rng(seed)
+        return vary(self._draw(self.train_clips, rng, hidden_share), rng)
+
+    def _draw(self, clips: ClipReader, rng: np.random.Generator, hidden_share: float) -> Example:
         number = int(rng.choice(len(clips.length), p=clips.length / clips.length.sum()))
         first = int(rng.integers(0, clips.length[number] - self.units + 1))
         if rng.random() < FROM_START_SHARE:
@@ -73,6 +77,10 @@ class DuplexStage(StreamerStage):
         microphone = not typed or rng.random() >= MICROPHONE_OFF_SHARE
         example = clips.read(number, first, typed, microphone, camera=rng.random() >= CAMERA_OFF_SHARE)
         return hide(example, text=rng.random() < hidden_share)
+
+    def draw_valid(self, number: int, row: int) -> Example:
+        """A row of a held-out batch, the same at every validation."""
+        return self._draw(self.valid_clips, np.random.default_rng((1, number, row)), 0.0)
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         late = step >= RECYCLE_FROM * self.config.steps
@@ -84,7 +92,7 @@ class DuplexStage(StreamerStage):
         batches, rows = VALIDATION
         totals = []
         for number in range(batches):
-            batch = stack(self._draw(self.valid_clips, (1, number, row), 0.0) for row in range(rows))
+            batch = stack(self.draw_valid(number, row) for row in range(rows))
             totals.append(self.read_loss(batch, RowNoise(1, number, range(rows))))
         scores = {key: float(np.nanmean([numbers[key] for numbers in totals])) for key in sorted(totals[0])}
         return scores | (self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {})

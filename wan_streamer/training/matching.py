@@ -82,6 +82,9 @@ class MatchingStage(StudentStage):
         self.critic = copy.deepcopy(self._teacher.streamer).requires_grad_(True)
         self.models["critic"] = self.critic
 
+    def streamers(self) -> list[Streamer]:
+        return [*super().streamers(), self.critic]
+
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         example, steps = batch.map(self.move), self.settings.solver_steps
         B = len(batch.video_BK)

@@ -105,10 +105,11 @@ def run(stage: StreamerStage, options: RunOptions, world: World) -> dict[str, fl
     """
     if options.start is not None and not options.resume:
         check_codecs(find_checkpoint(options.start), stage.audio_vae, stage.video_vae)
-    if world.device.type == "cuda":
-        stage.streamer.backbone.attention = "flex"
-    if options.compiled:
-        stage.streamer.backbone.compile_training()
+    for streamer in stage.streamers():
+        if world.device.type == "cuda":
+            streamer.backbone.attention = "flex"
+        if options.compiled:
+            streamer.backbone.compile_training()
     trainer = Trainer(stage, options.out, world)
     if options.resume:
         trainer.resume()

@@ -51,6 +51,10 @@ class StreamerStage(Stage):
         fingerprint, perception = codec_hash(self.audio_vae, self.video_vae), self.streamer.config.perception
         return ClipReader(LatentStore(folder, fingerprint, perception), self.streamer, self.text, units)
 
+    def streamers(self) -> list[Streamer]:
+        """All models whose passes a step runs, trained or only read."""
+        return [self.streamer]
+
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         inside = name.startswith(("streamer.backbone.layers.", "streamer.hearing.blocks."))
         return p.ndim == 2 and inside and "parametrizations" not in name  # corrections of low rank are no directions

@@ -97,6 +97,9 @@ class StudentStage(DuplexStage):
         self._teacher.streamer.to(self.device)
         return self._teacher
 
+    def streamers(self) -> list[Streamer]:
+        return [self.streamer, self._teacher.streamer]
+
     @property
     def times(self) -> list[float]:
         """When the student's solver asks the model."""
@@ -112,7 +115,7 @@ class StudentStage(DuplexStage):
         return self._whole
 
     def batch(self, step: int, rows: range) -> Example:
-        return stack(self._draw(self.train_clips, (self.config.seed, step, row), 0.0) for row in rows)
+        return stack(self._draw_varied((self.config.seed, step, row), 0.0) for row in rows)
 
     def stream_losses(self, errors_BK: Latents, example: Example, counts_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Errors of video and audio, each [B, K], as means over rows; of the units that are targets and count."""
@@ -124,8 +127,7 @@ class StudentStage(DuplexStage):
         """How far the student's jumps end from where its teacher ends, what it says, how lively it is alone."""
         batches, rows = VALIDATION
         scores = [
-            self._score(number, stack(self._draw(self.valid_clips, (1, number, row), 0.0) for row in range(rows)))
-            for number in range(batches)
+            self._score(number, stack(self.draw_valid(number, row) for row in range(rows))) for number in range(batches)
         ]
         return {key: float(np.nanmean([row[key] for row in scores])) for key in sorted(scores[0])}
 

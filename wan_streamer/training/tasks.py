@@ -11,6 +11,7 @@ import numpy as np
 
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.training.augment import vary
 from wan_streamer.training.clips import ClipReader, Example, hide, stack
 
 LENGTHS = (16, 24, 32, 40)  # units of a batch; a task goes with the shortest that holds it
@@ -42,13 +43,12 @@ class TaskClips:
         """These rows of the batch of `step`. Tasks are drawn in proportion to their length."""
         lengths = self.reader.length
         units = int(np.random.default_rng((seed, step)).choice(self.fit, p=lengths / lengths.sum()))
-        return stack(self._draw((seed, step, row), units) for row in rows)
+        return stack(self._draw(np.random.default_rng((seed, step, row)), units) for row in rows)
 
-    def _draw(self, seed: tuple[int, ...], units: int) -> Example:
-        rng = np.random.default_rng(seed)
+    def _draw(self, rng: np.random.Generator, units: int) -> Example:
         weight = self.reader.length * (self.fit == units)
         number = int(rng.choice(len(weight), p=weight / weight.sum()))
-        example = self.reader.read(number, 0, units=units)
+        example = vary(self.reader.read(number, 0, units=units), rng)
         chance = rng.random()
         if not MADE & set(self.reader.store.labels[number]["targets"]):
             return example  # guidance is for sound and pictures; an answer without its question is a guess
