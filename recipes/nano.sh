@@ -13,6 +13,7 @@
 #   NATURAL=1                       natural voices beside espeak-ng (scripts/fetch_kokoro.sh)
 #   DEVICE=auto                     cpu, cuda or cuda:1
 #   TRAIN_FLAGS=--compile           passed to every stage that trains the model
+#   DISTILL_FLAGS=                  passed to distillation, such as --grid 8
 #   EVAL_FLAGS=                     passed to the evaluation, such as --limit 4
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +22,7 @@ WORK=${1:-runs/nano-recipe}
 HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
-DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} NATURAL=${NATURAL:+--natural}
+DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-} NATURAL=${NATURAL:+--natural}
 PATH=$PWD/.venv/bin:$PATH
 mkdir -p "$WORK/done"
 
@@ -75,14 +76,16 @@ fi
 step duplex train duplex "$WORK/duplex" --data "$WORK/talk-latents" --tasks "$WORK/task-latents" \
     --steps "$DUPLEX_STEPS" ${AGENT:+--from "$AGENT"}
 AGENT=$WORK/duplex
+# shellcheck disable=SC2086
 if [ "$CONSISTENCY_STEPS" -gt 0 ]; then
     step consistency train distill "$WORK/consistency" --method consistency --data "$WORK/talk-latents" \
-        --teacher "$WORK/duplex" --steps "$CONSISTENCY_STEPS"
+        --teacher "$WORK/duplex" --steps "$CONSISTENCY_STEPS" $DISTILL_FLAGS
     AGENT=$WORK/consistency
 fi
+# shellcheck disable=SC2086
 if [ "$MATCHING_STEPS" -gt 0 ]; then
     step matching train distill "$WORK/matching" --method matching --data "$WORK/talk-latents" \
-        --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS"
+        --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS" $DISTILL_FLAGS
     AGENT=$WORK/matching
 fi
 

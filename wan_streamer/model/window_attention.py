@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 
 @torch.library.custom_op("wan_streamer::window_attention", mutates_args=())
@@ -37,10 +38,10 @@ def window_attention(
     sizes        history tokens of a block, per kind;   windows  blocks per kind that are seen, the query's own included
     """
     out = torch.empty_like(q_KBRd)
+    keys, values = _History(k_BKNd, sizes, windows), _History(v_BKNd, sizes, windows)
     for block in range(len(q_KBRd)):
-        keys = _gather(k_BKNd, sink_k_BKMd[:, block], block, sizes, windows)
-        values = _gather(v_BKNd, sink_v_BMd, block, sizes, windows)
-        torch.bmm(_weights(q_KBRd[block], keys, bias_KNT[block]), values, out=out[block])
+        weights = _weights(q_KBRd[block], keys.seen(block, sink_k_BKMd[:, block]), bias_KNT[block])
+        torch.bmm(weights, values.seen(block, sink_v_BMd), out=out[block])
     return out
 
 
@@ -62,18 +63,20 @@ def window_attention_backward(
     windows: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, sink_k and sink_v. A key's gradient is summed over its readers in float32."""
+    keys, values = _History(k_BKNd, sizes, windows), _History(v_BKNd, sizes, windows)
+    grad_keys, grad_values = keys.zeros(), values.zeros()
     grad_q, grad_sink_k = torch.empty_like(q_KBRd), torch.empty_like(sink_k_BKMd)
-    grad_k, grad_v, grad_sink_v = (torch.zeros_like(z, dtype=torch.float32) for z in (k_BKNd, v_BKNd, sink_v_BMd))
+    grad_sink_v = torch.zeros_like(sink_v_BMd, dtype=torch.float32)
     for block in range(len(q_KBRd)):
-        q, grad = q_KBRd[block], grad_KBRd[block]
-        keys = _gather(k_BKNd, sink_k_BKMd[:, block], block, sizes, windows)
-        values = _gather(v_BKNd, sink_v_BMd, block, sizes, windows)
-        weights = _weights(q, keys, bias_KNT[block])
-        grad_score = torch._softmax_backward_data(grad @ values.transpose(1, 2), weights, -1, weights.dtype)
-        torch.bmm(grad_score, keys, out=grad_q[block])
-        grad_sink_k[:, block] = _scatter(grad_score.transpose(1, 2) @ q, grad_k, block, sizes, windows)
-        grad_sink_v += _scatter(weights.transpose(1, 2) @ grad, grad_v, block, sizes, windows)
-    return grad_q, grad_k.to(q_KBRd.dtype), grad_v.to(q_KBRd.dtype), grad_sink_k, grad_sink_v.to(q_KBRd.dtype)
+        q, grad, k = q_KBRd[block], grad_KBRd[block], keys.seen(block, sink_k_BKMd[:, block])
+        weights = _weights(q, k, bias_KNT[block])
+        grad_weights = grad @ values.seen(block, sink_v_BMd).transpose(1, 2)
+        grad_score = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        torch.bmm(grad_score, k, out=grad_q[block])
+        grad_sink_k[:, block] = grad_keys.add(block, grad_score.transpose(1, 2) @ q)
+        grad_sink_v += grad_values.add(block, weights.transpose(1, 2) @ grad)
+    grads = grad_keys.whole(), grad_values.whole(), grad_sink_k, grad_sink_v
+    return grad_q, *(grad.to(q_KBRd.dtype) for grad in grads)  # type: ignore[return-value]
 
 
 @window_attention_backward.register_fake
@@ -94,6 +97,19 @@ def _backward(ctx: Any, grad_KBRd: Tensor) -> tuple[Tensor | None, ...]:
 window_attention.register_autograd(_backward, setup_context=_save)
 
 
+@register_flop_formula(torch.ops.wan_streamer.window_attention)
+def _operations(q_KBRd: torch.Size, k_BKNd: torch.Size, *rest: Any, products: int = 2, **_: Any) -> int:
+    """Operations of the matrix products, from the shapes of the arguments."""
+    (K, B, R, d), bias_KNT, sizes, windows = q_KBRd, *rest[-3:]
+    history = sum(size * min(k, window - 1) for size, window in zip(sizes, windows, strict=True) for k in range(K))
+    return products * 2 * B * R * d * (history + K * bias_KNT[-1])
+
+
+@register_flop_formula(torch.ops.wan_streamer.window_attention_backward)
+def _operations_backward(grad_KBRd: torch.Size, *rest: Any, **_: Any) -> int:
+    return _operations(*rest, products=5)
+
+
 def _weights(q_BRd: Tensor, keys_BSd: Tensor, bias_NT: Tensor) -> Tensor:
     """Attention weights [B, R, S]; the last T keys are biased."""
     score = torch.bmm(q_BRd, keys_BSd.transpose(1, 2))
@@ -102,27 +118,41 @@ def _weights(q_BRd: Tensor, keys_BSd: Tensor, bias_NT: Tensor) -> Tensor:
     return score.softmax(-1)
 
 
-def _history(x_BKNd: Tensor, block: int, sizes: list[int], windows: list[int]) -> Iterator[Tensor]:
-    """What a block sees of the blocks before it: a view [B, blocks, W, d] of each kind."""
-    start = 0
-    for size, window in zip(sizes, windows, strict=True):
-        yield x_BKNd[:, max(0, block - window + 1) : block, start : start + size]
-        start += size
+class _History:
+    """Keys or values of a clip, so that what a block sees lies together."""
 
+    def __init__(self, x_BKNd: Tensor, sizes: list[int], windows: list[int]) -> None:
+        self.own_BKNd, self.sizes, self.windows = x_BKNd, sizes, windows
+        # Copies, since a block has more tokens than those of one kind.
+        self.kinds = [part.flatten(1, 2) for part in x_BKNd[:, :, : sum(sizes)].split(sizes, dim=2)]  # [B, K W, d]
 
-def _gather(x_BKNd: Tensor, sink_BMd: Tensor, block: int, sizes: list[int], windows: list[int]) -> Tensor:
-    """All that a block sees [B, S, d]: history of each kind, sinks, its own tokens."""
-    history = [part.flatten(1, 2) for part in _history(x_BKNd, block, sizes, windows)]
-    return torch.cat([*history, sink_BMd, x_BKNd[:, block]], dim=1)
+    def zeros(self) -> "_History":
+        """Nothing yet, in the same shape, for sums in float32."""
+        return _History(torch.zeros_like(self.own_BKNd, dtype=torch.float32), self.sizes, self.windows)
 
+    def seen(self, block: int, sink_BMd: Tensor) -> Tensor:
+        """All that a block sees [B, S, d]: history of each kind, sinks, its own tokens."""
+        return torch.cat([*self._earlier(block), sink_BMd, self.own_BKNd[:, block]], dim=1)
 
-def _scatter(grad_BSd: Tensor, total_BKNd: Tensor, block: int, sizes: list[int], windows: list[int]) -> Tensor:
-    """Adds the gradient of `_gather` to the total; returns the part of the sinks [B, M, d]."""
-    start = 0
-    for part in _history(total_BKNd, block, sizes, windows):
-        end = start + part.shape[1] * part.shape[2]
-        part += grad_BSd[:, start:end].unflatten(1, part.shape[1:3])
-        start = end
-    own = grad_BSd.shape[1] - total_BKNd.shape[2]
-    total_BKNd[:, block] += grad_BSd[:, own:]
-    return grad_BSd[:, start:own]
+    def add(self, block: int, grad_BSd: Tensor) -> Tensor:
+        """Adds the gradient of `seen`; returns the part of the sinks [B, M, d]."""
+        start = 0
+        for part in self._earlier(block):
+            part += grad_BSd[:, start : start + part.shape[1]]
+            start += part.shape[1]
+        own = grad_BSd.shape[1] - self.own_BKNd.shape[2]
+        self.own_BKNd[:, block] += grad_BSd[:, own:]
+        return grad_BSd[:, start:own]
+
+    def whole(self) -> Tensor:
+        """What was added [B, K, N, d]."""
+        start = 0
+        for part, size in zip(self.kinds, self.sizes, strict=True):
+            self.own_BKNd[:, :, start : start + size] += part.unflatten(1, (-1, size))
+            start += size
+        return self.own_BKNd
+
+    def _earlier(self, block: int) -> Iterator[Tensor]:
+        """Views of what a block sees of the blocks before it, kind by kind."""
+        for part, size, window in zip(self.kinds, self.sizes, self.windows, strict=True):
+            yield part[:, max(0, block - window + 1) * size : block * size]
