@@ -11,22 +11,19 @@ teacher's step itself, and from there the right ends spread to all times.
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wan_streamer.codecs.text import TextCodec
 from wan_streamer.flow.joint import advance, denoise
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.solver import time_grid
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.clips import Example
 from wan_streamer.training.objective import TEXT_WEIGHT, draw_flow, mix, text_errors
 from wan_streamer.training.stage import TrainConfig
-from wan_streamer.training.student import DistillConfig, StudentStage, unit_errors
+from wan_streamer.training.student import StudentStage, unit_errors
 
 Velocity = Callable[[Latents, Tensor], Latents]
 
@@ -46,22 +43,9 @@ def consistency_goal(
 class ConsistencyStage(StudentStage):
     name = "consistency"
 
-    def __init__(
-        self,
-        streamer: Streamer,
-        text: TextCodec,
-        data: Path,
-        config: TrainConfig,
-        units: int,
-        teacher: Weights,
-        settings: DistillConfig,
-    ) -> None:
-        super().__init__(streamer, text, data, config, units, teacher, settings)
-        self.target = copy.deepcopy(streamer).eval().requires_grad_(False)
-        self.models["target"] = self.target
-
-    def streamers(self) -> list[Streamer]:
-        return [*super().streamers(), self.target]
+    def second_model(self) -> tuple[str, Streamer]:
+        self.target = copy.deepcopy(self.streamer).eval().requires_grad_(False)
+        return "target", self.target
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """loss = video + audio + 0.25 text: errors of the jump's end, and cross-entropy of the same pass."""

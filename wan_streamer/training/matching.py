@@ -12,23 +12,20 @@ how far the unit is from the teacher's guess, moves the student.
 """
 
 import copy
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wan_streamer.codecs.text import TextCodec
 from wan_streamer.flow.joint import denoise, each
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import shift_tau, velocity_target
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.clips import Example
 from wan_streamer.training.objective import TEXT_WEIGHT, mix, text_errors
 from wan_streamer.training.self_forcing import Rollout, continue_clips
 from wan_streamer.training.stage import TrainConfig
-from wan_streamer.training.student import DistillConfig, StudentStage, unit_errors
+from wan_streamer.training.student import StudentStage, unit_errors
 
 EARLIEST, LATEST = 0.02, 0.98  # of the times at which units are noised: the ends tell nothing apart
 # 11 steps between lines of the log have no factor in common with any usual cycle, so it shows student and critic.
@@ -68,22 +65,9 @@ class MatchingStage(StudentStage):
     name = "matching"
     steady = {"critic": 1.0}  # noqa: RUF012  (a Mapping in the base class)
 
-    def __init__(
-        self,
-        streamer: Streamer,
-        text: TextCodec,
-        data: Path,
-        config: TrainConfig,
-        units: int,
-        teacher: Weights,
-        settings: DistillConfig,
-    ) -> None:
-        super().__init__(streamer, text, data, config, units, teacher, settings)
+    def second_model(self) -> tuple[str, Streamer]:
         self.critic = copy.deepcopy(self._teacher.streamer).requires_grad_(True)
-        self.models["critic"] = self.critic
-
-    def streamers(self) -> list[Streamer]:
-        return [*super().streamers(), self.critic]
+        return "critic", self.critic
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         example, steps = batch.map(self.move), self.settings.solver_steps

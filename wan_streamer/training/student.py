@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -90,6 +91,12 @@ class StudentStage(DuplexStage):
         self._teacher = Teacher(teacher.streamer.eval().requires_grad_(False), settings.guidance)
         self._paths: dict[int, tuple[list[Latents], Tensor]] = {}
         self._whole: Streamer | None = None
+        name, self._second = self.second_model()
+        self.models[name] = self._second
+
+    @abstractmethod
+    def second_model(self) -> tuple[str, Streamer]:
+        """The model that learns beside the student, and its name. Called once, when student and teacher are there."""
 
     @property
     def teacher(self) -> Teacher:
@@ -98,7 +105,7 @@ class StudentStage(DuplexStage):
         return self._teacher
 
     def streamers(self) -> list[Streamer]:
-        return [self.streamer, self._teacher.streamer]
+        return [self.streamer, self._teacher.streamer, self._second]
 
     @property
     def times(self) -> list[float]:
