@@ -15,8 +15,9 @@ from tiny_world import make_codec_arrays
 
 from wan_streamer import presets
 from wan_streamer.device import find_device
-from wan_streamer.errors import ConfigError
+from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.training import codec
 from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage
 from wan_streamer.training.parallel import World
 from wan_streamer.training.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
@@ -167,3 +168,63 @@ def test_sound_and_its_picture(arrays: Path, tmp_path: Path, monkeypatch: pytest
     row = (sheet.shape[0] + 4) // 4
     assert sheet[: row - 4].mean() > 10
     assert sheet[row : 2 * row - 4].max() == 0
+
+
+# ---- from another codec
+
+
+def begun_from(start: Path, stage_class: type, arrays: Path, out: Path, decoder_only: bool) -> Stage:
+    config = TrainConfig(steps=3, lr=1e-2, muon_lr=1e-2, batch=2, warmup=1, validate_every=3)
+    trainer = Trainer(stage_class("tiny", arrays, config, str(start), decoder_only), out)
+    trainer.run()
+    return trainer.stage
+
+
+@both_stages
+def test_the_decoder_alone(stage_class: type, arrays: Path, tmp_path: Path) -> None:
+    """Latents before and after are the same, bit for bit; the decoder is another."""
+    small_run(stage_class, arrays, tmp_path / "first").run()
+    begun_from(tmp_path / "first", stage_class, arrays, tmp_path / "second", decoder_only=True)
+    name = f"{stage_class.kind}_vae.safetensors"
+    before, after = (load_file(tmp_path / run / name) for run in ("first", "second"))
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {key for key in before if key.startswith(("enc_", "stats"))} <= same
+    assert {"dec_in.weight", "dec_out.weight", "dec_out.bias"} & same == set()
+
+
+@both_stages
+def test_latents_of_the_agent_are_held(
+    stage_class: type, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias shifts one channel, so how far the latents moved is known; the other rows may move as they like."""
+    small_run(stage_class, arrays, tmp_path).run()
+    stage = stage_class("tiny", arrays, TrainConfig(steps=9, lr=1e-3, batch=4), str(tmp_path))
+    batch, channels = stage.batch(0, range(4)), len(stage.vae.stats.std_C)
+
+    def loss_and_moved() -> tuple[float, float]:
+        total, numbers = stage.loss(batch, 0, RowNoise(0, 0, range(4)))
+        return total.item(), numbers["moved"].item()
+
+    assert loss_and_moved()[1] == 0
+    with torch.no_grad():
+        stage.vae.enc_out.bias[0] += stage.vae.stats.std_C[channels - len(stage.vae.enc_out.bias)]
+    held, moved = loss_and_moved()
+    assert moved == pytest.approx(1 / channels, rel=0.1)  # latents are bfloat16
+    monkeypatch.setattr(codec, "ANCHOR", 0.0)
+    assert held - loss_and_moved()[0] == pytest.approx(5 * moved, rel=0.02)
+
+
+def test_other_voices_are_played_at_other_speeds() -> None:
+    tone = np.sin(2 * np.pi * 50 * np.arange(1200) / 1200).astype(np.float32)  # 50 periods
+    for length in (1000, 1200, 1400):
+        spectrum = np.abs(np.fft.rfft(codec._stretch(tone, length)))
+        assert spectrum.argmax() == 50
+        assert spectrum.max() * 2 / length == pytest.approx(1, abs=1e-3)
+
+
+def test_refuses_a_start_that_is_not_there(arrays: Path, tmp_path: Path) -> None:
+    config = TrainConfig(steps=1, lr=1e-3, batch=2)
+    with pytest.raises(ConfigError, match="name one with --from"):
+        AudioCodecStage("tiny", arrays, config, None, True)
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+        AudioCodecStage("tiny", arrays, config, str(tmp_path / "nowhere"))

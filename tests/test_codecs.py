@@ -1,5 +1,6 @@
 """Rules 1 and 2 of the design on every causal part: the future cannot alter the past, chunked equals whole."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -238,3 +239,23 @@ def test_statistics_standardise_and_restore() -> None:
     torch.testing.assert_close(standard.flatten(0, 1).std(0), torch.ones(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(stats.restore(standard, -1), latent)
     assert torch.equal(stats.standardise(latent.mT, 1), standard.mT)
+
+
+@every_agent
+@pytest.mark.parametrize("share", [0.0, 0.75])
+@torch.inference_mode()
+def test_a_pixel_keeps_its_share_of_the_frame_before(agent: str, share: float) -> None:
+    """Against the same decoder that keeps nothing: what is drawn afresh does not depend on what was shown."""
+    vae = copy.deepcopy(shared_weights(agent).video_vae)
+    latent = torch.randn(1, 3, vae.config.latent_channels, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    def film(logit: float) -> Tensor:
+        vae.dec_out.weight[12:], vae.dec_out.bias[12:] = 0.0, logit
+        return vae.decode(latent)[0]
+
+    fresh = film(-torch.inf)
+    expected = [fresh[:, 0]]
+    for frame in fresh[:, 1:].unbind(1):
+        expected.append((1 - share) * frame + share * expected[-1])
+    kept = film(torch.logit(torch.tensor(share)).item())
+    torch.testing.assert_close(kept, torch.stack(expected, 1), atol=1e-5, rtol=1e-5)

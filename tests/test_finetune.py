@@ -11,7 +11,7 @@ from tiny_world import make_latents
 
 from wan_streamer import UserUnit, WanStreamer, presets
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
-from wan_streamer.model.pretrained import save_weights
+from wan_streamer.model.pretrained import codec_hash, load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training import duplex
 from wan_streamer.training.duplex import train_duplex
@@ -118,3 +118,11 @@ def test_refusals(latents: Path, agent: Path, tmp_path: Path) -> None:
     save_weights(other, tmp_path / "other")
     with pytest.raises(CheckpointError, match="trained on codecs"):
         train_duplex(latents, RunOptions(tmp_path / "e", start=str(tmp_path / "other"), steps=1), "cpu")
+
+
+def test_an_agent_moves_to_new_codecs(latents: Path, tmp_path: Path) -> None:
+    save_weights(tiny_weights(seed=1), tmp_path / "old")
+    options = RunOptions(tmp_path / "new", start=str(tmp_path / "old"), steps=1, batch=1, new_codecs=True)
+    train_duplex(latents, options, "cpu")
+    agent = load_weights(tmp_path / "new")  # refuses an agent and codecs that do not belong together
+    assert codec_hash(agent.audio_vae, agent.video_vae) == codec_hash(*load_codecs(TALKER, latents))

@@ -2,6 +2,7 @@
 
 import sys
 import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -12,7 +13,7 @@ from tiny_world import make_episode
 
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, ShapeError
 from wan_streamer.evaluation import codecs, pictures
-from wan_streamer.evaluation.clips import Clip, human_clips, make_clip, wav_clips
+from wan_streamer.evaluation.clips import Clip, clear_clips, espeak_clips, human_clips, make_clip, wav_clips
 from wan_streamer.evaluation.codecs import load_codec, rebuild, score_audio, score_video
 from wan_streamer.evaluation.judges import (
     MosPredictor,
@@ -23,6 +24,8 @@ from wan_streamer.evaluation.judges import (
     word_error_rate,
     word_errors,
 )
+from wan_streamer.simulation.chats import chat_sentences
+from wan_streamer.simulation.voices import speakers_of
 
 STEP = 0.032
 
@@ -281,6 +284,16 @@ def tone(seconds: float, rate: int, frequency: float = 440) -> np.ndarray:
 
 def loudest_frequency(audio_T: np.ndarray) -> float:
     return float(np.abs(np.fft.rfft(audio_T)).argmax() * 24_000 / len(audio_T))
+
+
+@pytest.mark.parametrize("make", [clear_clips, espeak_clips])
+def test_synthetic_clips_are_unseen(make: Callable[[int, int], Iterator[Clip]]) -> None:
+    clips, again = list(make(0, 9)), list(make(0, 9))
+    assert [clip.name for clip in clips] == [clip.name for clip in again]
+    assert all(np.array_equal(a.audio_T, b.audio_T) for a, b in zip(clips, again, strict=True))
+    assert {clip.name.partition("+")[2] for clip in clips} <= set(speakers_of("test"))
+    assert not {clip.text for clip in clips} & set(chat_sentences("train"))
+    assert all(len(clip.text.split()) >= 5 for clip in clips if clip.text is not None)
 
 
 def test_clips_of_a_folder(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ Language = Annotated[
         "--language-model", metavar="DIR", help="Begin from this Llama, Qwen2 or Qwen3 (folder, hub id, GGUF)."
     ),
 ]
+NewCodecs = Annotated[
+    bool, typer.Option("--new-codecs", help="The data may come from other codecs than those of --from; learn them.")
+]
 Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
 Device = Annotated[
     str, typer.Option("--device", help="Where to train: cpu, cuda or cuda:1; auto takes CUDA if there is one.")
@@ -61,6 +64,16 @@ def train_codec(
     steps: Steps = None,
     minutes: Minutes = None,
     device: Device = "auto",
+    lr: Rate = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="DIR", help="Begin from this codec: the folder of a run, an agent, or a built-in one."
+        ),
+    ] = None,
+    decoder_only: Annotated[
+        bool, typer.Option("--decoder-only", help="Of --from, train the decoder alone: latents stay as they are.")
+    ] = False,
 ) -> None:
     """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
 
@@ -68,7 +81,11 @@ def train_codec(
     """
     from wan_streamer.training.codec import train_codec as run
 
-    _print_scores(run(codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device))
+    scores = run(
+        codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
+        decoder_only=decoder_only,
+    )  # fmt: skip
+    _print_scores(scores)
 
 
 @train_app.command("pretrain")
@@ -88,6 +105,7 @@ def train_pretrain(
     lr: Rate = None,
     seed: Seed = None,
     lora: Lora = 0,
+    new_codecs: NewCodecs = False,
     compiled: Compiled = False,
     device: Device = "auto",
     talks: Annotated[
@@ -103,7 +121,7 @@ def train_pretrain(
     from wan_streamer.training.run import RunOptions
 
     options = RunOptions(
-        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language
+        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language, new_codecs
     )
     _print_scores(run(data, options, device, talks))
 
@@ -123,6 +141,7 @@ def train_duplex(
     lr: Rate = None,
     seed: Seed = None,
     lora: Lora = 0,
+    new_codecs: NewCodecs = False,
     compiled: Compiled = False,
     device: Device = "auto",
     tasks: Annotated[
@@ -137,7 +156,7 @@ def train_duplex(
     from wan_streamer.training.run import RunOptions
 
     options = RunOptions(
-        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language
+        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language, new_codecs
     )
     _print_scores(run(data, options, device, tasks))
 

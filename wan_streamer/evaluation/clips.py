@@ -1,11 +1,13 @@
 """Held-out speech for the judges: recordings with what is said in them.
 
 `agent_clips`   the agent's voice, sentences that no codec training contains
-`espeak_clips`  speakers of the test split
+`espeak_clips`  speakers of the test split, hard sentences
+`clear_clips`   the same speakers with the accent in which each is understood best, sentences of everyday
 `wav_clips`     any folder of recordings, text of `a.wav` in `a.txt`
 `human_clips`   people, from the Debian packages asterisk-core-sounds-en-g722 and pocketsphinx-testdata
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from wan_streamer.errors import DataError
+from wan_streamer.simulation.chats import chat_sentences
+from wan_streamer.simulation.repertoire import pick
 from wan_streamer.simulation.sentences import codec_sentences
 from wan_streamer.simulation.speech import resample
-from wan_streamer.simulation.voices import AgentVoice, UserVoice
+from wan_streamer.simulation.voices import ACCENTS, ERRORS_FILE, AgentVoice, UserVoice, speakers_of
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 PAUSE = np.zeros(SAMPLE_RATE // 4, np.float32)  # before and after every clip: recognisers drop words at the edge
 HUMAN_RATE = 16_000
-SHORTEST_TEXT = 6  # words
+SHORTEST_TEXT, SHORTEST_CHAT = 6, 5  # words
 SHORTEST, LONGEST = 2.0, 8.0  # seconds of the asterisk prompts that are used
 
 
@@ -58,6 +62,20 @@ def espeak_clips(seed: int, count: int) -> Iterator[Clip]:
     for text in held_out_texts(seed + 1, count):
         voice = UserVoice.sample(rng, "test")
         yield make_clip(f"{voice.accent}+{voice.variant}", voice.speak(text, rng).audio, SAMPLE_RATE, text)
+
+
+def clear_clips(seed: int, count: int) -> Iterator[Clip]:
+    """The speakers of the test split one after the other."""
+    rng = np.random.default_rng([seed, 8])
+    texts = tuple(text for text in chat_sentences("test") if len(text.split()) >= SHORTEST_CHAT)
+    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    speakers = speakers_of("test")
+    for number in range(count):
+        speaker = speakers[number % len(speakers)]
+        accent = min(ACCENTS, key=lambda name: errors[f"{name}+{speaker}"])
+        text = pick(texts, rng)
+        said_T = UserVoice(accent, speaker, rate=155).speak(text).audio
+        yield make_clip(f"{accent}+{speaker}", said_T, SAMPLE_RATE, text)
 
 
 def wav_clips(folder: str | Path, count: int) -> Iterator[Clip]:

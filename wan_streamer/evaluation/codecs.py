@@ -93,7 +93,8 @@ def score_codecs(
     if audio_vae is not None:
         sets: dict[str, Iterator[Clip]] = {
             "agent": speech.agent_clips(data / "codec" / "voice_cache", seed, count),
-            "espeak": speech.espeak_clips(seed, count),
+            "espeak": speech.clear_clips(seed, count),
+            "espeak_hard": speech.espeak_clips(seed, count),
         }
         if voices is not None:
             sets["voices"] = speech.wav_clips(voices, count)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wan_streamer.codecs.audio_vae import AudioDecoderState
 from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
-from wan_streamer.codecs.video_vae import VideoState, video_to_frames
+from wan_streamer.codecs.video_vae import VideoDecoderState, video_to_frames
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.sampler import draw_unit
 from wan_streamer.model.layout import LANES, Latents
@@ -37,7 +37,7 @@ class Session:
         self.last = weights.streamer.silence()
         self.noise = torch.Generator().manual_seed(self.seed)
         self.audio_state: AudioDecoderState | None = None
-        self.video_state: VideoState | None = None
+        self.video_state: VideoDecoderState | None = None
         self.lanes = [LaneDecoder(weights.text) for _ in LANES]
         self.typed: deque[int] = deque()
         self.silent = True  # whether the agent is between two utterances

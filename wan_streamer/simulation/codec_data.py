@@ -30,6 +30,7 @@ from wan_streamer.units import FPS, SAMPLE_RATE
 CHATS = 1400  # real sentences in the agent's voice: about 70 minutes
 CLIP = 24  # frames of each person in other_frames
 PEOPLE = {False: 480, True: 24}  # in other_frames; True: for validation
+OTHERS = {False: 4800.0, True: 60.0}  # seconds of espeak-ng in other_audio
 
 VARIANTS_OF_REPLIES = 3  # the same as in dialogues, so that the cache is shared
 
@@ -209,7 +210,7 @@ def make_codec_data(
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_audio{name}", partial(_agent_audio, cache, seed, valid, processes))
-        _save(out / f"other_audio{name}", partial(_other_audio, 60 if valid else 1200, speech, seed, valid))
+        _save(out / f"other_audio{name}", partial(_other_audio, OTHERS[valid], speech, seed, valid))
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_frames{name}", partial(_agent_frames, cache, seed, valid))

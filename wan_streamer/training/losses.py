@@ -37,7 +37,7 @@ def spectral_loss(predicted_BT: Tensor, target_BT: Tensor) -> dict[str, Tensor]:
     """Parts of the multi-resolution loss, each averaged over resolutions: "log", "convergence", "mel", "phase"."""
     parts: dict[str, list[Tensor]] = {"log": [], "convergence": [], "mel": [], "phase": []}
     for n_fft in FFT_SIZES:
-        got, want = stft(predicted_BT, n_fft, n_fft // 4), stft(target_BT, n_fft, n_fft // 4)
+        got, want = stft(predicted_BT, n_fft, n_fft // 2), stft(target_BT, n_fft, n_fft // 2)
         got_mag, want_mag = (got.abs() + 1e-7), (want.abs() + 1e-7)
         floor = 1e-3
         parts["log"].append(F.l1_loss((got_mag + floor).log(), (want_mag + floor).log()))

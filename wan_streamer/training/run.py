@@ -40,6 +40,7 @@ class RunOptions:
     compiled    fuse the layers with torch.compile: a third fewer CPU seconds per step; needs a C++ compiler
     lora        rank of the corrections that are learned instead of the weights of `start`; 0 learns the weights
     language    language model (folder, hub id or GGUF) that gives a new model its backbone and vocabulary
+    new_codecs  the data may come from other codecs than those of `start`
     """
 
     out: Path
@@ -55,6 +56,7 @@ class RunOptions:
     compiled: bool = False
     lora: int = 0
     language: str | None = None
+    new_codecs: bool = False
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """`config` with the choices of this run. A chosen learning rate scales Muon's too."""
@@ -101,9 +103,10 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
 def run(stage: StreamerStage, options: RunOptions, world: World) -> dict[str, float]:
     """Train `stage` as the options say. Returns the last held-out metrics.
 
-    Raises `CheckpointError` if the model that it begins from was trained on other codecs than its data.
+    Raises `CheckpointError` if the model that it begins from was trained on other codecs than those of its data, unless
+    the options allow them.
     """
-    if options.start is not None and not options.resume:
+    if options.start is not None and not options.resume and not options.new_codecs:
         check_codecs(find_checkpoint(options.start), stage.audio_vae, stage.video_vae)
     for streamer in stage.streamers():
         if world.device.type == "cuda":
