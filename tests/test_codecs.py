@@ -259,3 +259,4 @@ def test_a_pixel_keeps_its_share_of_the_frame_before(agent: str, share: float) -
         expected.append((1 - share) * frame + share * expected[-1])
     kept = film(torch.logit(torch.tensor(share)).item())
     torch.testing.assert_close(kept, torch.stack(expected, 1), atol=1e-5, rtol=1e-5)
+    assert ((kept - fresh).abs().max() > 1e-3) == (share > 0)

@@ -292,6 +292,7 @@ def test_synthetic_clips_are_unseen(make: Callable[[int, int], Iterator[Clip]]) 
     assert [clip.name for clip in clips] == [clip.name for clip in again]
     assert all(np.array_equal(a.audio_T, b.audio_T) for a, b in zip(clips, again, strict=True))
     assert {clip.name.partition("+")[2] for clip in clips} <= set(speakers_of("test"))
+    assert all(np.abs(clip.audio_T).max() > 0.05 for clip in clips)
     assert not {clip.text for clip in clips} & set(chat_sentences("train"))
     assert all(len(clip.text.split()) >= 5 for clip in clips if clip.text is not None)
 
