@@ -9,10 +9,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from wan_streamer.simulation.faces import FaceIdentity, FaceRenderer
-from wan_streamer.simulation.microphone import capture
-from wan_streamer.simulation.motion import pose_track
-from wan_streamer.simulation.voices import UserVoice
+from wan_streamer.simulation.face.motion import pose_track
+from wan_streamer.simulation.face.person import FaceIdentity
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.sound.microphone import capture
+from wan_streamer.simulation.voice.users import UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE
 
 SECONDS = 9.6

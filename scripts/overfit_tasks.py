@@ -24,22 +24,22 @@ from wan_streamer.data.latents import encode_shards
 from wan_streamer.data.media import read_units
 from wan_streamer.data.shard_media import encode_flac
 from wan_streamer.data.shards import Episode, read_shard, shard_name, write_shard
-from wan_streamer.evaluation.judges import Recogniser, word_error_rate
-from wan_streamer.evaluation.pictures import delayed_correlation, mouth_gap_track
-from wan_streamer.evaluation.sync import sync_scores
+from wan_streamer.evaluation.axes.sync import sync_scores
+from wan_streamer.evaluation.readers.judges import Recogniser, word_error_rate
+from wan_streamer.evaluation.readers.pictures import delayed_correlation, mouth_gap_track
 from wan_streamer.model.layout import LANES
 from wan_streamer.presets import PRESETS, nano
 from wan_streamer.runtime.talk import captions, talk
-from wan_streamer.simulation.agent_voice import AgentVoice
 from wan_streamer.simulation.generate import default_cache
-from wan_streamer.simulation.tasks import make_task
+from wan_streamer.simulation.tasks.episodes import make_task
+from wan_streamer.simulation.voice.agent import AgentVoice
 from wan_streamer.tensors import save_atomically
-from wan_streamer.training.parallel import World
-from wan_streamer.training.pretrain import CONFIG, PretrainStage
-from wan_streamer.training.run import RunOptions, run, starting_point
-from wan_streamer.training.samples import write_png
-from wan_streamer.training.streaming import load_codecs
-from wan_streamer.training.vocabulary import learn_text
+from wan_streamer.training.examples.vocabulary import learn_text
+from wan_streamer.training.loop.parallel import World
+from wan_streamer.training.stages.pretrain import CONFIG, PretrainStage
+from wan_streamer.training.stages.run import RunOptions, run, starting_point
+from wan_streamer.training.stages.samples import write_png
+from wan_streamer.training.stages.streamer import load_codecs
 from wan_streamer.units import UNIT_MS
 
 TRIED, WORDS = 120, 4  # tasks of a kind to choose from; words that a sentence has at least

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from wan_streamer import WanStreamer
 from wan_streamer.errors import WanStreamerError
-from wan_streamer.evaluation.codecs import load_codec, score_codecs
+from wan_streamer.evaluation.codecs.score import load_codec, score_codecs
 
 ALL = ("audio", "video")
 

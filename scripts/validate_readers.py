@@ -1,4 +1,4 @@
-"""How far the readers of the evaluation can be trusted: writes wan_streamer/evaluation/readers.json.
+"""How far the readers of the evaluation can be trusted: writes wan_streamer/evaluation/readers/readers.json.
 
     wan-streamer simulate data/world/test --hours 0.4 --seed 3 --split test
     python scripts/validate_readers.py data/world/test --codecs wan_streamer/checkpoints/nano
@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from wan_streamer.data.shards import Episode, read_episodes
-from wan_streamer.evaluation.codecs import load_codec, rebuild
-from wan_streamer.evaluation.readers import validate_readers
-from wan_streamer.evaluation.results import VALIDATION
+from wan_streamer.evaluation.codecs.score import load_codec, rebuild
+from wan_streamer.evaluation.readers.face import validate_readers
+from wan_streamer.evaluation.suite.results import VALIDATION
 
 KEPT = {"r", "mae", "precision", "recall", "accuracy", "auc", "same", "other", "n"}
 

@@ -1,4 +1,4 @@
-"""Which espeak-ng voices can be understood: writes wan_streamer/simulation/voice_errors.json.
+"""Which espeak-ng voices can be understood: writes wan_streamer/simulation/voice/voice_errors.json.
 
     OMP_NUM_THREADS=1 python scripts/voice_table.py
 
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from faster_whisper import WhisperModel
 
-from wan_streamer.evaluation.judges import word_error_rate
-from wan_streamer.simulation.speech import resample
-from wan_streamer.simulation.voices import ACCENTS, ERRORS_FILE, VARIANTS, UserVoice
+from wan_streamer.evaluation.readers.judges import word_error_rate
+from wan_streamer.simulation.voice.speech import resample
+from wan_streamer.simulation.voice.users import ACCENTS, ERRORS_FILE, VARIANTS, UserVoice
 from wan_streamer.units import SAMPLE_RATE
 
 SENTENCES = (

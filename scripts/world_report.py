@@ -19,8 +19,8 @@ import numpy as np
 
 from wan_streamer.data.shards import SIDES, Episode, read_episodes
 from wan_streamer.data.voice_activity import EnergyMeter, find_speech
-from wan_streamer.evaluation.pictures import delayed_correlation, mouth_gap_track
-from wan_streamer.simulation.scenarios import SCENARIO_NAMES
+from wan_streamer.evaluation.readers.pictures import delayed_correlation, mouth_gap_track
+from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
 from wan_streamer.units import UNIT_MS
 
 

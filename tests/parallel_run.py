@@ -11,10 +11,10 @@ import torch
 from tiny import TALKER, tiny_text
 
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.training.duplex import DuplexStage
-from wan_streamer.training.parallel import join
-from wan_streamer.training.stage import TrainConfig
-from wan_streamer.training.trainer import Trainer
+from wan_streamer.training.loop.parallel import join
+from wan_streamer.training.loop.stage import TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages.duplex import DuplexStage
 
 # Large steps would amplify what sums in another order round differently.
 CONFIG = TrainConfig(

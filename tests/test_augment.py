@@ -7,8 +7,8 @@ import torch
 from tiny import TINY
 
 from wan_streamer.benchmarks.training import random_example
-from wan_streamer.training.augment import vary
-from wan_streamer.training.clips import Example
+from wan_streamer.training.examples.augment import vary
+from wan_streamer.training.examples.clips import Example
 
 
 def example(microphone: bool = True, camera: bool = True) -> Example:

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from wan_streamer.evaluation import axes_talk as talk
+from wan_streamer.evaluation.axes import talk as talk
 from wan_streamer.evaluation.records import Case, Observation, Span
 from wan_streamer.evaluation.spans import exchanges, merged, onset_in, overlap
 from wan_streamer.evaluation.stats import average, balanced, pooled, rate, wasserstein, wilson
-from wan_streamer.simulation.speech import TimedWord
+from wan_streamer.simulation.voice.speech import TimedWord
 
 SECONDS = 10.0
 

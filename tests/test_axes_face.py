@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from wan_streamer.evaluation import axes_face as face
+from wan_streamer.evaluation.axes import face as face
 from wan_streamer.evaluation.records import Case, Observation
 from wan_streamer.units import FPS, SAMPLE_RATE
 

@@ -14,7 +14,7 @@ from wan_streamer.benchmarks import timing
 from wan_streamer.benchmarks.codecs import Streaming, bench_codecs
 from wan_streamer.benchmarks.peers import PEERS, Peer
 from wan_streamer.benchmarks.training import PlainTransformer
-from wan_streamer.cli import main
+from wan_streamer.cli.app import main
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer

@@ -161,13 +161,13 @@ def test_help_is_quick_and_knows_every_command() -> None:
 
 
 def test_help_does_not_load_pytorch() -> None:
-    code = "import sys, wan_streamer.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, wan_streamer.cli.app; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_missing_extra_names_what_to_install() -> None:
     code = "import sys; sys.modules['fastapi'] = None; sys.argv[1:] = ['serve']\n"
-    code += "from wan_streamer.cli import main; main()"
+    code += "from wan_streamer.cli.app import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert_one_line(result, "fastapi", "pip install 'wan-streamer[serve]'")
 

@@ -17,12 +17,12 @@ from wan_streamer import presets
 from wan_streamer.device import find_device
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.training import codec
-from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage
-from wan_streamer.training.parallel import World
-from wan_streamer.training.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
-from wan_streamer.training.stage import Stage, TrainConfig
-from wan_streamer.training.trainer import Trainer
+from wan_streamer.training.loop.parallel import World
+from wan_streamer.training.loop.stage import Stage, TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages import codec
+from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage
+from wan_streamer.training.stages.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
 from wan_streamer.units import SAMPLE_RATE
 
 both_stages = pytest.mark.parametrize("stage_class", [AudioCodecStage, VideoCodecStage])

@@ -23,21 +23,21 @@ from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import TAU_FLOOR, ClipBatch
 from wan_streamer.runtime.session import Session
-from wan_streamer.training import distill
-from wan_streamer.training.clips import Example
-from wan_streamer.training.consistency import ConsistencyStage
-from wan_streamer.training.distill import train_distill
-from wan_streamer.training.matching import (
+from wan_streamer.training.distill import run as distill
+from wan_streamer.training.distill.consistency import ConsistencyStage
+from wan_streamer.training.distill.matching import (
     MatchingStage,
     pick,
 )
-from wan_streamer.training.run import RunOptions
-from wan_streamer.training.self_forcing import continue_clips
-from wan_streamer.training.stage import TrainConfig
-from wan_streamer.training.streaming import load_codecs
-from wan_streamer.training.student import DistillConfig, StudentStage, real_history
-from wan_streamer.training.teacher import Teacher
-from wan_streamer.training.trainer import Trainer
+from wan_streamer.training.distill.run import train_distill
+from wan_streamer.training.distill.self_forcing import continue_clips
+from wan_streamer.training.distill.student import DistillConfig, StudentStage, real_history
+from wan_streamer.training.distill.teacher import Teacher
+from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.loop.stage import TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages.run import RunOptions
+from wan_streamer.training.stages.streamer import load_codecs
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 UNITS = 6

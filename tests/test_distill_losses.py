@@ -15,8 +15,8 @@ from wan_streamer.flow.path import shift_tau, velocity_target
 from wan_streamer.flow.sampler import draw_unit
 from wan_streamer.flow.solver import solve, time_grid
 from wan_streamer.model.layout import Latents
-from wan_streamer.training.consistency import consistency_goal
-from wan_streamer.training.matching import (
+from wan_streamer.training.distill.consistency import consistency_goal
+from wan_streamer.training.distill.matching import (
     EARLIEST,
     LATEST,
     matching_errors,
@@ -24,8 +24,8 @@ from wan_streamer.training.matching import (
     pick,
     score_times,
 )
-from wan_streamer.training.objective import mix
-from wan_streamer.training.student import DistillConfig, unit_errors
+from wan_streamer.training.distill.student import DistillConfig, unit_errors
+from wan_streamer.training.stages.objective import mix
 
 MEAN, DEVIATION = 0.4, 0.6  # of the Gaussian whose flow is known
 

@@ -11,7 +11,7 @@ import pytest
 
 from wan_streamer.evaluation.records import Case, Observation
 from wan_streamer.evaluation.stats import Metric
-from wan_streamer.evaluation.suite import SuiteResult, _entry, run_suite
+from wan_streamer.evaluation.suite.run import SuiteResult, _entry, run_suite
 
 pytest.importorskip("faster_whisper")
 

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from wan_streamer.errors import ConfigError, ShapeError
-from wan_streamer.simulation.faces import (
+from wan_streamer.simulation.face.motion import Gesture, gesture_tracks, pose_track
+from wan_streamer.simulation.face.person import (
     AGENT_IDENTITY,
     COLOURS,
     HAND_SHAPES,
     PROPS,
     FaceIdentity,
     FacePose,
-    FaceRenderer,
     HandPose,
     Prop,
 )
-from wan_streamer.simulation.motion import Gesture, gesture_tracks, pose_track
-from wan_streamer.simulation.speech import TimedPhoneme
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.voice.speech import TimedPhoneme
 from wan_streamer.units import FPS
 
 SOUNDS = tuple(TimedPhoneme(s, 0.3 + 0.12 * i, 0.42 + 0.12 * i) for i, s in enumerate("mapabɪmawaɪatiʃolumasten"))

@@ -13,11 +13,11 @@ from wan_streamer import UserUnit, WanStreamer, presets
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
 from wan_streamer.model.pretrained import codec_hash, load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.training import duplex
-from wan_streamer.training.duplex import train_duplex
-from wan_streamer.training.lora import TRAINED_WHOLE, add_lora, merge_lora
-from wan_streamer.training.run import RunOptions
-from wan_streamer.training.streaming import load_codecs
+from wan_streamer.training.stages import duplex
+from wan_streamer.training.stages.duplex import train_duplex
+from wan_streamer.training.stages.lora import TRAINED_WHOLE, add_lora, merge_lora
+from wan_streamer.training.stages.run import RunOptions
+from wan_streamer.training.stages.streamer import load_codecs
 
 
 @pytest.fixture(autouse=True)

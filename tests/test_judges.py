@@ -12,10 +12,11 @@ from tiny import tiny_weights
 from tiny_world import make_episode
 
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, ShapeError
-from wan_streamer.evaluation import codecs, pictures
-from wan_streamer.evaluation.clips import Clip, clear_clips, espeak_clips, human_clips, make_clip, wav_clips
-from wan_streamer.evaluation.codecs import load_codec, rebuild, score_audio, score_video
-from wan_streamer.evaluation.judges import (
+from wan_streamer.evaluation.codecs import score as codecs
+from wan_streamer.evaluation.codecs.clips import Clip, clear_clips, espeak_clips, human_clips, make_clip, wav_clips
+from wan_streamer.evaluation.codecs.score import load_codec, rebuild, score_audio, score_video
+from wan_streamer.evaluation.readers import pictures
+from wan_streamer.evaluation.readers.judges import (
     MosPredictor,
     Recogniser,
     normalise,
@@ -24,8 +25,8 @@ from wan_streamer.evaluation.judges import (
     word_error_rate,
     word_errors,
 )
-from wan_streamer.simulation.chats import chat_sentences
-from wan_streamer.simulation.voices import speakers_of
+from wan_streamer.simulation.conversation.chats import chat_sentences
+from wan_streamer.simulation.voice.users import speakers_of
 
 STEP = 0.032
 
@@ -184,7 +185,8 @@ def test_mouth_shape_of_a_painted_mouth() -> None:
 
 def test_mouth_gap_follows_the_renderer() -> None:
     pytest.importorskip("skia")
-    from wan_streamer.simulation.faces import AGENT_IDENTITY, FacePose, FaceRenderer
+    from wan_streamer.simulation.face.person import AGENT_IDENTITY, FacePose
+    from wan_streamer.simulation.face.renderer import FaceRenderer
 
     truth_T = np.abs(np.sin(np.arange(50) * 0.37)) * np.linspace(0.2, 1, 50)
     renderer = FaceRenderer(AGENT_IDENTITY)

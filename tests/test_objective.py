@@ -8,8 +8,8 @@ from tiny import TALKER
 from wan_streamer.benchmarks.training import random_example
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.training.clips import Example
-from wan_streamer.training.objective import draw_flow, recycle, streamer_loss
+from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.stages.objective import draw_flow, recycle, streamer_loss
 
 UNITS, ROWS = 8, 3
 

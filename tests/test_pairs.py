@@ -10,7 +10,7 @@ from films import make_film
 
 from wan_streamer.data.shards import check_labels
 from wan_streamer.errors import DataError, MediaError
-from wan_streamer.evaluation.pairs import letterbox, read_pairs
+from wan_streamer.evaluation.suite.pairs import letterbox, read_pairs
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 

@@ -15,11 +15,11 @@ from tiny_world import make_latents
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.training.curves import read_log
-from wan_streamer.training.duplex import DuplexStage
-from wan_streamer.training.parallel import World
-from wan_streamer.training.stage import TrainConfig
-from wan_streamer.training.trainer import Trainer
+from wan_streamer.training.loop.curves import read_log
+from wan_streamer.training.loop.parallel import World
+from wan_streamer.training.loop.stage import TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages.duplex import DuplexStage
 
 SCRIPT = Path(__file__).parent / "parallel_run.py"
 

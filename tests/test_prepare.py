@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from films import make_film
 
-from wan_streamer.data.prepare import PrepareOptions, prepare
+from wan_streamer.data.recordings.prepare import PrepareOptions, prepare
 from wan_streamer.data.shards import read_episodes
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 

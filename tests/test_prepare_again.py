@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_prepare import TRAIN, pair
 
-from wan_streamer.data.prepare import PrepareOptions, prepare
+from wan_streamer.data.recordings.prepare import PrepareOptions, prepare
 from wan_streamer.data.shards import read_episodes, shard_paths
 from wan_streamer.errors import ConfigError, DataError
 

@@ -21,18 +21,19 @@ from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.streamer import ClipBatch, Streamer
-from wan_streamer.simulation.tasks import TASKS, make_task
-from wan_streamer.training import duplex, tasks
-from wan_streamer.training.clips import MASKS, Example, hide, stack
-from wan_streamer.training.duplex import TASK_EVERY, DuplexStage, train_duplex
-from wan_streamer.training.objective import FlowSample, draw_flow, flow_errors
-from wan_streamer.training.pretrain import PretrainStage, train_pretrain
-from wan_streamer.training.run import RunOptions
-from wan_streamer.training.stage import TrainConfig
-from wan_streamer.training.streaming import StreamerStage, load_codecs
-from wan_streamer.training.tasks import LENGTHS, MADE
-from wan_streamer.training.trainer import Trainer
-from wan_streamer.training.vocabulary import learn_text
+from wan_streamer.simulation.tasks.episodes import TASKS, make_task
+from wan_streamer.training.examples import tasks
+from wan_streamer.training.examples.clips import MASKS, Example, hide, stack
+from wan_streamer.training.examples.tasks import LENGTHS, MADE
+from wan_streamer.training.examples.vocabulary import learn_text
+from wan_streamer.training.loop.stage import TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages import duplex
+from wan_streamer.training.stages.duplex import TASK_EVERY, DuplexStage, train_duplex
+from wan_streamer.training.stages.objective import FlowSample, draw_flow, flow_errors
+from wan_streamer.training.stages.pretrain import PretrainStage, train_pretrain
+from wan_streamer.training.stages.run import RunOptions
+from wan_streamer.training.stages.streamer import StreamerStage, load_codecs
 
 PUPIL = dataclasses.replace(
     TALKER, backbone=dataclasses.replace(TALKER.backbone, dim=64, mlp_dim=128), text=TextConfig(vocab_size=400)
@@ -49,7 +50,7 @@ def make_data(folder: Path) -> Path:
     """One task of each of the eleven names, real films included, encoded by the tiny codecs: to learn and held out."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in (("HEIGHT", TALKER.video_vae.height), ("WIDTH", TALKER.video_vae.width)):
-            patch.setattr(f"wan_streamer.simulation.tasks.{name}", size)
+            patch.setattr(f"wan_streamer.simulation.tasks.episodes.{name}", size)
         made = [dataclasses.replace(short_task(name), key=f"ep{i:06d}") for i, name in enumerate(TASKS)]
     talks = make_latents(folder / "talks", units=8)  # conversations of the same codecs
     codecs = load_codecs(PUPIL, talks)

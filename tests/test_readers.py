@@ -9,8 +9,7 @@ import torch.nn.functional as F
 
 from wan_streamer.data.shards import Episode
 from wan_streamer.errors import ShapeError
-from wan_streamer.evaluation.pictures import delayed_correlation
-from wan_streamer.evaluation.readers import (
+from wan_streamer.evaluation.readers.face import (
     MOUTH_PIXELS,
     READ,
     blink_times,
@@ -19,9 +18,11 @@ from wan_streamer.evaluation.readers import (
     read_prop,
     validate_readers,
 )
-from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FacePose, FaceRenderer, HandPose, Prop
-from wan_streamer.simulation.motion import Gesture, Motion, gesture_tracks, pose_track
-from wan_streamer.simulation.speech import TimedPhoneme
+from wan_streamer.evaluation.readers.pictures import delayed_correlation
+from wan_streamer.simulation.face.motion import Gesture, Motion, gesture_tracks, pose_track
+from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, FacePose, HandPose, Prop
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.voice.speech import TimedPhoneme
 from wan_streamer.units import FPS
 
 FRAMES = 250

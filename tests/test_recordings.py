@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from wan_streamer.data.media import UNIT_S
-from wan_streamer.data.prepare import choose_split
-from wan_streamer.data.recording_labels import SHORTEST_UNITS, count_cut, plan_episodes
-from wan_streamer.data.recordings import find_items
-from wan_streamer.data.transcripts import read_speech, read_transcript, share_words
+from wan_streamer.data.recordings.labels import SHORTEST_UNITS, count_cut, plan_episodes
+from wan_streamer.data.recordings.prepare import choose_split
+from wan_streamer.data.recordings.sources import find_items
+from wan_streamer.data.recordings.transcripts import read_speech, read_transcript, share_words
 from wan_streamer.data.voice_activity import EnergyMeter, find_speech
 from wan_streamer.errors import DataError
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -251,8 +251,8 @@ def test_speech_of_the_simulated_world(tmp_path):
     """Median error of the onsets against the truth of the simulator: 40 ms at most."""
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("piper")
-    from wan_streamer.simulation.partners import make_episode
-    from wan_streamer.simulation.voices import AgentVoice
+    from wan_streamer.simulation.conversation.partners import make_episode
+    from wan_streamer.simulation.voice.users import AgentVoice
 
     voice = AgentVoice(tmp_path, variants=1)
     errors, missed = [], 0

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from wan_streamer.errors import ShapeError
-from wan_streamer.evaluation import figures
-from wan_streamer.evaluation.report import Story, encode_clip, write_report
+from wan_streamer.evaluation.report import figures
+from wan_streamer.evaluation.report.page import Story, encode_clip, write_report
 
 HOSTILE = "</script><hostile onclick='x'>\"&amp;"
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from wan_streamer.simulation.dialogue import GAP, YIELD, Dialogue, Scene, Turn, episode_rng, episode_units
-from wan_streamer.simulation.partners import mix_track
-from wan_streamer.simulation.repertoire import AGENT, USER, agent_texts, any_wording, slots, wording
-from wan_streamer.simulation.scenarios import FRAME, SCENARIO_NAMES, SCENARIOS, plan_dialogue
-from wan_streamer.simulation.scenarios_seen import NOTICED
-from wan_streamer.simulation.scenarios_talk import PAUSE
-from wan_streamer.simulation.speech import Speech, TimedPhoneme, TimedWord
+from wan_streamer.simulation.conversation.dialogue import GAP, YIELD, Dialogue, Scene, Turn, episode_rng, episode_units
+from wan_streamer.simulation.conversation.partners import mix_track
+from wan_streamer.simulation.conversation.repertoire import AGENT, USER, agent_texts, any_wording, slots, wording
+from wan_streamer.simulation.conversation.scenarios import FRAME, SCENARIO_NAMES, SCENARIOS, plan_dialogue
+from wan_streamer.simulation.conversation.seen import NOTICED
+from wan_streamer.simulation.conversation.talk import PAUSE
+from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.units import SAMPLE_RATE
 
 SEEN = {

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from wan_streamer.evaluation import axes_talk as talk
-from wan_streamer.evaluation.baselines import Replay
-from wan_streamer.evaluation.observe import Observer
-from wan_streamer.evaluation.play import play
+from wan_streamer.evaluation.axes import talk as talk
+from wan_streamer.evaluation.readers.observe import Observer
 from wan_streamer.evaluation.records import Case, Recording, Trial
-from wan_streamer.evaluation.stimuli import TrialSpec, make_trial
+from wan_streamer.evaluation.suite.baselines import Replay
+from wan_streamer.evaluation.suite.play import play
+from wan_streamer.evaluation.suite.stimuli import TrialSpec, make_trial
 from wan_streamer.units import SAMPLE_RATE
 
 KINDS = ("question", "chat", "count", "stop", "mhm", "pause", "story", "decoy", "show")

@@ -8,17 +8,18 @@ import pytest
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation import simulate
-from wan_streamer.simulation.dialogue import episode_rng, split_of
-from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceIdentity, FacePose, FaceRenderer
+from wan_streamer.simulation.conversation.dialogue import episode_rng, split_of
+from wan_streamer.simulation.conversation.partners import make_episode
+from wan_streamer.simulation.conversation.repertoire import AGENT, USER, is_german, wording
+from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
+from wan_streamer.simulation.conversation.sentences import codec_sentences
+from wan_streamer.simulation.face.motion import pose_track
+from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, FacePose
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.face.visemes import SHAPE, mouth_track
 from wan_streamer.simulation.generate import shard_count
-from wan_streamer.simulation.motion import pose_track
-from wan_streamer.simulation.partners import make_episode
-from wan_streamer.simulation.repertoire import AGENT, USER, is_german, wording
-from wan_streamer.simulation.scenarios import SCENARIO_NAMES
-from wan_streamer.simulation.sentences import codec_sentences
-from wan_streamer.simulation.speech import Speech, TimedPhoneme, level_speech, resample
-from wan_streamer.simulation.visemes import SHAPE, mouth_track
-from wan_streamer.simulation.voices import AgentVoice, UserVoice, speakers_of
+from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, level_speech, resample
+from wan_streamer.simulation.voice.users import AgentVoice, UserVoice, speakers_of
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
 
 

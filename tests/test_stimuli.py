@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from wan_streamer.errors import ConfigError
-from wan_streamer.evaluation.baselines import BLIND, Replay, SilenceTimer, canned, open_baseline
-from wan_streamer.evaluation.observe import Observer, loudness, speech_of
-from wan_streamer.evaluation.play import play
+from wan_streamer.evaluation.readers.observe import Observer, loudness, speech_of
 from wan_streamer.evaluation.records import UNIT_S, Recording, Trial
-from wan_streamer.evaluation.stimuli import KINDS, SUITES, TrialSpec, long_conversation, make_trial, trial_list
+from wan_streamer.evaluation.suite.baselines import BLIND, Replay, SilenceTimer, canned, open_baseline
+from wan_streamer.evaluation.suite.play import play
+from wan_streamer.evaluation.suite.stimuli import KINDS, SUITES, TrialSpec, long_conversation, make_trial, trial_list
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
 
 UNIT = UserUnit(audio=np.zeros(SAMPLES_PER_UNIT, np.float32))

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from wan_streamer.evaluation.pictures import mouth_gap_track
-from wan_streamer.evaluation.sync import mouth_from_sound, sync_offset, sync_scores
-from wan_streamer.simulation.faces import AGENT_IDENTITY, FaceRenderer
-from wan_streamer.simulation.motion import pose_track
-from wan_streamer.simulation.visemes import mouth_track
-from wan_streamer.simulation.voices import AgentVoice, UserVoice
+from wan_streamer.evaluation.axes.sync import mouth_from_sound, sync_offset, sync_scores
+from wan_streamer.evaluation.readers.pictures import mouth_gap_track
+from wan_streamer.simulation.face.motion import pose_track
+from wan_streamer.simulation.face.person import AGENT_IDENTITY
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.face.visemes import mouth_track
+from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 SENTENCES = (

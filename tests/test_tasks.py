@@ -9,15 +9,31 @@ import pytest
 from wan_streamer.data.shards import check_labels, read_shard, write_shard
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation import simulate
-from wan_streamer.simulation.describe import FILM_GESTURES, HEARD, STILL_GESTURES, doing, held_still, person, sentence
-from wan_streamer.simulation.face_props import PAINTS
-from wan_streamer.simulation.faces import HAIRS, SHIRTS, FaceIdentity, Prop
-from wan_streamer.simulation.natural import NaturalVoice, belongs, natural_speakers_of
-from wan_streamer.simulation.sounds import SOUNDS
-from wan_streamer.simulation.speech import Speech, TimedPhoneme, TimedWord
-from wan_streamer.simulation.task_plan import FEMALE, NATURAL_SHARE, NATURAL_TEXTS, some_sentences
-from wan_streamer.simulation.tasks import MOST_TASKS, SHARD_UNITS, TASKS, UNITS, draw_task, make_task, shard_tasks
-from wan_streamer.simulation.tasks_say import TTS_SENTENCES, own_sentences, tts_sentences
+from wan_streamer.simulation.face.person import HAIRS, SHIRTS, FaceIdentity, Prop
+from wan_streamer.simulation.face.props import PAINTS
+from wan_streamer.simulation.sound.effects import SOUNDS
+from wan_streamer.simulation.tasks.describe import (
+    FILM_GESTURES,
+    HEARD,
+    STILL_GESTURES,
+    doing,
+    held_still,
+    person,
+    sentence,
+)
+from wan_streamer.simulation.tasks.episodes import (
+    MOST_TASKS,
+    SHARD_UNITS,
+    TASKS,
+    UNITS,
+    draw_task,
+    make_task,
+    shard_tasks,
+)
+from wan_streamer.simulation.tasks.plan import FEMALE, NATURAL_SHARE, NATURAL_TEXTS, some_sentences
+from wan_streamer.simulation.tasks.say import TTS_SENTENCES, own_sentences, tts_sentences
+from wan_streamer.simulation.voice.natural import NaturalVoice, belongs, natural_speakers_of
+from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 TARGETS = {
@@ -270,7 +286,7 @@ def test_shards_are_long_enough_and_share_no_index(monkeypatch):
         return replace(short, labels=short.labels | {"units": UNITS[0]})
 
     short = task("generate_audio")
-    monkeypatch.setattr("wan_streamer.simulation.tasks.make_task", quick)
+    monkeypatch.setattr("wan_streamer.simulation.tasks.episodes.make_task", quick)
     for number in (0, 1):
         units = sum(episode.units for episode in shard_tasks(1, "train", number, Tone()))
         assert SHARD_UNITS <= units < SHARD_UNITS + UNITS[1]

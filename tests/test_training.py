@@ -23,16 +23,16 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import codec_hash
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.tensors import save_atomically
-from wan_streamer.training import duplex
-from wan_streamer.training.clips import stack
-from wan_streamer.training.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
-from wan_streamer.training.curves import Board, read_log, write_curves
-from wan_streamer.training.duplex import DuplexStage, train_duplex
-from wan_streamer.training.prefetch import Prefetch
-from wan_streamer.training.run import RunOptions
-from wan_streamer.training.stage import Stage, TrainConfig
-from wan_streamer.training.streaming import load_codecs
-from wan_streamer.training.trainer import Trainer
+from wan_streamer.training.examples.clips import stack
+from wan_streamer.training.loop.curves import Board, read_log, write_curves
+from wan_streamer.training.loop.prefetch import Prefetch
+from wan_streamer.training.loop.stage import Stage, TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages import duplex
+from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
+from wan_streamer.training.stages.duplex import DuplexStage, train_duplex
+from wan_streamer.training.stages.run import RunOptions
+from wan_streamer.training.stages.streamer import load_codecs
 
 STEPS = 12
 
@@ -313,7 +313,7 @@ def test_codec_learns(stage_class: type, steps: int, score: str, better: float, 
 def test_exported_codec_is_what_was_trained(
     kind: str, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wan_streamer.training import codec
+    from wan_streamer.training.stages import codec
 
     stage_class, config = codec.STAGES[kind]
     monkeypatch.setitem(codec.STAGES, kind, (stage_class, dataclasses.replace(config, batch=1)))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from wan_streamer.errors import ConfigError, ShapeError
-from wan_streamer.simulation import microphone
-from wan_streamer.simulation.agent_voice import load_renderings, save_renderings
-from wan_streamer.simulation.espeak import match_words
-from wan_streamer.simulation.microphone import BANDS, PEAK, capture, speech_rms
-from wan_streamer.simulation.natural import NaturalVoices, Sound, _timed, belongs, natural_speakers_of, spell
-from wan_streamer.simulation.noises import NOISES, fast_size
-from wan_streamer.simulation.voices import (
+from wan_streamer.simulation.sound import microphone
+from wan_streamer.simulation.sound.microphone import BANDS, PEAK, capture, speech_rms
+from wan_streamer.simulation.sound.noises import NOISES, fast_size
+from wan_streamer.simulation.voice.agent import load_renderings, save_renderings
+from wan_streamer.simulation.voice.espeak import match_words
+from wan_streamer.simulation.voice.natural import NaturalVoices, Sound, _timed, belongs, natural_speakers_of, spell
+from wan_streamer.simulation.voice.users import (
     ACCENTS,
     ERRORS_FILE,
     MAX_ERROR,

@@ -29,8 +29,8 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.presets import get_preset
-from wan_streamer.training.clips import Example
-from wan_streamer.training.objective import streamer_loss
+from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 WARMUP_STEPS = 2

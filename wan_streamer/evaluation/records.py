@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wan_streamer.data.shards import Episode
-from wan_streamer.simulation.speech import TimedWord
+from wan_streamer.simulation.voice.speech import TimedWord
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_MS, UserUnit
 
 Span = tuple[float, float]

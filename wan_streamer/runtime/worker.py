@@ -136,7 +136,7 @@ class Shutdown:
 
 def load_agent(checkpoint: str, device: str) -> Agent:
     """The agent of a checkpoint: a built-in name such as "nano", a folder, or a hub id."""
-    from wan_streamer import WanStreamer  # here, so that the parent process never loads the model's code
+    from wan_streamer.runtime.agent import WanStreamer  # here, so that the parent process never loads the model's code
 
     return WanStreamer.from_pretrained(checkpoint, device=device)
 

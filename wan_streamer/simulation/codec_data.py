@@ -18,13 +18,14 @@ import numpy as np
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import DataError, MediaError
-from wan_streamer.simulation.chats import chat_sentences
-from wan_streamer.simulation.faces import AGENT_IDENTITY, COLOURS, PROPS, SIDES, FaceIdentity, FaceRenderer, Prop
-from wan_streamer.simulation.motion import Gesture, gesture_tracks, pose_track
-from wan_streamer.simulation.repertoire import agent_texts, any_wording, pick
-from wan_streamer.simulation.sentences import codec_sentences
-from wan_streamer.simulation.speech import Speech, level_speech
-from wan_streamer.simulation.voices import AGENT_DBFS, AgentVoice, UserVoice
+from wan_streamer.simulation.conversation.chats import chat_sentences
+from wan_streamer.simulation.conversation.repertoire import agent_texts, any_wording, pick
+from wan_streamer.simulation.conversation.sentences import codec_sentences
+from wan_streamer.simulation.face.motion import Gesture, gesture_tracks, pose_track
+from wan_streamer.simulation.face.person import AGENT_IDENTITY, COLOURS, PROPS, SIDES, FaceIdentity, Prop
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.voice.speech import Speech, level_speech
+from wan_streamer.simulation.voice.users import AGENT_DBFS, AgentVoice, UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE
 
 CHATS = 1400  # real sentences in the agent's voice: about 70 minutes

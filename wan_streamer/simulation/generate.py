@@ -12,13 +12,13 @@ from pathlib import Path
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.shards import Episode, shard_name, write_shard
 from wan_streamer.errors import ConfigError
-from wan_streamer.simulation.dialogue import SPLITS, episode_units
-from wan_streamer.simulation.natural import NaturalVoices
-from wan_streamer.simulation.partners import make_episode
-from wan_streamer.simulation.repertoire import agent_texts, is_german
-from wan_streamer.simulation.tasks import SHARD_UNITS, shard_tasks
-from wan_streamer.simulation.tasks_say import own_sentences, tts_sentences
-from wan_streamer.simulation.voices import AgentVoice
+from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
+from wan_streamer.simulation.conversation.partners import make_episode
+from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german
+from wan_streamer.simulation.tasks.episodes import SHARD_UNITS, shard_tasks
+from wan_streamer.simulation.tasks.say import own_sentences, tts_sentences
+from wan_streamer.simulation.voice.natural import NaturalVoices
+from wan_streamer.simulation.voice.users import AgentVoice
 from wan_streamer.units import UNIT_MS
 
 EPISODES_PER_SHARD = 8

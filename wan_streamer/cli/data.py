@@ -1,0 +1,180 @@
+"""The commands that make data: simulate, prepare, encode. `wan_streamer.cli.app` puts them on the command line."""
+
+import os
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_streamer.errors import ConfigError, DataError
+
+PREVIEWS = 4  # conversations to film
+
+
+class EngineKind(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol, paper-192p or paper-368p.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
+EngineOption = Annotated[
+    EngineKind, typer.Option("--engine", help="local: this machine; ray: a cluster that sees the same folders.")
+]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; a new one if not given.")]
+
+
+def simulate(
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same data.")] = 0,
+    hours: Annotated[float | None, typer.Option(help="Hours of conversation to make.")] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test; they share no voice and no face.")] = "train",
+    codecs: Annotated[
+        bool, typer.Option("--codecs", help="Make the sounds and faces for [b]train codec[/b] instead.")
+    ] = False,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="Make the independent tasks for [b]train pretrain[/b] instead.")
+    ] = False,
+    natural: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with Kokoro: half of the users get a natural voice.")
+    ] = None,
+    speech: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --codecs: real recordings that join the other voices.")
+    ] = None,
+    processes: Processes = None,
+    engine: EngineOption = EngineKind.local,
+    ray_address: RayAddress = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Also film the first conversations of OUT_DIR, in OUT_DIR/preview.")
+    ] = False,
+) -> None:
+    """Make conversations between simulated people and the agent: training data with exact ground truth.
+
+    Example: [b]wan-streamer simulate data/world/train --hours 2 --seed 1[/b]
+    """
+    if (hours is not None) == codecs and not (preview and hours is None):
+        raise ConfigError("simulate: expected --hours or --codecs, and not both")
+    if tasks and codecs:
+        raise ConfigError("simulate: expected --tasks or --codecs, and not both")
+    if codecs and (preview or natural):
+        raise ConfigError("simulate: --preview and --natural go with --hours, not with --codecs")
+    if speech and not codecs:
+        raise ConfigError("simulate: --speech goes with --codecs")
+    from rich.progress import Progress
+
+    from wan_streamer.data.cluster import Engine
+    from wan_streamer.simulation import make_codec_data
+    from wan_streamer.simulation import simulate as run
+
+    workers = processes or os.cpu_count() or 1
+    with Progress(transient=True) as progress:
+        task = progress.add_task("simulating", total=None)
+        if codecs:
+            make_codec_data(out_dir, seed=seed, processes=workers, recordings=speech)
+        if hours is not None:
+            update = partial(progress.update, task)
+            kind = "tasks" if tasks else "conversations"
+            run(
+                out_dir, hours, seed, split, Engine(engine.value, workers, ray_address), natural=natural, kind=kind,
+                progress=lambda done, all_: update(completed=done, total=all_),
+            )  # fmt: skip
+        if preview:
+            from wan_streamer.simulation.preview.films import preview_shards
+
+            films = progress.add_task("filming", total=PREVIEWS)
+            show = partial(progress.update, films)
+            preview_shards(out_dir, out_dir / "preview", PREVIEWS, lambda done, all_: show(completed=done, total=all_))
+
+
+def prepare(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of two-sided recordings, films or sound.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    units: Annotated[int, typer.Option(min=13, help="Longest conversation, in units of 160 ms.")] = 375,
+    user_channel: Annotated[int, typer.Option(min=0, max=1, help="Channel of the user: 0 left, 1 right.")] = 0,
+    split_picture: Annotated[
+        bool, typer.Option("--split-picture", help="Dual-channel films show the user left and the agent right.")
+    ] = False,
+    both_ways: Annotated[
+        bool, typer.Option("--both-ways", help="Use every recording twice, with either side as the agent.")
+    ] = False,
+    audio_only: Annotated[
+        bool, typer.Option("--audio-only", help="Accept recordings without pictures of the agent.")
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Put all into train, valid or test instead of choosing by name.")
+    ] = None,
+) -> None:
+    """Turn your own two-sided recordings into training data, in the form that [b]simulate[/b] writes.
+
+    Example: [b]wan-streamer prepare recordings data/mine[/b]
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wan_streamer.data.recordings.ledger import report_tables
+    from wan_streamer.data.recordings.prepare import PrepareOptions
+    from wan_streamer.data.recordings.prepare import prepare as run
+
+    options = PrepareOptions(units, user_channel, split_picture, both_ways, audio_only, split)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("preparing", total=None)
+        report = run(
+            source,
+            out_dir,
+            options,
+            progress=lambda done, all_, name: progress.update(task, completed=done, total=all_, description=name),
+        )
+    console = Console()
+    for table in report_tables(report):
+        console.print(table)
+    if not report["accepted"]:
+        raise DataError(f"{source}: no recording could be used; the reasons are in {out_dir / 'report.json'}")
+
+
+def encode(
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder with the folders train and valid.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    codecs: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Result of [b]train codec[/b], once for sound and once for pictures."),
+    ] = None,
+    preset: Preset = "nano",
+    processes: Processes = None,
+    engine: EngineOption = EngineKind.local,
+    ray_address: RayAddress = None,
+) -> None:
+    """Turn conversations into what [b]train duplex[/b] reads. The codecs are kept beside them.
+
+    Example: [b]wan-streamer encode data/world data/latents --codecs runs/audio --codecs runs/video[/b]
+    """
+    import shutil
+
+    from rich.progress import Progress
+
+    from wan_streamer.data.cluster import Engine
+    from wan_streamer.data.latents import encode_shards
+    from wan_streamer.presets import get_preset
+    from wan_streamer.training.stages.streamer import load_codecs
+
+    config = get_preset(preset)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for path in [path for folder in codecs or [] for path in folder.glob("*_vae.*")]:
+        if path.resolve() != (out_dir / path.name).resolve():
+            shutil.copy(path, out_dir)
+    audio_vae, video_vae = load_codecs(config, out_dir)
+    workers = Engine(engine.value, processes or os.cpu_count() or 1, ray_address)
+    for split in ("train", "valid"):
+        with Progress(transient=True) as progress:
+            update = partial(progress.update, progress.add_task(f"encoding {split}", total=None))
+            written = encode_shards(
+                shards / split,
+                out_dir / split,
+                audio_vae,
+                video_vae,
+                config.perception,
+                workers,
+                progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
+            )
+        typer.echo(f"{split}: {written} conversations encoded")

@@ -1,0 +1,50 @@
+"""The command that measures an agent: eval. `wan_streamer.cli.app` puts it on the command line."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_streamer.errors import ConfigError
+
+
+class SuiteName(StrEnum):
+    quick = "quick"
+    full = "full"
+
+
+def evaluate(
+    json: Annotated[Path, typer.Option("--json", metavar="R.json", help="Where the figures go.")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder of an agent, the name of a built-in one, or a baseline such as timer_0.5."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="R.html", help="Where the page goes.")] = None,
+    suite: Annotated[
+        SuiteName, typer.Option(help="quick: under ten minutes on two cores; full: twenty times as many trials.")
+    ] = (SuiteName.quick),
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Score recordings of any other system instead: NAME.user.wav, NAME.agent.mp4."
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seeds instead of the suite's; may be given more than once.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many trials: a first look.")] = None,
+    mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")] = None,
+) -> None:
+    """Measure an agent beside blind baselines and the truth; write figures and a page.
+
+    Example: [b]wan-streamer eval --checkpoint nano --json out/nano.json --html out/nano.html[/b]
+    """
+    if (checkpoint is None) == (pairs is None):
+        raise ConfigError("eval: expected --checkpoint or --pairs, and not both")
+    from wan_streamer.evaluation.suite.results import run_and_write
+
+    run_and_write(checkpoint, pairs, suite.value, seed or None, limit, mos, processes, json, html)

@@ -1,0 +1,221 @@
+"""The commands under `wan-streamer train`: one for each stage."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_streamer.cli.data import Preset
+
+train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
+
+
+class Codec(StrEnum):
+    audio = "audio"
+    video = "video"
+
+
+class Method(StrEnum):
+    consistency = "consistency"
+    matching = "matching"
+
+
+CodecData = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Sounds and faces, from [b]simulate --codecs[/b].")
+]
+Talks = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversations, from [b]encode[/b].")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
+Start = Annotated[
+    str | None, typer.Option("--from", metavar="DIR", help="Begin from this agent: a folder, or a built-in one.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Clips of a step, over all processes.")]
+Accumulate = Annotated[int | None, typer.Option(min=1, help="Parts of a step, one after the other, to save memory.")]
+Rate = Annotated[float | None, typer.Option(min=0, help="Learning rate; Muon's is scaled with it.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, order of data and noise.")]
+Lora = Annotated[
+    int, typer.Option(min=0, metavar="RANK", help="Learn corrections of this rank instead of all weights of --from.")
+]
+Language = Annotated[
+    str | None,
+    typer.Option(
+        "--language-model", metavar="DIR", help="Begin from this Llama, Qwen2 or Qwen3 (folder, hub id, GGUF)."
+    ),
+]
+NewCodecs = Annotated[
+    bool, typer.Option("--new-codecs", help="The data may come from other codecs than those of --from; learn them.")
+]
+Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
+Device = Annotated[
+    str, typer.Option("--device", help="Where to train: cpu, cuda or cuda:1; auto takes CUDA if there is one.")
+]
+
+
+@train_app.command("codec")
+def train_codec(
+    codec: Annotated[Codec, typer.Option(help="Which of the two codecs.")],
+    data: CodecData,
+    out: Out,
+    preset: Preset = "nano",
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    device: Device = "auto",
+    lr: Rate = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="DIR", help="Begin from this codec: the folder of a run, an agent, or a built-in one."
+        ),
+    ] = None,
+    decoder_only: Annotated[
+        bool, typer.Option("--decoder-only", help="Of --from, train the decoder alone: latents stay as they are.")
+    ] = False,
+) -> None:
+    """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
+
+    Example: [b]wan-streamer train codec --codec audio --data data/codecs --out runs/audio[/b]
+    """
+    from wan_streamer.training.stages.codec import train_codec as run
+
+    scores = run(
+        codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
+        decoder_only=decoder_only,
+    )  # fmt: skip
+    _print_scores(scores)
+
+
+@train_app.command("pretrain")
+def train_pretrain(
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Tasks, from [b]simulate --tasks[/b] and [b]encode[/b].")
+    ],
+    out: Out,
+    preset: Preset = "nano",
+    start: Start = None,
+    language: Language = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    accumulate: Accumulate = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    lora: Lora = 0,
+    new_codecs: NewCodecs = False,
+    compiled: Compiled = False,
+    device: Device = "auto",
+    talks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Conversations of a later [b]train duplex[/b], whose words it should know."),
+    ] = None,
+) -> None:
+    """Stage 1: teach the model to understand and to make things one at a time: speech, pictures, sounds, words.
+
+    Example: [b]wan-streamer train pretrain --data data/task-latents --out runs/pretrain[/b]
+    """
+    from wan_streamer.training.stages.pretrain import train_pretrain as run
+    from wan_streamer.training.stages.run import RunOptions
+
+    options = RunOptions(
+        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language, new_codecs
+    )
+    _print_scores(run(data, options, device, talks))
+
+
+@train_app.command("duplex")
+def train_duplex(
+    data: Talks,
+    out: Out,
+    preset: Preset = "nano",
+    start: Start = None,
+    language: Language = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    accumulate: Accumulate = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    lora: Lora = 0,
+    new_codecs: NewCodecs = False,
+    compiled: Compiled = False,
+    device: Device = "auto",
+    tasks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
+    ] = None,
+) -> None:
+    """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
+
+    Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
+    """
+    from wan_streamer.training.stages.duplex import train_duplex as run
+    from wan_streamer.training.stages.run import RunOptions
+
+    options = RunOptions(
+        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language, new_codecs
+    )
+    _print_scores(run(data, options, device, tasks))
+
+
+@train_app.command("distill")
+def train_distill(
+    data: Talks,
+    out: Out,
+    teacher: Annotated[str, typer.Option(metavar="DIR", help="The agent to learn from: a folder, or a built-in one.")],
+    method: Annotated[Method, typer.Option(help="First consistency, then, from its result, matching.")],
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="DIR", help="Begin from this student; needed for matching, else the teacher."),
+    ] = None,
+    solver_steps: Annotated[int | None, typer.Option(min=1, max=4, help="Steps of the student's solver (2).")] = None,
+    guide_video: Annotated[
+        float | None, typer.Option(min=0, help="How strongly the text guides the teacher's picture (1.5).")
+    ] = None,
+    guide_audio: Annotated[float | None, typer.Option(min=0, help="The same for its sound (2.5).")] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=2, help="Consistency: times of the teacher's path (48); fewer learn sooner.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=0, help="Matching: the most real units before the student's own (8).")
+    ] = None,
+    ratio: Annotated[
+        int | None, typer.Option(min=1, help="Matching: updates of the critic for one of the student (5).")
+    ] = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    accumulate: Accumulate = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    compiled: Compiled = False,
+    device: Device = "auto",
+) -> None:
+    """Stage 3: teach an agent to draw in one or two steps what another draws in many.
+
+    Example: [b]wan-streamer train distill --method consistency --teacher runs/duplex --data data/latents
+    --out runs/student[/b]
+    """
+    from wan_streamer.flow.guidance import Guidance
+    from wan_streamer.training.distill.run import train_distill as run
+    from wan_streamer.training.distill.student import DistillConfig
+    from wan_streamer.training.stages.run import RunOptions
+
+    numbers = {"solver_steps": solver_steps, "grid": grid, "context": context, "ratio": ratio}
+    weights = {"video": guide_video, "audio": guide_audio}
+    guidance = Guidance(**{name: value for name, value in weights.items() if value is not None})
+    settings = DistillConfig(guidance=guidance, **{name: n for name, n in numbers.items() if n is not None})
+    options = RunOptions(
+        out, start=start, resume=resume, steps=steps, minutes=minutes, batch=batch, accumulate=accumulate, lr=lr,
+        seed=seed, compiled=compiled,
+    )  # fmt: skip
+    _print_scores(run(data, teacher, options, method.value, settings, device))
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    for name, value in scores.items():
+        typer.echo(f"{name}: {value:.4g}")

@@ -1,0 +1,155 @@
+"""The suites: what the simulated partner does, seeded, with exact truth, voices and faces of the test split only.
+
+`SUITES`      name -> how many trials of which kind
+`trial_list`  a suite -> the specifications of its trials
+`make_trial`  a specification -> sound and picture of the user, and the reference that a perfect agent would give
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wan_streamer.errors import ConfigError
+from wan_streamer.evaluation.records import Trial
+from wan_streamer.simulation.conversation.dialogue import Dialogue, Speak
+from wan_streamer.simulation.conversation.partners import make_episode
+from wan_streamer.simulation.conversation.scenarios import plan_exactly
+from wan_streamer.simulation.generate import default_cache
+from wan_streamer.simulation.voice.users import AgentVoice
+
+TAIL = 2.4  # seconds after the last thing that happens
+QUIET_TAIL = 5.5  # of a trial in which nothing more happens; after 7 s the agent would ask
+VARIANTS = 3  # renderings of every sentence of the agent, as in the training world
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of trial.
+
+    axis         what it is for;   scenarios  what happens, in order (`simulation.scenarios`)
+    tail         seconds without anything at the end
+    interrupted  the reference must be talking when the user's sound comes: half of the noises come in silence
+    """
+
+    axis: str
+    scenarios: tuple[str, ...]
+    tail: float = TAIL
+    interrupted: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "pause": Kind("turn_taking", ("pause_in_turn",)),
+    "question": Kind("turn_taking", ("knowledge",)),
+    "quick": Kind("turn_taking", ("fast_handoff",)),
+    "chat": Kind("turn_taking", ("small_talk",)),
+    "stop": Kind("interruption", ("barge_in_stop",)),
+    "topic": Kind("interruption", ("barge_in_topic",)),
+    "correction": Kind("interruption", ("barge_in_correction",)),
+    "mhm": Kind("interruption", ("user_backchannel",)),
+    "aside": Kind("interruption", ("side_talk",), interrupted=True),
+    "noise": Kind("interruption", ("noise",), interrupted=True),
+    "story": Kind("backchannel", ("long_story",)),
+    "show": Kind("proactive", ("greeting", "shows_something")),
+    "wave": Kind("proactive", ("greeting", "waves")),
+    "smile": Kind("proactive", ("greeting", "smiles")),
+    "thumb": Kind("proactive", ("greeting", "thumb_up")),
+    "decoy": Kind("proactive", ("greeting", "decoy")),
+    "idle": Kind("proactive", ("greeting",), QUIET_TAIL),
+    "colour": Kind("content", ("held_colour",)),
+    "number": Kind("content", ("held_number",)),
+    "thing": Kind("content", ("held_thing",)),
+    "count": Kind("content", ("counting",)),
+    "sum": Kind("content", ("arithmetic",)),
+    "name": Kind("content", ("agent_name",)),
+    "echo": Kind("content", ("repeat_after_me",)),
+    "memory": Kind("content", ("tells_name", "counting", "recalls_name")),
+    "typed": Kind("content", ("typed",)),
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """trials of every kind for one seed;   seeds;   seconds of the one long conversation of the axis "horizon"."""
+
+    trials: dict[str, int]
+    seeds: tuple[int, ...]
+    horizon: float
+
+
+SUITES: dict[str, Suite] = {
+    "quick": Suite(
+        {"pause": 7, "question": 4, "quick": 2, "chat": 2, "stop": 3, "topic": 3, "correction": 2, "mhm": 3, "aside": 2,
+         "noise": 3, "story": 4, "show": 2, "wave": 2, "smile": 1, "thumb": 1, "decoy": 3, "idle": 3, "colour": 2,
+         "number": 2, "thing": 1, "count": 2, "sum": 2, "name": 2, "echo": 1, "memory": 2, "typed": 1},
+        seeds=(0,),
+        horizon=90,
+    ),
+    "full": Suite(
+        {"pause": 40, "question": 25, "quick": 10, "chat": 10, "stop": 20, "topic": 20, "correction": 15, "mhm": 20,
+         "aside": 15, "noise": 20, "story": 25, "show": 10, "wave": 10, "smile": 8, "thumb": 8, "decoy": 20, "idle": 20,
+         "colour": 15, "number": 15, "thing": 15, "count": 15, "sum": 15, "name": 10, "echo": 10, "memory": 15,
+         "typed": 10},
+        seeds=(0, 1, 2),
+        horizon=1800,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What `make_trial` needs: a pure function of this."""
+
+    kind: str
+    seed: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.seed}-{self.number:03d}"
+
+
+def trial_list(suite: str, seeds: Sequence[int] | None = None) -> list[TrialSpec]:
+    """All short trials of a suite, kinds mixed, so that a part of the list is a small suite of its own.
+
+    seeds  instead of the suite's. Raises `ConfigError` for an unknown suite.
+    """
+    if suite not in SUITES:
+        raise ConfigError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
+    found = SUITES[suite]
+    specs = [
+        (number / count, TrialSpec(kind, seed, number))
+        for seed in seeds or found.seeds
+        for kind, count in found.trials.items()
+        for number in range(count)
+    ]
+    return [spec for _, spec in sorted(specs, key=lambda pair: pair[0])]
+
+
+def make_trial(spec: TrialSpec, cache: str | Path | None = None) -> Trial:
+    """The trial of a specification; `cache` keeps the agent's synthesised sentences."""
+    kind = KINDS[spec.kind]
+    index = 1000 * list(KINDS).index(spec.kind) + spec.number
+    episode = make_episode(spec.seed, "test", index, _voice(cache), planner=partial(_plan, kind))
+    return Trial(spec.name, kind.axis, episode)
+
+
+def long_conversation(seed: int, seconds: float, cache: str | Path | None = None) -> Iterator[Trial]:
+    """Ordinary conversations of the test split, one after the other, until `seconds` are full."""
+    number, filled = 0, 0.0
+    while filled < seconds:
+        episode = make_episode(seed, "test", 900_000 + number, _voice(cache))
+        yield Trial(f"horizon-{seed}-{number:03d}", "horizon", episode)
+        filled, number = filled + episode.units * 0.16, number + 1
+
+
+def _voice(cache: str | Path | None) -> AgentVoice:
+    return AgentVoice(Path(cache) if cache else default_cache(), VARIANTS)
+
+
+def _plan(kind: Kind, agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+    planned = plan_exactly(kind.scenarios, kind.tail, agent, user, camera, rng)
+    talks = planned is not None and bool(planned.spans("agent"))
+    return planned if talks or not kind.interrupted else None

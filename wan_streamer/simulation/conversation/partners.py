@@ -1,0 +1,207 @@
+"""Two people made audible and visible: a planned dialogue becomes two audio tracks, two films and their labels.
+
+`make_episode`  (seed, split, index) -> `data.shards.Episode`, a pure function of its arguments
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wan_streamer.data.shards import SCHEMA, SIDES, Episode
+from wan_streamer.simulation.conversation.dialogue import (
+    CUT_FADE,
+    Dialogue,
+    Speak,
+    episode_rng,
+    episode_units,
+    split_of,
+)
+from wan_streamer.simulation.conversation.repertoire import SMILES, any_wording
+from wan_streamer.simulation.conversation.scenarios import plan_dialogue
+from wan_streamer.simulation.face.motion import Motion, gesture_tracks, pose_track
+from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, HandPose, Prop
+from wan_streamer.simulation.face.renderer import FaceRenderer
+from wan_streamer.simulation.sound.effects import SOUNDS
+from wan_streamer.simulation.sound.microphone import capture
+from wan_streamer.simulation.sound.noises import Noise
+from wan_streamer.simulation.voice.speech import Speech
+from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
+
+if TYPE_CHECKING:
+    from wan_streamer.simulation.voice.natural import NaturalVoices
+
+GENERATOR = "2.1"
+PLANS = 16  # purposes of the random streams from here on are attempts at a plan
+CAMERA_OFF = 0.1  # share of episodes without the user's picture
+LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
+NATURAL_SHARE = 0.5
+NOD = 0.44  # seconds
+SOUND_GAIN = (0.15, 0.7)
+FACE_PARAMETERS = (
+    "mouth_wide", "lip_round", "blink", "gaze_x", "gaze_y", "brow", "smile", "head_x", "head_y", "roll", "yaw", "pitch",
+)  # fmt: skip
+HEIGHT, WIDTH = 192, 336
+
+
+def mix_track(dialogue: Dialogue, side: str, rng: np.random.Generator) -> np.ndarray:
+    """What is heard on one side over the whole episode before any microphone, float32 [T]; `rng` makes the noises."""
+    track_T = np.zeros(dialogue.units * SAMPLES_PER_UNIT, np.float32)
+
+    def add(audio_T: np.ndarray, start: float) -> None:
+        first = round(start * SAMPLE_RATE)
+        audio_T = audio_T[max(0, -first) :][: max(0, len(track_T) - max(first, 0))]
+        track_T[max(first, 0) : max(first, 0) + len(audio_T)] += audio_T
+
+    for turn in dialogue.turns:
+        if turn.side != side:
+            continue
+        audio_T = turn.speech.audio * np.float32(10 ** (turn.gain_db / 20))
+        if turn.cut is not None and turn.cut < turn.start + len(audio_T) / SAMPLE_RATE:
+            audio_T = audio_T[: max(1, round((turn.cut - turn.start) * SAMPLE_RATE))]
+            ramp = min(round(CUT_FADE * SAMPLE_RATE), len(audio_T))
+            audio_T[-ramp:] *= np.linspace(1, 0, ramp, dtype=np.float32)
+        add(audio_T, turn.start)
+    if side == "user":
+        for sound in dialogue.sounds:
+            add(SOUNDS[sound.kind].make(rng) * np.float32(rng.uniform(*SOUND_GAIN)), sound.start)
+    return track_T
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """What one side looks like: poses and hands, one entry per frame."""
+
+    motion: Motion
+    hands: list[HandPose | None]
+    props: list[Prop | None]
+
+    def film(self, identity: FaceIdentity) -> np.ndarray:
+        return FaceRenderer(identity, HEIGHT, WIDTH).film(self.motion.poses, self.hands, self.props)
+
+    def parameters(self) -> dict[str, list[float]]:
+        """The face in numbers, one value per frame."""
+        return {name: [round(getattr(pose, name), 3) for pose in self.motion.poses] for name in FACE_PARAMETERS}
+
+
+def _act(dialogue: Dialogue, side: str, rng: np.random.Generator, energy: float) -> _Acting:
+    other = "user" if side == "agent" else "agent"
+    frames, gestures = dialogue.units * FRAMES_PER_UNIT, dialogue.gestures_of(side)
+    turns = [turn for turn in dialogue.turns if turn.side == side]
+    phonemes = tuple(p for turn in turns for p in turn.phonemes())
+    happy = [turn.onset - 0.1 for turn in turns if turn.label in SMILES]
+    # Nobody turns to a partner who talks to somebody else.
+    listening = dialogue.spans(other, ("speech",))
+    motion = pose_track(frames, phonemes, dialogue.spans(side), listening, rng, happy, energy, gestures)
+    return _Acting(motion, *gesture_tracks(frames, gestures, rng))
+
+
+Planner = Callable[[Speak, Speak, bool, np.random.Generator], Dialogue | None]
+"""(agent's voice, user's voice, whether the camera is on, rng) -> what happens; None: try again with another rng."""
+
+
+def make_episode(
+    seed: int,
+    split: str,
+    index: int,
+    agent_voice: AgentVoice,
+    natural: "NaturalVoices | None" = None,
+    pictures: bool = True,
+    planner: Planner | None = None,
+) -> Episode:
+    """One conversation with its exact truth.
+
+    natural   users speak with these voices in half of the episodes; None: always with espeak-ng
+    pictures  False leaves both films out, for work on labels and sound alone
+    planner   decides what happens, with the camera always on; None: as many scenarios of the split as fit
+    """
+    rng = episode_rng(seed, split, index, 1)
+    user_voice = UserVoice.sample(rng, split)
+    identity = FaceIdentity.sample(rng, split)
+    camera = bool(rng.random() >= CAMERA_OFF) or planner is not None
+    human = natural.sample(rng, split) if natural is not None and rng.random() < NATURAL_SHARE else None
+    echo = bool(rng.random() < LOUDSPEAKER)
+
+    def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
+        return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
+
+    planner = planner or _planner_of(split, episode_units(seed, split, index))
+    attempts = (
+        planner(agent_voice.speak, speak, camera, episode_rng(seed, split, index, PLANS + attempt))
+        for attempt in itertools.count()
+    )
+    dialogue = next(planned for planned in attempts if planned is not None)
+    sound_rng = episode_rng(seed, split, index, 3)
+    agent_T = mix_track(dialogue, "agent", sound_rng)
+    user_T, microphone = capture(
+        mix_track(dialogue, "user", sound_rng), sound_rng, agent_T if echo else None, babble=_babble(split)
+    )
+    acting = {
+        "user": _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5))),
+        "agent": _act(dialogue, "agent", episode_rng(seed, split, index, 5), 1.0),
+    }
+    nods = [
+        {"type": "nod", "side": side, "start": at, "end": round(at + NOD, 3), "label": ""}
+        for side in SIDES for at in acting[side].motion.nods if at + NOD < dialogue.seconds
+    ]  # fmt: skip
+    labels = {
+        "schema": SCHEMA,
+        "generator": GENERATOR,
+        "seed": seed,
+        "split": split,
+        "index": index,
+        "units": dialogue.units,
+        "fps": FPS,
+        "scenarios": dialogue.scenarios,
+        "user": {
+            "voice": human.labels() if human else asdict(user_voice), "identity": _plain(identity), "camera": camera,
+            "microphone": microphone,
+        },
+        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": _plain(AGENT_IDENTITY), "camera": True},
+        "words": {s: [asdict(w) for t in dialogue.turns if t.side == s for w in t.words()] for s in SIDES},
+        "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
+        "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
+        "mouth_open": {side: [round(p.mouth_open, 3) for p in acting[side].motion.poses] for side in SIDES},
+        "face": {side: acting[side].parameters() for side in SIDES},
+    }  # fmt: skip
+    user_video = acting["user"].film(identity) if pictures and camera else None
+    agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures else None
+    return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
+
+
+def _planner_of(split: str, units: int) -> Planner:
+    """Conversations whose sequence of scenarios is one of this split."""
+
+    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+        dialogue = plan_dialogue(units, agent, user, camera, rng)
+        return dialogue if split_of(dialogue.scenarios) == split else None
+
+    return plan
+
+
+def _babble(split: str) -> Noise:
+    """Other people of the same split, talking over one another."""
+
+    def babble(samples: int, rng: np.random.Generator) -> np.ndarray:
+        out_T = np.zeros(samples, np.float32)
+        for _ in range(3):
+            voice, first = UserVoice.sample(rng, split), 0
+            while first < samples:
+                audio_T = voice.speak(any_wording(rng), rng).audio[: samples - first]
+                out_T[first : first + len(audio_T)] += audio_T
+                first += len(audio_T) + int(rng.integers(1, SAMPLE_RATE))
+        return out_T
+
+    return babble
+
+
+def _plain(identity: FaceIdentity) -> dict:
+    """As JSON gives it back: lists in place of tuples."""
+
+    def lists(value: object) -> object:
+        return [lists(v) for v in value] if isinstance(value, tuple) else value
+
+    return {key: lists(value) for key, value in asdict(identity).items()}

@@ -1,0 +1,178 @@
+"""The objective of the model: flow matching of video and audio, cross-entropy of text (paper eq. 1-3).
+
+Every stream is averaged over its own elements of a clip, so that 28 video tokens do not drown 4 audio tokens, and the
+loss is the mean over clips, so that parts of a batch add up. A clip in which a stream is no target adds nothing to it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wan_streamer.codecs.text import HOLD, SILENCE
+from wan_streamer.config import FlowConfig
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.flow.path import interpolate, sample_tau, velocity_target
+from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.training.examples.clips import Example
+
+TEXT_WEIGHT = 0.25
+PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
+NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
+RECYCLED_SHARE = 0.5  # of units whose history the model makes itself, in a step that recycles
+OWN_TAU_SHARE = 0.2  # of units in which audio and video have their own times
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """One draw of times and noise for a batch: what a forward pass reads, and where its velocities should point.
+
+    history, history_tau_BK2  latents of units -1 ... K-2, lightly noised, and how much
+    noisy, tau_BK2            latents of units 0 ... K-1 on the path, and where
+    clean, noise              both ends of the path
+    """
+
+    history: Latents
+    history_tau_BK2: Tensor
+    noisy: Latents
+    tau_BK2: Tensor
+    clean: Latents
+    noise: Latents
+
+
+def draw_flow(
+    clips: ClipBatch,
+    flow: FlowConfig,
+    noise: RowNoise,
+    move: Callable[[Tensor], Tensor],
+    recalled_BK: Tensor | None = None,
+) -> FlowSample:
+    """Times and noise for `clips`; `move` brings what was drawn to their device.
+
+    recalled_BK  bool: where it is False, the history is nothing but noise, and the model is told so
+    """
+    B, K = clips.microphone_BK.shape
+    shared = sample_tau((B, K, 1), flow.shift, noise).expand(B, K, 2)
+    own = noise.uniform((B, K, 1)) < OWN_TAU_SHARE
+    tau = move(torch.where(own, sample_tau((B, K, 2), flow.shift, noise), shared))
+    noised = noise.uniform((B, K, 1)) < NOISED_HISTORY_SHARE
+    history_tau = move(torch.where(noised, noise.uniform((B, K, 2)) * flow.history_noise, 0.0))
+    if recalled_BK is not None:
+        history_tau = torch.where(recalled_BK[..., None], history_tau, 1.0)
+    whole = Latents(clips.video_BKNP, clips.audio_BKTC)
+    past, clean = (Latents(*(z[:, part] for z in whole)) for part in (slice(None, -1), slice(1, None)))
+    past_noise, eps = (Latents(*(move(noise.normal(tuple(z.shape))) for z in clean)) for _ in range(2))
+    return FlowSample(mix(past, past_noise, history_tau), history_tau, mix(clean, eps, tau), tau, clean, eps)
+
+
+def mix(clean: Latents, noise: Latents, tau_BK2: Tensor) -> Latents:
+    """z_tau of both modalities, each with its own times."""
+    return Latents(
+        *(interpolate(z, e, tau_BK2[..., i, None, None]) for i, (z, e) in enumerate(zip(clean, noise, strict=True)))
+    )
+
+
+def streamer_loss(
+    streamer: Streamer,
+    example: Example,
+    noise: RowNoise,
+    move: Callable[[Tensor], Tensor],
+    autocast: AbstractContextManager,
+    recycled: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
+
+    recycled  go on from the model's own mistakes (`recycle`), for a third more time
+    """
+    clips = example.clips
+    sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
+    if recycled:
+        sample = recycle(streamer, clips, sample, noise, move, autocast)
+    with autocast:
+        velocity, logits = streamer(clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+    video_B, audio_B = flow_errors(velocity, sample, example)
+    text_B, numbers = text_errors(logits, example)
+    counts = {"video": example.video_BK, "audio": example.audio_BK, "text": _lane_counts(example)}
+    for (name, counts_BK), error_B in zip(counts.items(), (video_B, audio_B, text_B), strict=True):
+        numbers[name] = error_B.sum() / counts_BK.flatten(1).any(1).sum()  # over the clips that have it as a target
+    loss = video_B.mean() + audio_B.mean() + TEXT_WEIGHT * text_B.mean()
+    return loss, {name: value.detach() for name, value in numbers.items()}
+
+
+@torch.no_grad()
+def recycle(
+    streamer: Streamer,
+    clips: ClipBatch,
+    sample: FlowSample,
+    noise: RowNoise,
+    move: Callable[[Tensor], Tensor],
+    autocast: AbstractContextManager,
+) -> FlowSample:
+    """`sample` with a history that is in part what the model makes of the same units from noise, told to be clean.
+
+    Live, the history is never the data but what the model made; its errors then are those it has met here (after the
+    error recycling of LongLive 2.0, without a buffer: one pass gives the errors of all units).
+    """
+    with autocast:
+        velocity, _ = streamer(clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+    B, K = clips.microphone_BK.shape
+    own = move(noise.uniform((B, K, 1)) < RECYCLED_SHARE)
+    own[:, 0] = False  # nothing is known of the unit before the clip
+    own = own & (sample.history_tau_BK2 < 1).all(-1, keepdim=True)  # a hidden history stays hidden
+    history = []
+    for i, (past, noisy, slope) in enumerate(zip(sample.history, sample.noisy, velocity, strict=True)):
+        made = noisy - sample.tau_BK2[..., i, None, None] * slope
+        history.append(torch.where(own[..., None], torch.cat([past[:, :1], made[:, :-1]], dim=1), past))
+    history_tau = torch.where(own, 0.0, sample.history_tau_BK2)
+    return dataclasses.replace(sample, history=Latents(*history), history_tau_BK2=history_tau)
+
+
+def flow_errors(velocity: Latents, sample: FlowSample, example: Example) -> tuple[Tensor, Tensor]:
+    """Squared error of the velocity, video [B] and audio [B]: means over the units of a clip that are targets."""
+    # Patches that move (mouth, lids, head outline) count more than walls.
+    before = example.clips.video_BKNP[:, :-1]
+    motion = (sample.clean.video - before).square().mean(-1)
+    weight = (0.5 + motion / _typical(motion, example.video_BK).clamp(min=1e-6)).clamp(max=4)
+    weight = (weight / _typical(weight, example.video_BK).clamp(min=1e-6))[..., None]
+    target = Latents(*(velocity_target(z, e) for z, e in zip(sample.clean, sample.noise, strict=True)))
+    video_BK = (weight * (velocity.video - target.video).square()).mean((2, 3))
+    audio_BK = (velocity.audio - target.audio).square().mean((2, 3))
+    return mean_of_targets(video_BK, example.video_BK), mean_of_targets(audio_BK, example.audio_BK)
+
+
+def text_errors(logits_BKSLV: Tensor, example: Example) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted cross-entropy of the slots [B], and the share of words that each lane gets right."""
+    clips = example.clips
+    target_BKSL = clips.slot_BKSL
+    weight_V = torch.ones(logits_BKSLV.shape[-1], device=target_BKSL.device)
+    for token, pad_weight in PAD_WEIGHT.items():
+        weight_V[token] = pad_weight
+    counts = _lane_counts(example)[:, :, None]
+    each = F.cross_entropy(logits_BKSLV.flatten(0, -2), target_BKSL.flatten(), reduction="none").view_as(target_BKSL)
+    loss_B = mean_of_targets(each, weight_V[target_BKSL] * counts)
+    spoken = (target_BKSL > HOLD) & (counts > 0)
+    right = (logits_BKSLV.argmax(-1) == target_BKSL) & spoken
+    scores = {f"{name}_right": right[..., i].sum() / spoken[..., i].sum() for i, name in enumerate(LANES)}
+    return loss_B, scores  # not a number where nothing is spoken
+
+
+def _typical(value_BKN: Tensor, counts_BK: Tensor) -> Tensor:
+    """The mean [B, 1, 1] over the units that are targets: the end of a short clip is a cut to nothing."""
+    units_B11 = counts_BK.sum(1)[:, None, None].clamp(min=1)
+    return (value_BKN.mean(2, keepdim=True) * counts_BK[..., None]).sum(1, keepdim=True) / units_B11
+
+
+def _lane_counts(example: Example) -> Tensor:
+    """float [B, K, lanes]: hidden text is no target."""
+    return example.lane_BKL * example.clips.written_BK[..., None]
+
+
+def mean_of_targets(error: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over all axes but the first; 0 where no weight is."""
+    weight = weight.expand_as(error).flatten(1)
+    return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)

@@ -1,0 +1,80 @@
+"""What the stages that train the model itself have in common: data, codecs, objective, checkpoint."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.text import TextCodec
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import StreamerConfig
+from wan_streamer.data.latents import LatentStore
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.pretrained import Weights, codec_hash, save_weights
+from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.tensors import load_module
+from wan_streamer.training.examples.clips import ClipReader, Example
+from wan_streamer.training.loop.stage import Stage, TrainConfig
+from wan_streamer.training.stages.lora import merge_lora
+from wan_streamer.training.stages.objective import streamer_loss
+from wan_streamer.training.stages.watch import write_acts
+
+
+def load_codecs(config: StreamerConfig, codecs: Path) -> tuple[AudioVAE, VideoVAE]:
+    """The trained codecs of `config` from the folder that `train codec` or a checkpoint wrote, rounded as stored."""
+    audio_vae, video_vae = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
+    load_module(audio_vae, Path(codecs) / "audio_vae.safetensors")
+    load_module(video_vae, Path(codecs) / "video_vae.safetensors")
+    for codec in (audio_vae, video_vae):
+        with torch.no_grad():  # what a checkpoint does not store, such as the analysis window, is not rounded
+            for value in codec.state_dict().values():
+                value.copy_(value.bfloat16())
+        codec.eval().requires_grad_(False)
+    return audio_vae, video_vae
+
+
+class StreamerStage(Stage):
+    """Trains `streamer` on clips of `units` units of the latent stores `data`/train and `data`/valid.
+
+    Raises `DataError` for latents of other codecs than those in `data`, `CheckpointError` where there are none.
+    """
+
+    def __init__(self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig, units: int) -> None:
+        self.config, self.streamer, self.text, self.units = config, streamer, text, units
+        self.models: dict[str, nn.Module] = {"streamer": streamer}
+        self.audio_vae, self.video_vae = load_codecs(streamer.config, data)
+        self.train_clips, self.valid_clips = (self.reader(Path(data) / split, units) for split in ("train", "valid"))
+
+    def reader(self, folder: Path, units: int) -> ClipReader:
+        """Clips of the conversations or tasks in `folder`, which must be encoded by the codecs of this stage."""
+        fingerprint, perception = codec_hash(self.audio_vae, self.video_vae), self.streamer.config.perception
+        return ClipReader(LatentStore(folder, fingerprint, perception), self.streamer, self.text, units)
+
+    def streamers(self) -> list[Streamer]:
+        """All models whose passes a step runs, trained or only read."""
+        return [self.streamer]
+
+    def is_hidden(self, name: str, p: nn.Parameter) -> bool:
+        inside = name.startswith(("streamer.backbone.layers.", "streamer.hearing.blocks."))
+        return p.ndim == 2 and inside and "parametrizations" not in name  # corrections of low rank are no directions
+
+    def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast())
+
+    def read_loss(self, example: Example, noise: RowNoise) -> dict[str, float]:
+        """Loss and numbers of one batch, for validation."""
+        loss, numbers = self.loss(example, 0, noise)
+        return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
+
+    def sample_clips(self) -> list[ClipBatch]:
+        """Held-out clips that `write_samples` rolls out: of the first two conversations, where the agent says most."""
+        chosen = range(min(2, len(self.valid_clips.length)))
+        return [self.valid_clips.read(number, self.valid_clips.busiest(number)).clips for number in chosen]
+
+    def write_samples(self, stem: Path) -> None:
+        write_acts(self.streamer, self.audio_vae, self.video_vae, self.text, self.sample_clips(), stem)
+
+    def export(self, out_dir: Path) -> None:
+        streamer = merge_lora(self.streamer)
+        save_weights(Weights(streamer.config, streamer, self.audio_vae, self.video_vae, self.text), out_dir)
