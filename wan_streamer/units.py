@@ -3,9 +3,10 @@
 `UserUnit`   what the user did in 160 ms          (goes in)
 `AgentUnit`  what the agent does in 160 ms        (comes out)
 
-Axis legend for tensor suffixes, used in the whole package:
-    B batch · K units · T time steps (samples, frames or ticks, as the docstring says) · N tokens · D features
-    C channels · H height · W width · L layers · G key/value heads · Q query heads · S text slots
+Axis legend for tensor suffixes, used in the whole package; a module that needs more names them at its top:
+    B batch · K units · T time steps (samples, frames or ticks, as the docstring says) · N tokens · M other tokens
+    D features · C channels · H height · W width · P numbers of a patch · S text slots · L lanes · V vocabulary
+    Z layers · Q query heads · G key/value heads · d numbers of a head; a digit is that many
 """
 
 from dataclasses import dataclass, field

@@ -77,13 +77,13 @@ class Backbone(nn.Module):
         keys, values = (torch.stack(parts) for parts in zip(*added, strict=True))
         return self.norm(x[0]).to(x_ND.dtype), KVSlice(keys, values, index_N)
 
-    def read(self, x_BND: Tensor, past_L2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read(self, x_BND: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """N more tokens of B plain sequences, each token after the other: hidden states [B, N, D] and the new past.
 
         The past is the rotated keys and the values of the M tokens before; None starts a sequence. Nothing is changed
         in place. Token i has the id i on all three axes, which is the 1-D rotary embedding of a language model.
         """
-        N, M = x_BND.shape[1], 0 if past_L2BMGd is None else past_L2BMGd.shape[3]
+        N, M = x_BND.shape[1], 0 if past_Z2BMGd is None else past_Z2BMGd.shape[3]
         index_N = torch.arange(M, M + N, device=x_BND.device)
         table = rotary_table(index_N[:, None].expand(N, 3), self.config.backbone)
         mask = torch.arange(M + N, device=x_BND.device)[None, :] <= index_N[:, None]
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
             return attention.attend(rotate(q, table), keys, values, mask)
 
         for number, layer in enumerate(self.layers):
-            x = layer(x, partial(attend, None if past_L2BMGd is None else past_L2BMGd[number]))
+            x = layer(x, partial(attend, None if past_Z2BMGd is None else past_Z2BMGd[number]))
         return self.norm(x).to(x_BND.dtype), torch.stack(grown)
 
 

@@ -20,10 +20,10 @@ START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's 
 
 @dataclass(frozen=True)
 class KVSlice:
-    """Keys (not rotated) and values that one call adds: [L, N, G, d], and the layout indices of its tokens [N]."""
+    """Keys (not rotated) and values that one call adds: [Z, N, G, d], and the layout indices of its tokens [N]."""
 
-    key_LNGd: Tensor
-    value_LNGd: Tensor
+    key_ZNGd: Tensor
+    value_ZNGd: Tensor
     index_N: Tensor
 
 
@@ -66,10 +66,10 @@ class KVCache:
         while end > self.raw.shape[2]:
             self._grow()
         here = slice(self.length, end)
-        self.raw[0, :, here] = part.key_LNGd
-        self.raw[1, :, here] = part.value_LNGd
+        self.raw[0, :, here] = part.key_ZNGd
+        self.raw[1, :, here] = part.value_ZNGd
         table = rotary_table(self.layout.position_N3[part.index_N], self.config.backbone).to(self.raw.device)
-        self.rotated[:, here] = rotate(part.key_LNGd, table)
+        self.rotated[:, here] = rotate(part.key_ZNGd, table)
         self.block_M[here] = self.block
         self.index_M[here] = part.index_N
         self.length = end

@@ -225,11 +225,11 @@ class Streamer(nn.Module):
 
     # ---- text only
 
-    def text_logits(self, token_BN: Tensor, past_L2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def text_logits(self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [B, N, V] of the token after each of N more tokens of plain text, and the past for the next call.
 
         Places and lanes belong to units and are left out, so a model that starts from a language model
         (`model/language.py`) gives that model's logits, and those of the control tokens in front.
         """
-        hidden, past_L2BMGd = self.backbone.read(self.text_in(token_BN), past_L2BMGd)
-        return self.logits(hidden), past_L2BMGd
+        hidden, past_Z2BMGd = self.backbone.read(self.text_in(token_BN), past_Z2BMGd)
+        return self.logits(hidden), past_Z2BMGd

@@ -6,8 +6,8 @@ unrolls the blocks nor splits the layer there.
 
     window_attention   forward and, registered with autograd, backward; scores are made again in the backward pass
 
-Suffixes: K blocks, B batch times key heads, R query heads of a key head times N tokens, W history tokens of a kind in
-a block, M sink tokens, d head_dim.
+Suffixes: K blocks, X batch times key heads, R query heads of a key head times N tokens, W history tokens of a kind in
+a block, M sink tokens, U all keys that a block sees, T sinks and own tokens among them, d head_dim.
 """
 
 from collections.abc import Iterator
@@ -20,67 +20,67 @@ from torch.utils.flop_counter import register_flop_formula
 
 @torch.library.custom_op("wan_streamer::window_attention", mutates_args=())
 def window_attention(
-    q_KBRd: Tensor,
-    k_BKNd: Tensor,
-    v_BKNd: Tensor,
-    sink_k_BKMd: Tensor,
-    sink_v_BMd: Tensor,
+    q_KXRd: Tensor,
+    k_XKNd: Tensor,
+    v_XKNd: Tensor,
+    sink_k_XKMd: Tensor,
+    sink_v_XMd: Tensor,
     bias_KNT: Tensor,
     sizes: list[int],
     windows: list[int],
 ) -> Tensor:
-    """Softmax attention [K, B, R, d].
+    """Softmax attention [K, X, R, d].
 
-    q_KBRd       scaled queries
-    k_BKNd       keys of all tokens of a block: kind by kind what enters the history, then the rest
-    sink_k_BKMd  keys of the sinks as each block sees them; M may be 0
+    q_KXRd       scaled queries
+    k_XKNd       keys of all tokens of a block: kind by kind what enters the history, then the rest
+    sink_k_XKMd  keys of the sinks as each block sees them; M may be 0
     bias_KNT     0 where a block's query sees one of its T = M + N sinks and own tokens, else -inf
     sizes        history tokens of a block, per kind;   windows  blocks per kind that are seen, the query's own included
     """
-    out = torch.empty_like(q_KBRd)
-    keys, values = _History(k_BKNd, sizes, windows), _History(v_BKNd, sizes, windows)
-    for block in range(len(q_KBRd)):
-        weights = _weights(q_KBRd[block], keys.seen(block, sink_k_BKMd[:, block]), bias_KNT[block])
-        torch.bmm(weights, values.seen(block, sink_v_BMd), out=out[block])
+    out = torch.empty_like(q_KXRd)
+    keys, values = _History(k_XKNd, sizes, windows), _History(v_XKNd, sizes, windows)
+    for block in range(len(q_KXRd)):
+        weights = _weights(q_KXRd[block], keys.seen(block, sink_k_XKMd[:, block]), bias_KNT[block])
+        torch.bmm(weights, values.seen(block, sink_v_XMd), out=out[block])
     return out
 
 
 @window_attention.register_fake
-def _(q_KBRd: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(q_KBRd)
+def _(q_KXRd: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(q_KXRd)
 
 
 @torch.library.custom_op("wan_streamer::window_attention_backward", mutates_args=())
 def window_attention_backward(
-    grad_KBRd: Tensor,
-    q_KBRd: Tensor,
-    k_BKNd: Tensor,
-    v_BKNd: Tensor,
-    sink_k_BKMd: Tensor,
-    sink_v_BMd: Tensor,
+    grad_KXRd: Tensor,
+    q_KXRd: Tensor,
+    k_XKNd: Tensor,
+    v_XKNd: Tensor,
+    sink_k_XKMd: Tensor,
+    sink_v_XMd: Tensor,
     bias_KNT: Tensor,
     sizes: list[int],
     windows: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, sink_k and sink_v. A key's gradient is summed over its readers in float32."""
-    keys, values = _History(k_BKNd, sizes, windows), _History(v_BKNd, sizes, windows)
+    keys, values = _History(k_XKNd, sizes, windows), _History(v_XKNd, sizes, windows)
     grad_keys, grad_values = keys.zeros(), values.zeros()
-    grad_q, grad_sink_k = torch.empty_like(q_KBRd), torch.empty_like(sink_k_BKMd)
-    grad_sink_v = torch.zeros_like(sink_v_BMd, dtype=torch.float32)
-    for block in range(len(q_KBRd)):
-        q, grad, k = q_KBRd[block], grad_KBRd[block], keys.seen(block, sink_k_BKMd[:, block])
+    grad_q, grad_sink_k = torch.empty_like(q_KXRd), torch.empty_like(sink_k_XKMd)
+    grad_sink_v = torch.zeros_like(sink_v_XMd, dtype=torch.float32)
+    for block in range(len(q_KXRd)):
+        q, grad, k = q_KXRd[block], grad_KXRd[block], keys.seen(block, sink_k_XKMd[:, block])
         weights = _weights(q, k, bias_KNT[block])
-        grad_weights = grad @ values.seen(block, sink_v_BMd).transpose(1, 2)
+        grad_weights = grad @ values.seen(block, sink_v_XMd).transpose(1, 2)
         grad_score = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
         torch.bmm(grad_score, k, out=grad_q[block])
         grad_sink_k[:, block] = grad_keys.add(block, grad_score.transpose(1, 2) @ q)
         grad_sink_v += grad_values.add(block, weights.transpose(1, 2) @ grad)
     grads = grad_keys.whole(), grad_values.whole(), grad_sink_k, grad_sink_v
-    return grad_q, *(grad.to(q_KBRd.dtype) for grad in grads)  # type: ignore[return-value]
+    return grad_q, *(grad.to(q_KXRd.dtype) for grad in grads)  # type: ignore[return-value]
 
 
 @window_attention_backward.register_fake
-def _(grad_KBRd: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+def _(grad_KXRd: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(z) for z in inputs[:5])
 
 
@@ -89,8 +89,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.sizes, ctx.windows = inputs[6:]
 
 
-def _backward(ctx: Any, grad_KBRd: Tensor) -> tuple[Tensor | None, ...]:
-    grads = window_attention_backward(grad_KBRd.contiguous(), *ctx.saved_tensors, ctx.sizes, ctx.windows)
+def _backward(ctx: Any, grad_KXRd: Tensor) -> tuple[Tensor | None, ...]:
+    grads = window_attention_backward(grad_KXRd.contiguous(), *ctx.saved_tensors, ctx.sizes, ctx.windows)
     return *grads, None, None, None
 
 
@@ -98,21 +98,21 @@ window_attention.register_autograd(_backward, setup_context=_save)
 
 
 @register_flop_formula(torch.ops.wan_streamer.window_attention)
-def _operations(q_KBRd: torch.Size, k_BKNd: torch.Size, *rest: Any, products: int = 2, **_: Any) -> int:
+def _operations(q_KXRd: torch.Size, k_XKNd: torch.Size, *rest: Any, products: int = 2, **_: Any) -> int:
     """Operations of the matrix products, from the shapes of the arguments."""
-    (K, B, R, d), bias_KNT, sizes, windows = q_KBRd, *rest[-3:]
+    (K, B, R, d), bias_KNT, sizes, windows = q_KXRd, *rest[-3:]
     history = sum(size * min(k, window - 1) for size, window in zip(sizes, windows, strict=True) for k in range(K))
     return products * 2 * B * R * d * (history + K * bias_KNT[-1])
 
 
 @register_flop_formula(torch.ops.wan_streamer.window_attention_backward)
-def _operations_backward(grad_KBRd: torch.Size, *rest: Any, **_: Any) -> int:
+def _operations_backward(grad_KXRd: torch.Size, *rest: Any, **_: Any) -> int:
     return _operations(*rest, products=4)  # without the scores that are made again: they are no use of the machine
 
 
-def _weights(q_BRd: Tensor, keys_BSd: Tensor, bias_NT: Tensor) -> Tensor:
-    """Attention weights [B, R, S]; the last T keys are biased."""
-    score = torch.bmm(q_BRd, keys_BSd.transpose(1, 2))
+def _weights(q_XRd: Tensor, keys_XUd: Tensor, bias_NT: Tensor) -> Tensor:
+    """Attention weights [X, R, U]; the last T keys are biased."""
+    score = torch.bmm(q_XRd, keys_XUd.transpose(1, 2))
     N, T = bias_NT.shape
     score[:, :, -T:].unflatten(1, (-1, N)).add_(bias_NT)
     return score.softmax(-1)
@@ -121,36 +121,36 @@ def _weights(q_BRd: Tensor, keys_BSd: Tensor, bias_NT: Tensor) -> Tensor:
 class _History:
     """Keys or values of a clip, so that what a block sees lies together."""
 
-    def __init__(self, x_BKNd: Tensor, sizes: list[int], windows: list[int]) -> None:
-        self.own_BKNd, self.sizes, self.windows = x_BKNd, sizes, windows
+    def __init__(self, x_XKNd: Tensor, sizes: list[int], windows: list[int]) -> None:
+        self.own_XKNd, self.sizes, self.windows = x_XKNd, sizes, windows
         # Copies, since a block has more tokens than those of one kind.
-        self.kinds = [part.flatten(1, 2) for part in x_BKNd[:, :, : sum(sizes)].split(sizes, dim=2)]  # [B, K W, d]
+        self.kinds = [part.flatten(1, 2) for part in x_XKNd[:, :, : sum(sizes)].split(sizes, dim=2)]  # [X, K W, d]
 
     def zeros(self) -> "_History":
         """Nothing yet, in the same shape, for sums in float32."""
-        return _History(torch.zeros_like(self.own_BKNd, dtype=torch.float32), self.sizes, self.windows)
+        return _History(torch.zeros_like(self.own_XKNd, dtype=torch.float32), self.sizes, self.windows)
 
-    def seen(self, block: int, sink_BMd: Tensor) -> Tensor:
-        """All that a block sees [B, S, d]: history of each kind, sinks, its own tokens."""
-        return torch.cat([*self._earlier(block), sink_BMd, self.own_BKNd[:, block]], dim=1)
+    def seen(self, block: int, sink_XMd: Tensor) -> Tensor:
+        """All that a block sees [X, U, d]: history of each kind, sinks, its own tokens."""
+        return torch.cat([*self._earlier(block), sink_XMd, self.own_XKNd[:, block]], dim=1)
 
-    def add(self, block: int, grad_BSd: Tensor) -> Tensor:
-        """Adds the gradient of `seen`; returns the part of the sinks [B, M, d]."""
+    def add(self, block: int, grad_XUd: Tensor) -> Tensor:
+        """Adds the gradient of `seen`; returns the part of the sinks [X, M, d]."""
         start = 0
         for part in self._earlier(block):
-            part += grad_BSd[:, start : start + part.shape[1]]
+            part += grad_XUd[:, start : start + part.shape[1]]
             start += part.shape[1]
-        own = grad_BSd.shape[1] - self.own_BKNd.shape[2]
-        self.own_BKNd[:, block] += grad_BSd[:, own:]
-        return grad_BSd[:, start:own]
+        own = grad_XUd.shape[1] - self.own_XKNd.shape[2]
+        self.own_XKNd[:, block] += grad_XUd[:, own:]
+        return grad_XUd[:, start:own]
 
     def whole(self) -> Tensor:
-        """What was added [B, K, N, d]."""
+        """What was added [X, K, N, d]."""
         start = 0
         for part, size in zip(self.kinds, self.sizes, strict=True):
-            self.own_BKNd[:, :, start : start + size] += part.unflatten(1, (-1, size))
+            self.own_XKNd[:, :, start : start + size] += part.unflatten(1, (-1, size))
             start += size
-        return self.own_BKNd
+        return self.own_XKNd
 
     def _earlier(self, block: int) -> Iterator[Tensor]:
         """Views of what a block sees of the blocks before it, kind by kind."""
