@@ -7,10 +7,11 @@ import torch
 from tiny import TALKER
 
 from wan_streamer.benchmarks.training import random_example
+from wan_streamer.flow.joint import each, mix
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.streamer import Streamer
+from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.training.examples.clips import Example
-from wan_streamer.training.stages.objective import draw_flow, recycle, streamer_loss
+from wan_streamer.training.stages.objective import draw_flow, flow_errors, recycle, streamer_loss
 
 UNITS, ROWS = 8, 3
 
@@ -70,6 +71,19 @@ def test_shares_of_noised_and_recycled_history() -> None:
     own = recycle(agent(), clips, sample, noise, same, fp32())
     replaced = (own.history.audio != sample.history.audio).flatten(2).any(2)
     assert replaced[:, 1:].float().mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_right_guess_of_the_clean_latents_costs_nothing() -> None:
+    """At every time, also below the floor under which the velocity is no longer (z - z0) / tau."""
+    example = random_example(TALKER, UNITS, ROWS)
+    sample = draw_flow(example.clips, TALKER.flow, RowNoise(0, 0, range(ROWS)), same)
+    for time in (0.01, TAU_FLOOR, 0.7):
+        tau_BK2 = torch.full_like(sample.tau_BK2, time)
+        at = dataclasses.replace(sample, tau_BK2=tau_BK2, noisy=mix(sample.clean, sample.noise, tau_BK2))
+        right = each(lambda z, z0: (z - z0) / max(time, TAU_FLOOR), at.noisy, at.clean)  # noqa: B023
+        assert all(error_B.max() < 1e-9 for error_B in flow_errors(right, at, example))
+        wrong = each(torch.zeros_like, right)
+        assert all(error_B.min() > 1e-3 for error_B in flow_errors(wrong, at, example))
 
 
 def loss_of(streamer: Streamer, example: Example, recycled: bool = False) -> float:

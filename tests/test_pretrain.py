@@ -193,7 +193,7 @@ def test_padding_does_not_change_the_loss(data: Path, text: TextCodec) -> None:
         example = dataclasses.replace(example, video_BK=(torch.arange(units) < reader.length[number]).float()[None])
         clean = Latents(*(z[:, 1:] for z in (example.clips.video_BKNP, example.clips.audio_BKTC)))
         zero, time = Latents(*(torch.zeros_like(z) for z in clean)), torch.zeros(1, units, 2)
-        sample = FlowSample(zero, time, zero, time, clean, zero)
+        sample = FlowSample(zero, time, zero, 1 + time, clean, zero)
         losses.append(flow_errors(zero, sample, example)[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

@@ -32,6 +32,7 @@ from wan_streamer.data.encode import (
     target_name,
 )
 from wan_streamer.data.shards import shard_paths
+from wan_streamer.device import working_dtype
 from wan_streamer.errors import DataError
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
@@ -50,15 +51,16 @@ def encode_shards(
     engine    where to work (default: this process); work is handed out shard by shard
     progress  called with (conversations done, conversations in all)
 
-    A file is stale if its format, codecs, picture size or source differ. The video codec runs in bfloat16, as it is
-    stored. After Ctrl-C the folder holds whole files only, and the next call goes on.
+    A file is stale if its format, codecs, picture size or source differ. The video codec runs as in a session. After
+    Ctrl-C the folder holds whole files only, and the next call goes on.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     fingerprint = codec_hash(audio_vae, video_vae)
     paths = shard_paths(shards)
     total = sum(map(_count, paths))
-    encoder = Encoder(audio_vae, copy.deepcopy(video_vae).bfloat16(), perception, fingerprint)
+    dtype = working_dtype(video_vae.stats.mean_C.device)
+    encoder = Encoder(audio_vae, copy.deepcopy(video_vae).to(dtype), perception, fingerprint)
     written = done = 0
     try:
         job = partial(_encode_number, paths, out_dir, encoder)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from wan_streamer.flow.path import interpolate
+from wan_streamer.flow.path import interpolate, velocity_target
 from wan_streamer.model.layout import Latents
+from wan_streamer.model.streamer import TAU_FLOOR
 
 Time = float | Tensor
 
@@ -27,6 +28,16 @@ def stack(latents: Iterable[Latents], dim: int = 0) -> Latents:
 def mix(clean: Latents, noise: Latents, tau: Time) -> Latents:
     """z_tau = (1 - tau) z0 + tau eps (paper eq. 1)."""
     return each(interpolate, clean, noise, _of_each(tau))
+
+
+def velocity_goal(clean: Latents, noise: Latents, tau: Tensor) -> Latents:
+    """The velocity of a network that guesses z0 rightly: eps - z0 (eq. 2), and below the floor of times less of it.
+
+    There the velocity of the model is (z - output) / floor, and z - z0 is tau (eps - z0). A loss on eps - z0 would ask
+    the network for more than z0.
+    """
+    share = tau / tau.clamp(min=TAU_FLOOR)
+    return each(lambda z, eps, part: part * velocity_target(z, eps), clean, noise, _of_each(share))
 
 
 def advance(noisy: Latents, velocity: Latents, step: Time) -> Latents:

@@ -8,7 +8,7 @@ import torch
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
-from wan_streamer.device import find_device
+from wan_streamer.device import find_device, working_dtype
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
 from wan_streamer.runtime.session import Session
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
@@ -24,8 +24,9 @@ class WanStreamer:
             module.to(self.device).eval().requires_grad_(False)
         # In bfloat16 convolutions run more than twice as fast on CPUs that have it, and the Transformer reads half the
         # bytes per pass. Perception and the audio decoder, whose spectra span many magnitudes, stay in float32.
-        weights.video_vae.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights.streamer.backbone.to(torch.bfloat16)
+        dtype = working_dtype(self.device)
+        weights.video_vae.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights.streamer.backbone.to(dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "WanStreamer":

@@ -16,9 +16,9 @@ import copy
 import torch
 from torch import Tensor
 
-from wan_streamer.flow.joint import denoise, each, mix
+from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.flow.path import shift_tau, velocity_target
+from wan_streamer.flow.path import shift_tau
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.distill.self_forcing import Rollout, continue_clips
@@ -90,7 +90,7 @@ class MatchingStage(StudentStage):
         eps = self._noise(clean, noise)
         with self.autocast():
             velocity, _ = self.critic(example.clips, rollout.history, torch.zeros_like(tau), mix(clean, eps, tau), tau)
-        errors_BK = unit_errors(velocity, each(velocity_target, clean, eps))
+        errors_BK = unit_errors(velocity, velocity_goal(clean, eps, tau))
         video, audio = self.stream_losses(errors_BK, example, rollout.rolled_BK)
         return video + audio, {"critic_video": video.detach(), "critic_audio": audio.detach()}
 

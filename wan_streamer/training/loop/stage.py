@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wan_streamer.device import has_bfloat16
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
 
@@ -84,8 +85,9 @@ class Stage(ABC):
         return tensor.to(self.device, non_blocking=True)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Matrix products in the precision of the configuration."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        """Matrix products in the precision of the configuration, or in float32 where the device is slow at it."""
+        fast = self.config.precision == "bf16" and has_bfloat16(self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     @abstractmethod
     def batch(self, step: int, rows: range) -> Any:

@@ -253,7 +253,7 @@ class VideoCodecStage(CodecStage):
 
     def _score(self, frames: np.ndarray) -> tuple[float, float]:
         """PSNR of everything, and of what moves within the clip: mouth, lids, head outline."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             rebuilt = self.vae.reconstruct(frames)
         error = (rebuilt.astype(np.float32) - frames) ** 2
         moving = frames.std(0).mean(-1) > 8
@@ -263,14 +263,14 @@ class VideoCodecStage(CodecStage):
     def write_samples(self, stem: Path) -> None:
         """The agent's face and another: before and after the round trip, and the error."""
         clips = [np.array(video[:FILM_FRAMES]) for video in self.valid_data]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             sheet = video_sheet([(clip, self.vae.reconstruct(clip)) for clip in clips])
         write_png(sheet, stem.with_suffix(".png"))
 
     def export(self, out_dir: Path) -> None:
         video, run = self.train_data[0], 40  # ten runs of consecutive frames, as the model will see them
         starts = np.linspace(0, max(0, len(video) - run), 10).astype(int)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.inference_mode(), self.autocast():
             latents = []
             for start in starts:
                 frames = np.array(video[start : start + run])

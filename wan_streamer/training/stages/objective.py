@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from wan_streamer.codecs.text import HOLD, SILENCE
 from wan_streamer.config import FlowConfig
-from wan_streamer.flow.joint import denoise, each, mix
+from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.flow.path import sample_tau, velocity_target
+from wan_streamer.flow.path import sample_tau
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.examples.clips import Example
@@ -135,7 +135,7 @@ def flow_errors(velocity: Latents, sample: FlowSample, example: Example) -> tupl
     motion = (sample.clean.video - before).square().mean(-1)
     weight = (0.5 + motion / _typical(motion, example.video_BK).clamp(min=1e-6)).clamp(max=4)
     weight = (weight / _typical(weight, example.video_BK).clamp(min=1e-6))[..., None]
-    target = each(velocity_target, sample.clean, sample.noise)
+    target = velocity_goal(sample.clean, sample.noise, sample.tau_BK2)
     video_BK = (weight * (velocity.video - target.video).square()).mean((2, 3))
     audio_BK = (velocity.audio - target.audio).square().mean((2, 3))
     return mean_of_targets(video_BK, example.video_BK), mean_of_targets(audio_BK, example.audio_BK)

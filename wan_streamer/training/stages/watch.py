@@ -17,6 +17,7 @@ from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
+from wan_streamer.device import working_dtype
 from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler, draw_unit
 from wan_streamer.model.layout import LANES, Latents
@@ -73,8 +74,9 @@ def write_takes(
 
     config  what the model would be served with
     """
-    video_vae = copy.deepcopy(video_vae).bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, sounds, lines = [], [], []  # in bfloat16, as in a session: it takes a third of the time
+    dtype = working_dtype(streamer.device)  # as in a session
+    video_vae = copy.deepcopy(video_vae).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, sounds, lines = [], [], []
     for clip in clips:
         truth = Take(Latents(clip.video_BKNP[0, 1:], clip.audio_BKTC[0, 1:]), clip.slot_BKSL[0])
         takes = {"true": truth, "model": play(streamer, config, clip)}
