@@ -23,6 +23,7 @@ from rich.table import Table
 from wan_streamer import WanStreamer
 from wan_streamer.errors import WanStreamerError
 from wan_streamer.evaluation.codecs.score import load_codec, score_codecs
+from wan_streamer.files import write_json
 
 ALL = ("audio", "video")
 
@@ -73,7 +74,7 @@ def main() -> None:
     )  # fmt: skip
     print_tables(report, Console())
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_streamer.runtime.clock import UNIT_S, StepCost, UnitDriver, percentiles
-from wan_streamer.units import AgentUnit, UserUnit
+from wan_streamer.runtime.clock import StepCost, UnitDriver, percentiles
+from wan_streamer.units import UNIT_S, AgentUnit, UserUnit
 
 
 class FakeClock:

@@ -15,6 +15,7 @@ import numpy as np
 from wan_streamer.errors import ShapeError
 
 UNIT_MS = 160
+UNIT_S = UNIT_MS / 1000
 FPS = 25
 SAMPLE_RATE = 24_000
 FRAMES_PER_UNIT = FPS * UNIT_MS // 1000  # 4

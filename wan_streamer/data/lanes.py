@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
-from wan_streamer.units import UNIT_MS
+from wan_streamer.units import UNIT_S
 
-UNIT_S = UNIT_MS / 1000
 HEARD = ("speech", "backchannel", "written")  # events whose words belong to a lane
 HEARD_AFTER = 1  # units between the end of a user's word and its transcript
 

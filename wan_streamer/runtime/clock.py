@@ -19,9 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, AgentUnit, UserUnit
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
-UNIT_S = UNIT_MS / 1000
 FADE = SAMPLE_RATE // 100  # 10 ms: the sound goes to silence and comes back without a click
 SOLVE_STAGE = "solve"  # the entry of `AgentUnit.stage_ms` that grows with the number of solver steps
 SURPRISE_S = 0.08

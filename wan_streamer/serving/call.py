@@ -29,9 +29,8 @@ from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.playout import Playout
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import Uplink
-from wan_streamer.units import UNIT_MS
+from wan_streamer.units import UNIT_S
 
-UNIT_S = UNIT_MS / 1000
 REPORT_S = 1.0
 RESYNC_S = 1.0  # a clock this far behind (machine asleep) skips units instead of sending a burst
 

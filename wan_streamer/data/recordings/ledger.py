@@ -13,6 +13,7 @@ from typing import Any
 
 from wan_streamer.data.shards import SPLITS, shard_name
 from wan_streamer.errors import DataError
+from wan_streamer.files import write_json
 
 REPORT = "report.json"
 SHOWN = 20  # rows of a table on the terminal; the file has all
@@ -159,10 +160,7 @@ class Ledger:
         }
 
     def save(self) -> None:
-        path = self.out_dir / REPORT
-        temporary = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.report(), indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(self.out_dir / REPORT, self.report(), indent=1)
 
 
 def report_tables(report: dict[str, Any]) -> list:

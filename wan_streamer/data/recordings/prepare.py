@@ -19,7 +19,6 @@ from typing import Any
 import av.error
 import numpy as np
 
-from wan_streamer.data.media import UNIT_S
 from wan_streamer.data.recordings.labels import (
     GENERATOR,
     SHORTEST_UNITS,
@@ -35,6 +34,7 @@ from wan_streamer.data.recordings.sources import SIDES, Item, find_items
 from wan_streamer.data.shard_media import Mp4Encoder, encode_flac
 from wan_streamer.data.shards import AGENT_CRF, SPLITS, USER_CRF, Sample, write_samples
 from wan_streamer.errors import ConfigError, DataError, MediaError
+from wan_streamer.units import UNIT_S
 
 LONGEST_UNITS = 375  # 60 s
 FILMS = {"user": (USER_CRF, "yuv420p"), "agent": (AGENT_CRF, "yuv444p")}

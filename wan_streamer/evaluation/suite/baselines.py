@@ -17,12 +17,12 @@ import numpy as np
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.evaluation.readers.observe import speech_of
-from wan_streamer.evaluation.records import UNIT_S, Trial
+from wan_streamer.evaluation.records import Trial
 from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.scenarios import plan_exactly
 from wan_streamer.simulation.generate import default_cache
 from wan_streamer.simulation.voice.users import AgentVoice
-from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, AgentUnit, UserUnit
 
 METRONOME_S = 3.0
 LOOP_S = 4.0

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from wan_streamer.evaluation.records import UNIT_S, Recording
-from wan_streamer.units import AgentUnit, UserUnit
+from wan_streamer.evaluation.records import Recording
+from wan_streamer.units import UNIT_S, AgentUnit, UserUnit
 
 
 class Agent(Protocol):
