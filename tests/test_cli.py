@@ -172,6 +172,18 @@ def test_missing_extra_names_what_to_install() -> None:
     assert_one_line(result, "fastapi", "pip install 'wan-streamer[serve]'")
 
 
+def test_missing_system_library_is_told_with_its_package(tmp_path: Path) -> None:
+    """As when libEGL is missing, which skia links to, or when a package finds out itself."""
+    for cause in ("ImportError('libEGL.so.1: cannot open', name='skia', path='skia.so')", "ImportError('libEGL.so.1')"):
+        (tmp_path / "skia.py").write_text(f"raise {cause}\n")
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['simulate', 'out', '--hours', '1']\n"
+        )
+        code += "from wan_streamer.cli.app import main; main()"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert_one_line(result, "package skia", "libEGL.so.1", "pip install 'wan-streamer[simulate]'")
+
+
 def test_inspect_preset() -> None:
     result = run("inspect", "--preset", "nano")
     assert result.returncode == 0, result.stderr

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from wan_streamer.cli.options import Processes
 from wan_streamer.errors import ConfigError
 
 
@@ -37,7 +38,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many trials: a first look.")] = None,
     mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")] = None,
+    processes: Processes = None,
 ) -> None:
     """Measure an agent beside blind baselines and the truth; write figures and a page.
 
