@@ -158,7 +158,7 @@ def test_play_keeps_texts_and_times() -> None:
     class Counter:
         k = 0
 
-        def step(self, user: UserUnit) -> AgentUnit:
+        def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
             self.k += 1
             frames = np.full((4, 8, 8, 3), self.k, np.uint8)
             return AgentUnit(

@@ -109,10 +109,8 @@ class Call:
             now = time.monotonic()
             if now - due > RESYNC_S:
                 due = now
-            elif due > now:
-                await asyncio.sleep(due - now)
-            due += UNIT_S
-            t_in = time.monotonic()
+            t_in, due = due, due + UNIT_S  # complete at t_in; if this loop wakes later, that counts as latency
+            await asyncio.sleep(max(0.0, t_in - now))
             session = self._session
             if session is None:  # the model is being restarted: time goes on, typed text waits
                 self.uplink.discard(t_in)

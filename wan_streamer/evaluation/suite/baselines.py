@@ -79,7 +79,7 @@ class Script:
         self.index = 0
         self.place: int | None = None  # next sample of the sound, None while silent
 
-    def step(self, user: UserUnit) -> AgentUnit:
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         asked = self.begins(self.index, user)
         if self.place is None and asked:
             self.place = 0
@@ -154,7 +154,7 @@ class Replay:
         words = trial.episode.labels["words"]
         self.said, self.heard = _by_unit(words["agent"], "start"), _by_unit(words["user"], "end")
 
-    def step(self, user: UserUnit) -> AgentUnit:
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         k, film = self.index, self.episode.agent_video
         self.index += 1
         frames = slice(k * FRAMES_PER_UNIT, (k + 1) * FRAMES_PER_UNIT)

@@ -30,9 +30,10 @@ from wan_streamer.evaluation.stats import Metric
 from wan_streamer.evaluation.suite.baselines import BLIND, Replay, open_baseline
 from wan_streamer.evaluation.suite.latency import measure_latency
 from wan_streamer.evaluation.suite.pairs import read_pairs
-from wan_streamer.evaluation.suite.play import Agent, play
+from wan_streamer.evaluation.suite.play import play
 from wan_streamer.evaluation.suite.stimuli import SUITES, TrialSpec, long_conversation, make_trial, trial_list
 from wan_streamer.runtime.agent import WanStreamer
+from wan_streamer.runtime.clock import Session
 from wan_streamer.simulation.conversation.dialogue import SPOKEN
 
 AXES: dict[str, Callable[[Sequence[Case]], dict[str, Metric]]] = {
@@ -194,7 +195,7 @@ class _Long:
     def __call__(self, number: int) -> tuple[str, list[Case]]:
         name = (AGENT, *LONG)[number]
         see, cases = _observer(False), []
-        agent: Agent | None = None if name == "replay" else _open(name, self.checkpoint, self.seed, self.cache)
+        agent: Session | None = None if name == "replay" else _open(name, self.checkpoint, self.seed, self.cache)
         for trial in long_conversation(self.seed, self.seconds, self.cache):
             truth = see(play(Replay(trial), trial.units()), words=False)
             seen = truth if agent is None else see(play(agent, trial.units()), words=False)
@@ -202,7 +203,7 @@ class _Long:
         return name, cases
 
 
-def _open(name: str, checkpoint: str, seed: int, cache: str | None) -> Agent:
+def _open(name: str, checkpoint: str, seed: int, cache: str | None) -> Session:
     name = checkpoint if name == AGENT and checkpoint in BLIND else name
     return _loaded(checkpoint).session(seed=seed) if name == AGENT else open_baseline(name, cache)
 
