@@ -68,7 +68,7 @@ class AgentUnit:
     text        what the agent says, as text that begins in this unit ("" most of the time)
     transcript  what the agent heard the user say, likewise
     stage_ms    milliseconds of each stage of this step
-    held        True if the unit is a repeat because the deadline could not be met (design rule 6)
+    held        True if the unit is a repeat because the deadline could not be met
     """
 
     index: int

@@ -48,8 +48,8 @@ def talk(
     typed      what the user types besides, by the unit in which it is sent
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
-    report, with `"interrupted": true`) and is then raised again. Returns the report; its keys are in design section 8,
-    and `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace, 3.0 is three times faster.
+    report, with `"interrupted": true`) and is then raised again. Returns the report; docs/architecture.md
+    defines its figures, and `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace.
     Raises MediaError, CheckpointError, ConfigError, OutputError.
     """
     console = console or Console(stderr=True)

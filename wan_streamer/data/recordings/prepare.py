@@ -99,12 +99,12 @@ def prepare(
             key = _key(item, options)
             if ledger.finished(item.name, key) is None:
 
-                def tell(share: float, number: int = number, name: str = item.name) -> None:
+                def report_share(share: float, number: int = number, name: str = item.name) -> None:
                     if progress is not None:
                         progress(number + share, len(found.items), name)
 
-                tell(0.0)
-                _prepare_item(item, key, options, ledger, work, tell)
+                report_share(0.0)
+                _prepare_item(item, key, options, ledger, work, report_share)
         ledger.close({item.name for item in found.items} | set(found.unusable))
     except (OSError, av.error.FFmpegError) as error:  # reading never raises these: `read_sides` names the file
         raise DataError(f"{out_dir}: cannot be written ({getattr(error, 'strerror', None) or error})") from error

@@ -243,9 +243,9 @@ def write_report(
     The order of axes and metrics is kept: the first metric of an axis that is informative and measured goes on the
     scorecard.
     """
-    told = results.get("descriptions") or {}
+    descriptions = results.get("descriptions") or {}
     axes = {
-        axis: [_row(name, told.get(f"{axis}.{name}", ""), metric) for name, metric in metrics.items()]
+        axis: [_row(name, descriptions.get(f"{axis}.{name}", ""), metric) for name, metric in metrics.items()]
         for axis, metrics in results["axes"].items()
         if metrics
     }

@@ -77,19 +77,19 @@ class Script:
     def __init__(self, film: np.ndarray, sound: np.ndarray, begins: Callable[[int, UserUnit], bool]) -> None:
         self.film, self.sound, self.begins = film, sound, begins
         self.index = 0
-        self.place: int | None = None  # next sample of the sound, None while silent
+        self.position: int | None = None  # next sample of the sound, None while silent
 
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         asked = self.begins(self.index, user)
-        if self.place is None and asked:
-            self.place = 0
+        if self.position is None and asked:
+            self.position = 0
         audio = np.zeros(SAMPLES_PER_UNIT, np.float32)
-        if self.place is not None:
-            part = self.sound[self.place : self.place + SAMPLES_PER_UNIT]
+        if self.position is not None:
+            part = self.sound[self.position : self.position + SAMPLES_PER_UNIT]
             audio[: len(part)] = part
-            self.place += SAMPLES_PER_UNIT
-            if self.place >= len(self.sound):
-                self.place = None
+            self.position += SAMPLES_PER_UNIT
+            if self.position >= len(self.sound):
+                self.position = None
         at = (self.index * FRAMES_PER_UNIT + np.arange(FRAMES_PER_UNIT)) % len(self.film)
         self.index += 1
         return AgentUnit(self.index - 1, audio, self.film[at])

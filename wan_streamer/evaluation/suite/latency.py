@@ -1,4 +1,4 @@
-"""How long the agent takes, alone on the machine and against the clock (design section 6).
+"""How long the agent takes, alone on the machine and against the clock (docs/architecture.md, "Session and clock").
 
 `measure_latency`  a trial played in real time -> percentiles, per stage, and what missed its deadline
 """
