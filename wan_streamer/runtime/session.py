@@ -1,4 +1,4 @@
-"""A single-process live session: `UserUnit -> AgentUnit`, thinker and performer in one (design section 6).
+"""A single-process live session: `UserUnit -> AgentUnit`, thinker and performer in one.
 
 observe   encode the user's unit, commit it and the agent's last latents
 text      fill the slots of both lanes, each committed before the next
