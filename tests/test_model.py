@@ -120,7 +120,7 @@ def noisy_latents(clip: ClipBatch) -> tuple[Latents, torch.Tensor]:
 
 
 def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
-    """One pass = live rollout, with the window smaller than the clip and the sinks moved (K = 9, windows 2, 3 and 5, sinks 2)."""
+    """One pass = live rollout, with windows smaller than the clip and moved sinks (K = 9, windows 2, 3, 5, sinks 2)."""
     clip = off_is_blank(random_clip(model.config))
     noisy, tau = noisy_latents(clip)
     velocity, logits = one_pass(model, clip, noisy, tau)
