@@ -13,10 +13,11 @@ import av
 import numpy as np
 import torch
 
+from wan_streamer.codecs.folder import load_codec
 from wan_streamer.data.media import read_units
 from wan_streamer.data.shards import read_episodes
 from wan_streamer.evaluation.codecs.clips import agent_clips, espeak_clips, human_clips
-from wan_streamer.evaluation.codecs.score import load_codec, rebuild
+from wan_streamer.evaluation.codecs.score import rebuild
 from wan_streamer.evaluation.suite.pairs import letterbox
 from wan_streamer.units import FPS, SAMPLE_RATE
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wan_streamer.codecs.folder import load_codec
 from wan_streamer.codecs.video_vae import frames_to_video, video_to_frames
-from wan_streamer.evaluation.codecs.score import load_codec
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import interpolate, sample_tau, velocity_target
 from wan_streamer.flow.solver import time_grid

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wan_streamer.codecs.folder import load_codecs
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.latents import encode_shards
 from wan_streamer.data.media import read_units
@@ -39,7 +40,6 @@ from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.stages.pretrain import CONFIG, PretrainStage
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
 from wan_streamer.training.stages.samples import write_png
-from wan_streamer.training.stages.streamer import load_codecs
 from wan_streamer.units import UNIT_MS
 
 TRIED, WORDS = 120, 4  # tasks of a kind to choose from; words that a sentence has at least

@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from wan_streamer import WanStreamer
+from wan_streamer.codecs.folder import load_codec
 from wan_streamer.errors import WanStreamerError
-from wan_streamer.evaluation.codecs.score import load_codec, score_codecs
+from wan_streamer.evaluation.codecs.score import score_codecs
 from wan_streamer.files import write_json
 
 ALL = ("audio", "video")

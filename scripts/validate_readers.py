@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from wan_streamer.codecs.folder import load_codec
 from wan_streamer.data.shards import Episode, read_episodes
-from wan_streamer.evaluation.codecs.score import load_codec, rebuild
+from wan_streamer.evaluation.codecs.score import rebuild
 from wan_streamer.evaluation.readers.face import validate_readers
 from wan_streamer.evaluation.suite.results import VALIDATION
 from wan_streamer.files import write_json

@@ -18,14 +18,23 @@ from wan_streamer.training.stages.duplex import DuplexStage
 
 # Large steps would amplify what sums in another order round differently.
 CONFIG = TrainConfig(
-    steps=6, lr=2e-3, muon_lr=2e-3, batch=4, warmup=2, log_every=1, validate_every=3, save_every=3, precision="fp32"
+    steps=6,
+    lr=2e-3,
+    muon_lr=2e-3,
+    batch=4,
+    warmup=2,
+    log_every=1,
+    validate_every=3,
+    save_every=3,
+    precision="fp32",
+    clip_units=6,
 )
 
 
 def main() -> None:
     data, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
-    stage = DuplexStage(Streamer(TALKER), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1), units=6)
+    stage = DuplexStage(Streamer(TALKER), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1))
     trainer = Trainer(stage, out, join("cpu"))
     if "--resume" in sys.argv:
         trainer.resume()

@@ -13,8 +13,8 @@ from test_codecs import part_of, tensors_of
 from tiny_world import bouncing_square, hum
 from torch import Tensor
 
+from wan_streamer.codecs.folder import load_codec
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
-from wan_streamer.evaluation.codecs.score import load_codec
 from wan_streamer.model.pretrained import EMBEDDED
 from wan_streamer.units import SAMPLES_PER_UNIT
 

@@ -59,7 +59,7 @@ def test_loss_stays_on_the_device(
     loss, numbers = trainer.stage.loss(batch, 3, RowNoise(0, 3, range(2)))  # with the critic
     assert "critic" in numbers or stage_class is VideoCodecStage
     loss.backward()
-    for value in (loss, *numbers.values(), *(p.grad for p in trainer.named.values()), *trainer.ema.values()):
+    for value in (loss, *numbers.values(), *(p.grad for p in trainer.named.values()), *trainer.ema.values.values()):
         assert isinstance(value, torch.Tensor)
         assert value.device.type == "meta"
 

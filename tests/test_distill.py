@@ -13,6 +13,7 @@ from tiny_world import make_latents
 from torch import Tensor
 
 from wan_streamer import UserUnit, WanStreamer
+from wan_streamer.codecs.folder import load_codecs
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import FlowConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
@@ -23,7 +24,6 @@ from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import TAU_FLOOR, ClipBatch
 from wan_streamer.runtime.session import Session
-from wan_streamer.training.distill import run as distill
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import (
     MatchingStage,
@@ -37,7 +37,6 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages.run import RunOptions
-from wan_streamer.training.stages.streamer import load_codecs
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 UNITS = 6
@@ -60,9 +59,9 @@ def teacher(data: Path) -> Weights:
 
 def make_stage(method: str, data: Path, teacher: Weights, **options: object) -> StudentStage:
     config = TrainConfig(steps=6, lr=1e-3, batch=2, warmup=2, log_every=1, validate_every=3, save_every=3, diverged=0.0)
-    config = dataclasses.replace(config, **{"precision": "fp32", **options})  # type: ignore[arg-type]
+    config = dataclasses.replace(config, **{"precision": "fp32", "clip_units": UNITS, **options})  # type: ignore[arg-type]
     student = copy.deepcopy(teacher.streamer).requires_grad_(True)
-    stage = STAGES[method](student, tiny_text(), data, config, UNITS, copy.deepcopy(teacher), SETTINGS)
+    stage = STAGES[method](student, tiny_text(), data, config, copy.deepcopy(teacher), SETTINGS)
     stage.write_samples = lambda stem: None  # type: ignore[method-assign]  (its own test shows that they can be made)
     return stage
 
@@ -79,8 +78,8 @@ def test_rollout_equals_a_live_session(teacher: Weights) -> None:
     sound = torch.randn(UNITS, SAMPLES_PER_UNIT, generator=g) * 0.1
     frames = torch.randint(0, 256, (UNITS, 4, 48, 48, 3), generator=g, dtype=torch.uint8)
     drawn, chosen = [], []
-    choose = session._choose
-    session._choose = lambda logits: chosen.append(choose(logits)) or chosen[-1]  # type: ignore[method-assign,func-returns-value]
+    sampler = session.sampler
+    session.sampler = lambda logits: chosen.append(sampler(logits)) or chosen[-1]  # type: ignore[assignment,func-returns-value]
     off = 2  # the microphone in this unit
     for k in range(UNITS):
         session.step(UserUnit(None if k == off else sound[k].numpy(), frames[k].numpy()))
@@ -98,7 +97,7 @@ def test_rollout_equals_a_live_session(teacher: Weights) -> None:
         slot_BKSL=torch.stack(chosen).unflatten(0, (UNITS, 2))[None],
         written_BK=torch.full((1, UNITS), True),
     )
-    rollout = continue_clips(streamer, clips, torch.zeros(1), [torch.Generator().manual_seed(5)])
+    rollout = continue_clips(streamer, flow, clips, torch.zeros(1), [torch.Generator().manual_seed(5)])
     for k, last in enumerate(drawn):
         assert torch.equal(rollout.emitted.video[0, k], last.video)
         assert torch.equal(rollout.emitted.audio[0, k], last.audio)
@@ -111,7 +110,7 @@ def test_one_pass_repeats_the_rollout(data: Path, teacher: Weights) -> None:
     clips = dataclasses.replace(clips, written_BK=torch.tensor([[True] * UNITS, [False] * UNITS]))
     noise = RowNoise(0, 0, range(2))
     real_B = torch.tensor([0, 3])
-    rollout = continue_clips(stage.streamer, clips, real_B, noise.generators)
+    rollout = continue_clips(stage.streamer, stage.served.flow, clips, real_B, noise.generators)
     assert rollout.rolled_BK.tolist() == [[1.0] * 6, [0.0] * 3 + [1.0] * 3]
     torch.testing.assert_close(rollout.history.video[1, :4], clips.video_BKNP[1, :4])
     for number, time in enumerate(stage.times):
@@ -122,7 +121,7 @@ def test_one_pass_repeats_the_rollout(data: Path, teacher: Weights) -> None:
         jumps, cached = denoise(noisy, velocity, zero + time), pick(rollout.cleans, steps_B)
         for row, real in enumerate(real_B.tolist()):
             assert_close(each(lambda z: z[row, real:], jumps), each(lambda z: z[row, real:], cached), 1e-5)  # noqa: B023
-    again = continue_clips(stage.streamer, clips, real_B, RowNoise(0, 0, range(2)).generators)
+    again = continue_clips(stage.streamer, stage.served.flow, clips, real_B, RowNoise(0, 0, range(2)).generators)
     assert_close(again.emitted, rollout.emitted, 0)
 
 
@@ -225,18 +224,17 @@ def test_distilled_checkpoints_talk(
     data: Path, teacher: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Teacher folder -> consistency -> resumed -> matching -> an agent of one step that talks."""
-    monkeypatch.setattr(distill, "CLIP_UNITS", UNITS)
     weights = dataclasses.replace(teacher, config=dataclasses.replace(TALKER, flow=FlowConfig(steps=16)))
     save_weights(weights, tmp_path / "teacher")
     folder = str(tmp_path / "teacher")
     settings = dataclasses.replace(SETTINGS, solver_steps=1)
-    options = RunOptions(tmp_path / "student", steps=1, batch=2)
+    options = RunOptions(tmp_path / "student", steps=1, batch=2, clip_units=UNITS)
     train_distill(data, folder, options, "consistency", settings, "cpu")
     again = dataclasses.replace(options, resume=True, steps=2)
     with pytest.raises(TrainingError, match=r"student: this run has solver_steps 1, expected 2; resume"):
         train_distill(data, folder, again, "consistency", SETTINGS, "cpu")
     assert train_distill(data, folder, again, "consistency", settings, "cpu")["video_jump"] > 0
-    options = RunOptions(tmp_path / "matched", start=str(tmp_path / "student"), steps=2, batch=2)
+    options = RunOptions(tmp_path / "matched", start=str(tmp_path / "student"), steps=2, batch=2, clip_units=UNITS)
     train_distill(data, folder, options, "matching", settings, "cpu")
     for name in ("student", "matched"):
         agent = WanStreamer.from_pretrained(tmp_path / name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wan_streamer.config import FlowConfig
 from wan_streamer.flow.guidance import Guidance, guide
-from wan_streamer.flow.joint import advance, denoise, each
+from wan_streamer.flow.joint import advance, denoise, each, mix
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import shift_tau, velocity_target
 from wan_streamer.flow.sampler import draw_unit
@@ -25,7 +25,6 @@ from wan_streamer.training.distill.matching import (
     score_times,
 )
 from wan_streamer.training.distill.student import DistillConfig, unit_errors
-from wan_streamer.training.stages.objective import mix
 
 MEAN, DEVIATION = 0.4, 0.6  # of the Gaussian whose flow is known
 
@@ -91,7 +90,7 @@ def test_steps_of_both_modalities() -> None:
     g = torch.Generator().manual_seed(3)
     now, following = torch.rand(2, 3, 2, generator=g, dtype=torch.float64)
     slope = each(velocity_target, clean, eps)
-    assert_close(advance(mix(clean, eps, now), slope, now, following), mix(clean, eps, following))
+    assert_close(advance(mix(clean, eps, now), slope, now - following), mix(clean, eps, following))
     assert_close(denoise(mix(clean, eps, now), slope, now), clean)
 
 

@@ -10,20 +10,19 @@ from tiny import TALKER, tiny_weights
 from tiny_world import make_latents
 
 from wan_streamer import UserUnit, WanStreamer, presets
+from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
-from wan_streamer.model.pretrained import codec_hash, load_weights, save_weights
+from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.duplex import train_duplex
 from wan_streamer.training.stages.lora import TRAINED_WHOLE, add_lora, merge_lora
 from wan_streamer.training.stages.run import RunOptions
-from wan_streamer.training.stages.streamer import load_codecs
 
 
 @pytest.fixture(autouse=True)
 def tiny_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "tiny", lambda: TALKER)
-    monkeypatch.setattr(duplex, "CLIP_UNITS", 6)
     monkeypatch.setattr(duplex, "VALIDATION", (1, 2))
 
 
@@ -48,7 +47,7 @@ def changed(before: Path, after: Path) -> set[str]:
 
 
 def test_all_weights_begin_where_the_agent_is(latents: Path, agent: Path, tmp_path: Path) -> None:
-    options = RunOptions(tmp_path, start=str(agent), steps=2, batch=2, lr=1e-9)
+    options = RunOptions(tmp_path, start=str(agent), steps=2, batch=2, lr=1e-9, clip_units=6)
     metrics = train_duplex(latents, options, "cpu")
     assert metrics["loss"] > 0
     names = ("config.json", "tokenizer.json")
@@ -63,7 +62,7 @@ def test_all_weights_begin_where_the_agent_is(latents: Path, agent: Path, tmp_pa
 
 
 def test_low_rank_leaves_the_rest_alone(latents: Path, agent: Path, tmp_path: Path) -> None:
-    options = RunOptions(tmp_path, start=str(agent), steps=3, batch=2, lr=1e-2, lora=2)
+    options = RunOptions(tmp_path, start=str(agent), steps=3, batch=2, lr=1e-2, lora=2, clip_units=6)
     train_duplex(latents, options, "cpu")
     different = changed(agent, tmp_path)
     layers = {name for name in different if name.startswith("backbone.layers.")}
@@ -81,13 +80,15 @@ def test_low_rank_resumes(latents: Path, agent: Path, tmp_path: Path) -> None:
         for number, until in enumerate(steps):
             out = tmp_path / name
             minutes = 0 if until < 4 else None  # one step, then the rest
-            options = RunOptions(out, start=str(agent), resume=number > 0, steps=4, minutes=minutes, batch=2, lora=2)
+            options = RunOptions(
+                out, start=str(agent), resume=number > 0, steps=4, minutes=minutes, batch=2, lora=2, clip_units=6
+            )
             train_duplex(latents, options, "cpu")
     left, right = (load_file(tmp_path / name / "trainer.safetensors") for name in ("whole", "parts"))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
     with pytest.raises(TrainingError, match="same preset"):
-        train_duplex(latents, RunOptions(tmp_path / "whole", resume=True, steps=5, batch=2), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "whole", resume=True, steps=5, batch=2, clip_units=6), "cpu")
 
 
 def test_merged_model_is_the_same() -> None:
@@ -107,22 +108,22 @@ def test_merged_model_is_the_same() -> None:
 
 def test_refusals(latents: Path, agent: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name one with --from"):
-        train_duplex(latents, RunOptions(tmp_path / "a", "tiny", steps=1, lora=2), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "a", "tiny", steps=1, lora=2, clip_units=6), "cpu")
     with pytest.raises(ConfigError, match="rank from 1 to the model's width 32, got 99"):
-        train_duplex(latents, RunOptions(tmp_path / "b", start=str(agent), steps=1, lora=99), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "b", start=str(agent), steps=1, lora=99, clip_units=6), "cpu")
     with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
-        train_duplex(latents, RunOptions(tmp_path / "c", start=str(tmp_path / "nowhere"), steps=1), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "c", start=str(tmp_path / "nowhere"), steps=1, clip_units=6), "cpu")
     with pytest.raises(ConfigError, match="start without --resume"):
-        train_duplex(latents, RunOptions(tmp_path / "d", "tiny", resume=True), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "d", "tiny", resume=True, clip_units=6), "cpu")
     other = tiny_weights(seed=1)
     save_weights(other, tmp_path / "other")
     with pytest.raises(CheckpointError, match="trained on codecs"):
-        train_duplex(latents, RunOptions(tmp_path / "e", start=str(tmp_path / "other"), steps=1), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "e", start=str(tmp_path / "other"), steps=1, clip_units=6), "cpu")
 
 
 def test_an_agent_moves_to_new_codecs(latents: Path, tmp_path: Path) -> None:
     save_weights(tiny_weights(seed=1), tmp_path / "old")
-    options = RunOptions(tmp_path / "new", start=str(tmp_path / "old"), steps=1, batch=1, new_codecs=True)
+    options = RunOptions(tmp_path / "new", start=str(tmp_path / "old"), steps=1, batch=1, new_codecs=True, clip_units=6)
     train_duplex(latents, options, "cpu")
     agent = load_weights(tmp_path / "new")  # refuses an agent and codecs that do not belong together
     assert codec_hash(agent.audio_vae, agent.video_vae) == codec_hash(*load_codecs(TALKER, latents))

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wan_streamer import WanStreamer, presets
+from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.model.inspect import describe_checkpoint, describe_preset
 from wan_streamer.model.pretrained import Weights
@@ -100,7 +101,7 @@ def test_operations_are_those_of_a_running_agent() -> None:
             weights.streamer.velocity(live, last, 1.0)
         with counters[2]:
             weights.audio_vae.decode(last.audio[None])
-            weights.video_vae.decode(weights.streamer.unpatchify(last.video)[None, None])
+            weights.video_vae.decode(unpatchify(last.video, weights.config)[None, None])
     first, velocity, decode = (counter.get_total_flops() / 1e9 for counter in counters)
     said = described["gflop"]
     rounding = 2e-4

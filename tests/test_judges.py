@@ -11,10 +11,11 @@ import pytest
 from tiny import tiny_weights
 from tiny_world import make_episode
 
+from wan_streamer.codecs.folder import load_codec
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, ShapeError
 from wan_streamer.evaluation.codecs import score as codecs
 from wan_streamer.evaluation.codecs.clips import Clip, clear_clips, espeak_clips, human_clips, make_clip, wav_clips
-from wan_streamer.evaluation.codecs.score import load_codec, rebuild, score_audio, score_video
+from wan_streamer.evaluation.codecs.score import rebuild, score_audio, score_video
 from wan_streamer.evaluation.readers import pictures
 from wan_streamer.evaluation.readers.judges import (
     MosPredictor,

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from tiny import TALKER, shared_weights, tiny_weights
 from tiny_world import make_episode
 
+from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.data import cluster, encode
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.encode import encode_episode, read_metadata, source_hashes
 from wan_streamer.data.latents import LatentStore, encode_shards
 from wan_streamer.data.shards import check_labels, shard_name, write_shard
 from wan_streamer.errors import ConfigError, DataError, WanStreamerError
-from wan_streamer.model.pretrained import codec_hash
 
 UNITS = 5
 EPISODES = 4

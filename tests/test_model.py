@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import TINY
 
+from wan_streamer.codecs.patches import patchify, unpatchify
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.flow.path import interpolate
@@ -278,7 +279,7 @@ def test_window_cache_stays_flat_and_full_grows() -> None:
 def test_patches_round_trip() -> None:
     model = Streamer(TINY)
     latent = torch.randn(2, 3, 4, 6, 6)
-    tokens = model.patchify(latent)
+    tokens = patchify(latent, model.config)
     assert tokens.shape == (2, 3, 4, 36)
-    assert torch.equal(model.unpatchify(tokens), latent)
+    assert torch.equal(unpatchify(tokens, model.config), latent)
     assert torch.equal(tokens[0, 0, 1], latent[0, 0, :, :3, 3:].flatten())

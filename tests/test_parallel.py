@@ -79,7 +79,7 @@ def test_a_run_goes_on_with_another_number(first: int, second: int, latents: Pat
 
 def stage(latents: Path, **options: int) -> DuplexStage:
     torch.manual_seed(0)
-    return DuplexStage(Streamer(TALKER), tiny_text(), latents, dataclasses.replace(CONFIG, **options), units=6)
+    return DuplexStage(Streamer(TALKER), tiny_text(), latents, dataclasses.replace(CONFIG, **options))
 
 
 def test_micro_batches_add_up(latents: Path, tmp_path: Path) -> None:

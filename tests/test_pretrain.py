@@ -13,6 +13,7 @@ from tiny import TALKER
 from tiny_world import make_latents, save_codecs
 
 from wan_streamer import UserUnit, WanStreamer, presets
+from wan_streamer.codecs.folder import load_codecs
 from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import TextConfig
 from wan_streamer.data.latents import encode_shards
@@ -33,7 +34,7 @@ from wan_streamer.training.stages.duplex import TASK_EVERY, DuplexStage, train_d
 from wan_streamer.training.stages.objective import FlowSample, draw_flow, flow_errors
 from wan_streamer.training.stages.pretrain import PretrainStage, train_pretrain
 from wan_streamer.training.stages.run import RunOptions
-from wan_streamer.training.stages.streamer import StreamerStage, load_codecs
+from wan_streamer.training.stages.streamer import StreamerStage
 
 PUPIL = dataclasses.replace(
     TALKER, backbone=dataclasses.replace(TALKER.backbone, dim=64, mlp_dim=128), text=TextConfig(vocab_size=400)
@@ -202,9 +203,9 @@ def test_resumed_equals_uninterrupted(kind: str, data: Path, text: TextCodec, tm
     def stage() -> StreamerStage:
         if kind == "pretrain":
             return new_stage(data, text, steps=TASK_EVERY + 1, batch=1)
-        config = TrainConfig(steps=TASK_EVERY + 1, lr=1e-3, batch=1, validate_every=1000)
+        config = TrainConfig(steps=TASK_EVERY + 1, lr=1e-3, batch=1, validate_every=1000, clip_units=8)
         torch.manual_seed(0)
-        return DuplexStage(Streamer(PUPIL), text, data / "talks", config, 8, data)
+        return DuplexStage(Streamer(PUPIL), text, data / "talks", config, data)
 
     Trainer(stage(), tmp_path / "whole").run()
     for _ in range(2):
@@ -236,12 +237,13 @@ def test_samples_are_written_and_are_not_random(data: Path, text: TextCodec, tmp
 def test_a_pretrained_agent_goes_on_to_conversation(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplex, "CLIP_UNITS", 8)
     monkeypatch.setattr(duplex, "VALIDATION", (1, 1))
     monkeypatch.setattr(tasks, "VALID_TASKS", 1)
     first, second = tmp_path / "pretrain", tmp_path / "duplex"
     train_pretrain(data, RunOptions(first, "pupil", steps=1, batch=1), "cpu")
-    scores = train_duplex(data / "talks", RunOptions(second, start=str(first), steps=1, batch=1), "cpu", data)
+    scores = train_duplex(
+        data / "talks", RunOptions(second, start=str(first), steps=1, batch=1, clip_units=8), "cpu", data
+    )
     assert {"loss", "tts/audio", "asr/transcript"} <= set(scores)
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
     agent = WanStreamer.from_pretrained(second)

@@ -16,6 +16,7 @@ from wan_streamer import AgentUnit, UserUnit, WanStreamer
 from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.config import FlowConfig, TextConfig
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
+from wan_streamer.flow.sampler import TokenSampler
 from wan_streamer.model.inspect import describe_checkpoint
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -98,13 +99,16 @@ def test_start_bias_decides_who_speaks_up() -> None:
     """Only the agent's own words, and only between its utterances."""
     for bias, silent, expected in ((-1e6, True, {True}), (1e6, True, {False}), (-1e6, False, {True, False})):
         session = with_options(text={"temperature": 1.0, "start_bias": bias}).session(seed=3)
-        session.silent = silent
-        tokens = [session._choose(torch.zeros(2, 4)).tolist() for _ in range(60)]
+        sampler = TokenSampler(session.config.text, session.noise)
+        tokens = []
+        for _ in range(60):
+            sampler.silent = silent
+            tokens.append(sampler(torch.zeros(2, 4)).tolist())
         assert {response == SILENCE for response, _ in tokens} == expected
         assert {transcript for _, transcript in tokens} == {0, 1, 2, 3}
     session = with_options(text={"start_bias": -1e6}).session()
     assert not any(session.step(unit).text for unit in user_units())
-    assert session.silent
+    assert session.sampler.silent
 
 
 def test_sessions_side_by_side_do_not_meet(agent: WanStreamer) -> None:

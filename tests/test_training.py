@@ -17,10 +17,10 @@ from tiny_world import make_codec_arrays, make_latents, save_codecs
 from torch import Tensor, nn
 
 from wan_streamer import UserUnit, WanStreamer, presets, tensors
+from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, TrainingError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.pretrained import codec_hash
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.tensors import save_atomically
 from wan_streamer.training.examples.clips import stack
@@ -28,11 +28,9 @@ from wan_streamer.training.loop.curves import Board, read_log, write_curves
 from wan_streamer.training.loop.prefetch import Prefetch
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
-from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
 from wan_streamer.training.stages.duplex import DuplexStage, train_duplex
 from wan_streamer.training.stages.run import RunOptions
-from wan_streamer.training.stages.streamer import load_codecs
 
 STEPS = 12
 
@@ -124,7 +122,7 @@ def test_muon_trains_the_hidden_matrices_and_resumes(tmp_path: Path) -> None:
     before = {name: p.detach().clone() for name, p in one.named.items()}
     one.run(minutes=0)
     hidden = ("net.2.weight", "net.4.weight")
-    assert set(one.matrices) == set(hidden)
+    assert set(one.optimisers.matrices) == set(hidden)
     for name in hidden:  # the first directions of an orthogonal update are of one size, unlike a gradient's
         change = (one.named[name] - before[name]).detach()
         sizes = torch.linalg.svdvals(change.permute(0, 2, 3, 1).flatten(1) if change.ndim == 4 else change)
@@ -348,9 +346,9 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def duplex_stage(latents: Path, **options: float) -> DuplexStage:
-    config = TrainConfig(steps=200, lr=5e-3, batch=2, warmup=20, ema=0.95)
+    config = TrainConfig(steps=200, lr=5e-3, batch=2, warmup=20, ema=0.95, clip_units=8)
     torch.manual_seed(0)
-    return DuplexStage(Streamer(TALKER), tiny_text(), latents, dataclasses.replace(config, **options), units=8)
+    return DuplexStage(Streamer(TALKER), tiny_text(), latents, dataclasses.replace(config, **options))
 
 
 @torch.no_grad()
@@ -373,10 +371,9 @@ def test_duplex_learns_one_conversation_by_heart(latents: Path, tmp_path: Path) 
 
 
 def test_trained_duplex_is_a_checkpoint(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplex, "CLIP_UNITS", 8)
     out = tmp_path / "run"
-    train_duplex(latents, RunOptions(out, "tiny", steps=2))
-    metrics = train_duplex(latents, RunOptions(out, resume=True, steps=3))
+    train_duplex(latents, RunOptions(out, "tiny", steps=2, clip_units=8))
+    metrics = train_duplex(latents, RunOptions(out, resume=True, steps=3, clip_units=8))
     assert metrics["loss"] > 0
     agent = WanStreamer.from_pretrained(out)
     assert agent.name == str(out)
@@ -419,7 +416,7 @@ def test_latents_of_other_codecs_are_refused(latents: Path, tmp_path: Path) -> N
 
 def test_duplex_stage_refuses(latents: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="shorter than the clips of 9"):
-        DuplexStage(Streamer(TALKER), tiny_text(), latents, TrainConfig(steps=1, lr=1e-3, batch=1), units=9)
+        DuplexStage(Streamer(TALKER), tiny_text(), latents, TrainConfig(steps=1, lr=1e-3, batch=1, clip_units=9))
     shutil.copytree(latents, tmp_path / "data")
     damaged = next((tmp_path / "data" / "train").glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:100])

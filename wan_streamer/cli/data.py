@@ -144,9 +144,9 @@ def encode(
 
     from rich.progress import Progress
 
+    from wan_streamer.codecs.folder import load_codecs
     from wan_streamer.data.latents import encode_shards
     from wan_streamer.presets import get_preset
-    from wan_streamer.training.stages.streamer import load_codecs
 
     config = get_preset(preset)
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,11 @@ class VideoVAE(nn.Module):
         nn.init.normal_(self.dec_out.weight, std=0.1 * self.dec_out.weight[0].numel() ** -0.5)
         nn.init.constant_(self.dec_out.bias[12:], -2.0)  # type: ignore[index]  # at first little stays
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In a loaded agent bfloat16."""
+        return self.stats.mean_C.dtype
+
     def encode_raw(self, video_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
         """Frames [B, T, 3, H, W] in [-1, 1], T a multiple of 4 -> latent means [B, T / 4, C, H / 16, W / 16]."""
         B, T, _, H, W = video_BTCHW.shape
@@ -182,9 +187,9 @@ class VideoVAE(nn.Module):
         """The codec's round trip: uint8 [T, H, W, 3], T a multiple of 4 -> the same shape."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ShapeError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-        like = self.stats.mean_C  # a loaded agent keeps this codec in bfloat16
-        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], like.device).to(like.dtype))
-        return video_to_frames(self.decode(latent.to(like.dtype))[0])[0].cpu().numpy()
+        device, dtype = self.stats.mean_C.device, self.dtype
+        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], device).to(dtype))
+        return video_to_frames(self.decode(latent.to(dtype))[0])[0].cpu().numpy()
 
 
 def frames_to_video(frames_BTHWC: Tensor, device: torch.device) -> Tensor:

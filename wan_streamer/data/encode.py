@@ -120,7 +120,7 @@ def encode_episode(
 
 
 def _encode_video(film_THWC: np.ndarray, video_vae: VideoVAE) -> Tensor:
-    kind = video_vae.stats.mean_C.dtype
+    kind = video_vae.dtype
     latents, state = [], None
     for chunk_THWC in torch.from_numpy(film_THWC).split(CHUNK_UNITS * FRAMES_PER_UNIT):
         video_BTCHW = chunk_THWC.float().div_(127.5).sub_(1).to(kind).movedim(3, 1)[None]

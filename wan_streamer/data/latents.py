@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import PerceptionConfig
 from wan_streamer.data.cluster import Engine, run_jobs
@@ -32,7 +33,6 @@ from wan_streamer.data.encode import (
 )
 from wan_streamer.data.shards import shard_paths
 from wan_streamer.errors import DataError
-from wan_streamer.model.pretrained import codec_hash
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 

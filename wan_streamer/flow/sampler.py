@@ -1,32 +1,54 @@
-"""Drawing one unit of the agent. The live session and the rollouts of training call the same function."""
+"""Drawing what the agent does in one unit. Live sessions and the rollouts of training call the same functions.
 
-from collections.abc import Callable
+`draw_unit`     latents from noise
+`TokenSampler`  tokens of both lanes from their logits
+"""
 
 import torch
+from torch import Tensor
 
-from wan_streamer.config import FlowConfig
-from wan_streamer.flow.solver import resample, solve, time_grid
-from wan_streamer.model.layout import Latents
+from wan_streamer.codecs.text import END, SILENCE
+from wan_streamer.config import FlowConfig, TextConfig
+from wan_streamer.flow.solver import Velocity, resample, solve, time_grid
+from wan_streamer.model.layout import LANES, Latents
+
+RESPONSE = LANES.index("response")
 
 
-def draw_unit(
-    velocity: Callable[[Latents, float], Latents],
-    like: Latents,
-    flow: FlowConfig,
-    generator: torch.Generator,
-    steps: int | None = None,
-) -> Latents:
-    """Latents of one unit, shaped like `like`, from noise drawn on the CPU.
-
-    velocity  of the latents at a time; for a live state, `Streamer.velocity` of its open block
-    steps     of the solver (default: those of `flow`)
-    """
+def draw_unit(velocity: Velocity, like: Latents, flow: FlowConfig, generator: torch.Generator) -> Latents:
+    """Latents of one unit, shaped like `like`, from noise drawn on the CPU."""
 
     def fresh() -> Latents:
         drawn = (torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * flow.temperature for z in like)
         return Latents(*drawn)
 
-    grid = time_grid(flow.steps if steps is None else steps, flow.shift)
+    grid = time_grid(flow.steps, flow.shift)
     if flow.renoise:
         return resample(velocity, fresh(), grid, fresh)
     return solve(velocity, fresh(), grid)
+
+
+class TokenSampler:
+    """Picks the tokens of a conversation, slot after slot, as `config` says.
+
+    generator  of the tokens, on the CPU; nothing is drawn at temperature 0
+    """
+
+    def __init__(self, config: TextConfig, generator: torch.Generator) -> None:
+        self.config, self.generator = config, generator
+        self.silent = True  # whether the agent is between two utterances
+
+    def __call__(self, logits_LV: Tensor) -> Tensor:
+        """Tokens [lanes] of the next slot."""
+        if self.silent:
+            logits_LV = logits_LV.clone()
+            logits_LV[RESPONSE, SILENCE] -= self.config.start_bias
+        token_L = self._draw(logits_LV)
+        self.silent = int(token_L[RESPONSE]) in (SILENCE, END)
+        return token_L
+
+    def _draw(self, logits_LV: Tensor) -> Tensor:
+        if self.config.temperature == 0:
+            return logits_LV.argmax(-1)
+        probability = (logits_LV.float().cpu() / self.config.temperature).softmax(-1)
+        return torch.multinomial(probability, 1, generator=self.generator).squeeze(1).to(logits_LV.device)

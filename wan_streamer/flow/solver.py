@@ -10,8 +10,12 @@ from itertools import pairwise
 
 import torch
 
+from wan_streamer.flow.joint import advance, denoise, mix
 from wan_streamer.flow.path import shift_tau
 from wan_streamer.model.layout import Latents
+
+Velocity = Callable[[Latents, float], Latents]
+"""Of latents at a time; for a live state, `Streamer.velocity` of its open block."""
 
 
 def time_grid(steps: int, shift: float) -> list[float]:
@@ -19,19 +23,15 @@ def time_grid(steps: int, shift: float) -> list[float]:
     return shift_tau(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
 
 
-def solve(velocity: Callable[[Latents, float], Latents], noise: Latents, grid: list[float]) -> Latents:
+def solve(velocity: Velocity, noise: Latents, grid: list[float]) -> Latents:
     """Integrate both modalities together: z <- z - (tau_i - tau_{i+1}) v(z, tau_i)."""
     latents = noise
     for now, following in pairwise(grid):
-        slope = velocity(latents, now)
-        step = now - following
-        latents = Latents(latents.video - step * slope.video, latents.audio - step * slope.audio)
+        latents = advance(latents, velocity(latents, now), now - following)
     return latents
 
 
-def resample(
-    velocity: Callable[[Latents, float], Latents], noise: Latents, grid: list[float], fresh: Callable[[], Latents]
-) -> Latents:
+def resample(velocity: Velocity, noise: Latents, grid: list[float], fresh: Callable[[], Latents]) -> Latents:
     """Every step jumps to data, z0 = z - tau v(z, tau), and all but the last go back: z = (1 - tau') z0 + tau' eps.
 
     fresh  draws eps, independent of the noise before: with the same noise again, z would not be on the path that the
@@ -39,9 +39,7 @@ def resample(
     """
     latents = noise
     for now, following in pairwise(grid):
-        slope = velocity(latents, now)
-        latents = Latents(*(z - now * v for z, v in zip(latents, slope, strict=True)))
+        latents = denoise(latents, velocity(latents, now), now)
         if following > 0:
-            pairs = zip(latents, fresh(), strict=True)
-            latents = Latents(*((1 - following) * z + following * eps for z, eps in pairs))
+            latents = mix(latents, fresh(), following)
     return latents

@@ -19,16 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.causal import State
+from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
 from wan_streamer.model.cache import KVCache
 from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
-from wan_streamer.model.pretrained import CODEC_KEY, codec_hash, find_checkpoint
+from wan_streamer.model.pretrained import codecs_of, find_checkpoint
 from wan_streamer.model.streamer import LiveState, Streamer
 from wan_streamer.perception.audio import HOP, AudioPerception
 from wan_streamer.presets import get_preset
-from wan_streamer.tensors import load_module
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT, UNIT_MS
 
 META = torch.device("meta")
@@ -223,7 +224,7 @@ def _gflop(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict
 
     def decode() -> None:
         audio_vae.decode(last.audio[None])
-        video_vae.decode(streamer.unpatchify(last.video)[None, None])
+        video_vae.decode(unpatchify(last.video, config)[None, None])
 
     def speak() -> None:
         for slot in range(config.text.slots):
@@ -255,7 +256,6 @@ def _check_codecs(config: StreamerConfig, folder: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (not a dict)
-            trained_on = (file.metadata() or {}).get(CODEC_KEY, "unknown")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not found; expected a checkpoint's weights") from error
     except (SafetensorError, OSError) as error:
@@ -263,9 +263,6 @@ def _check_codecs(config: StreamerConfig, folder: Path) -> dict[str, str]:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(f"{path}: {name} expected {expected.get(name)}, got {found.get(name)}")
-    audio_vae, video_vae = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
-    load_module(audio_vae, folder / "audio_vae.safetensors")
-    load_module(video_vae, folder / "video_vae.safetensors")
-    present = codec_hash(audio_vae, video_vae)
+    trained_on, present = codecs_of(folder), codec_hash(*load_codecs(config, folder))
     verdict = "yes" if present == trained_on else "NO: this agent cannot be loaded"
     return {"in_the_folder": present, "model_trained_on": trained_on, "belong_together": verdict}

@@ -245,7 +245,7 @@ def generate(
     tokens: list[int] = []
     past, given = None, prompt
     while len(tokens) < most:
-        logits, past = streamer.text_logits(torch.tensor([given], device=streamer.place.device), past)
+        logits, past = streamer.text_logits(torch.tensor([given], device=streamer.device), past)
         word_V = logits[0, -1, len(CONTROL) :].cpu()
         if temperature == 0:
             choice = word_V.argmax()

@@ -5,15 +5,14 @@
 `local_or_hub`      path or hub id -> path
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
@@ -34,16 +33,9 @@ class Weights:
     video_vae: VideoVAE
     text: TextCodec
 
-
-def codec_hash(*codecs: nn.Module) -> str:
-    """Fingerprint of codec weights as they are stored (bfloat16): equal weights, equal hash."""
-    digest = hashlib.sha256()
-    for codec in codecs:
-        for name, value in sorted(codec.state_dict().items()):
-            digest.update(
-                name.encode() + value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes()
-            )
-    return digest.hexdigest()[:16]
+    @property
+    def codec_hash(self) -> str:
+        return codec_hash(self.audio_vae, self.video_vae)
 
 
 def find_checkpoint(name: str) -> Path:
@@ -85,19 +77,23 @@ def new_weights(config: StreamerConfig, text: TextCodec) -> Weights:
 def load_weights(folder: Path) -> Weights:
     """Read a checkpoint folder. Raises `CheckpointError` or `ConfigError` naming the damaged part."""
     folder = Path(folder)
-    weights = new_weights(load_config(folder / "config.json"), TextCodec.load(folder / "tokenizer.json"))
-    load_module(weights.audio_vae, folder / "audio_vae.safetensors")
-    load_module(weights.video_vae, folder / "video_vae.safetensors")
-    load_module(weights.streamer, folder / "model.safetensors")
-    check_codecs(folder, weights.audio_vae, weights.video_vae)
-    return weights
+    config, text = load_config(folder / "config.json"), TextCodec.load(folder / "tokenizer.json")
+    audio_vae, video_vae = load_codecs(config, folder)
+    streamer = Streamer(config)
+    load_module(streamer, folder / "model.safetensors")
+    check_codecs(folder, audio_vae, video_vae)
+    return Weights(config, streamer, audio_vae, video_vae, text)
+
+
+def codecs_of(folder: Path) -> str:
+    """Hash of the codecs on which the model in `folder` was trained; "unknown" where it does not say."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return (file.metadata() or {}).get(CODEC_KEY, "unknown")
 
 
 def check_codecs(folder: Path, audio_vae: AudioVAE, video_vae: VideoVAE) -> None:
     """Raise `CheckpointError` unless the model in `folder` was trained on these codecs."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        trained_on = (file.metadata() or {}).get(CODEC_KEY, "unknown")
-    present = codec_hash(audio_vae, video_vae)
+    trained_on, present = codecs_of(folder), codec_hash(audio_vae, video_vae)
     if trained_on != present:
         raise CheckpointError(f"{folder}: the model was trained on codecs {trained_on}, but those here are {present}")
 
@@ -109,7 +105,7 @@ def save_weights(weights: Weights, folder: Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    binding = {CODEC_KEY: codec_hash(weights.audio_vae, weights.video_vae)}
+    binding = {CODEC_KEY: weights.codec_hash}
     parts: dict[str, tuple[nn.Module, dict[str, str]]] = {
         "audio_vae": (weights.audio_vae, {}),
         "video_vae": (weights.video_vae, {}),

@@ -83,6 +83,10 @@ class Streamer(nn.Module):
         for head in (self.video_out, self.audio_out):
             nn.init.zeros_(head.weight)
 
+    @property
+    def device(self) -> torch.device:
+        return self.place.device
+
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -90,22 +94,6 @@ class Streamer(nn.Module):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.backbone.dim**-0.5)
-
-    # ---- latents <-> tokens
-
-    def patchify(self, latent_CHW: Tensor) -> Tensor:
-        """Latent frames [..., C, h, w] -> tokens [..., N, C patch patch]."""
-        rows, columns = self.config.grid
-        p = self.config.patch
-        split = latent_CHW.unflatten(-2, (rows, p)).unflatten(-1, (columns, p))  # ... C r p c p
-        return split.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
-
-    def unpatchify(self, token_NP: Tensor) -> Tensor:
-        """Tokens [..., N, C patch patch] -> latent frames [..., C, h, w]."""
-        rows, columns = self.config.grid
-        p = self.config.patch
-        split = token_NP.unflatten(-1, (-1, p, p)).unflatten(-4, (rows, columns))  # ... r c C p p
-        return split.movedim((-5, -4), (-4, -2)).flatten(-2).flatten(-3, -2)
 
     # ---- embedding, shared by training and live
 
@@ -182,7 +170,7 @@ class Streamer(nn.Module):
 
     def silence(self) -> Latents:
         """The latents before the first unit: zeros, as in training."""
-        config, device = self.config, self.place.device
+        config, device = self.config, self.device
         return Latents(
             torch.zeros(config.video_tokens, config.patch_dim, device=device),
             torch.zeros(config.audio_tokens, config.audio_vae.latent_dim, device=device),
@@ -195,7 +183,7 @@ class Streamer(nn.Module):
 
         frames_THWC has the size of the video encoder (`perception.scale_frames`).
         """
-        device, perception = self.place.device, self.config.perception
+        device, perception = self.device, self.config.perception
         microphone, camera = torch.tensor([audio_T is not None, frames_THWC is not None], device=device)
         if audio_T is None:
             audio_T = torch.zeros(SAMPLES_PER_UNIT, device=device)
@@ -225,7 +213,7 @@ class Streamer(nn.Module):
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""
-        times = torch.full((2,), tau, device=self.place.device)
+        times = torch.full((2,), tau, device=self.device)
         where = self.layout.noisy
         x_ND = torch.cat(self._embed_latents(*noisy, times)) + self.place[where]
         hidden, _ = self.backbone.step(x_ND, torch.arange(where.start, where.stop), live.cache)
@@ -233,7 +221,7 @@ class Streamer(nn.Module):
 
     def quiet_slots(self) -> Tensor:
         """Empty user text [S]."""
-        return torch.full((self.config.text.slots,), SILENCE, device=self.place.device)
+        return torch.full((self.config.text.slots,), SILENCE, device=self.device)
 
     # ---- text only
 

@@ -1,27 +1,24 @@
 """Quality of the two codecs on data that neither has seen: what their round trip costs.
 
-`score_codecs`   the whole table;   `score_audio`, `score_video`  one part of it;   `load_codec`  a codec's folder
+`score_codecs`   the whole table;   `score_audio`, `score_video`  one part of it
 
 audio   word error of a recogniser and predicted opinion score (MOS) of the original and of the round trip
 video   PSNR, SSIM, PSNR around the mouth; does the mouth still open at the same time; do pictures jump between units
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video, video_to_frames
-from wan_streamer.config import AudioVAEConfig, VideoVAEConfig, from_dict, load_config
 from wan_streamer.data.media import read_units
 from wan_streamer.data.recordings.sources import PICTURE
 from wan_streamer.data.shards import Episode, read_episodes
-from wan_streamer.errors import CheckpointError, DataError
+from wan_streamer.errors import DataError
 from wan_streamer.evaluation.codecs import clips as speech
 from wan_streamer.evaluation.codecs.clips import Clip
 from wan_streamer.evaluation.readers.judges import MosPredictor, Recogniser, word_errors
@@ -35,33 +32,11 @@ from wan_streamer.evaluation.readers.pictures import (
     ssim,
 )
 from wan_streamer.evaluation.suite.pairs import letterbox
-from wan_streamer.tensors import load_module
 from wan_streamer.units import FRAMES_PER_UNIT
 
 READERS = {"gap": mouth_gap_track, "shape": mouth_shape_track}
 STILL = 0.02  # standard deviation of a true opening (0..1) below which the mouth rests
 CHUNK = 4 * FRAMES_PER_UNIT  # frames that go through the codec at a time
-KINDS: dict[str, tuple[type, type]] = {"audio": (AudioVAE, AudioVAEConfig), "video": (VideoVAE, VideoVAEConfig)}
-
-
-def load_codec(folder: str | Path, kind: str) -> Any:
-    """The codec in `folder`, a checkpoint or what `train codec` left; kind is "audio" or "video".
-
-    Raises `CheckpointError` or `ConfigError` if it is missing, damaged or does not fit.
-    """
-    vae_class, config_class = KINDS[kind]
-    path = Path(folder) / f"{kind}_vae.json"
-    if (Path(folder) / "config.json").is_file():
-        vae = vae_class(getattr(load_config(Path(folder) / "config.json"), f"{kind}_vae"))
-        load_module(vae, path.with_suffix(".safetensors"))
-        return vae.eval().requires_grad_(False)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected the shape of a codec as JSON ({error})") from error
-    vae = vae_class(from_dict(config_class, config, str(path)))
-    load_module(vae, path.with_suffix(".safetensors"))
-    return vae.eval().requires_grad_(False)
 
 
 def score_codecs(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wan_streamer.flow.joint import advance, denoise
+from wan_streamer.flow.joint import advance, denoise, mix
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.solver import time_grid
 from wan_streamer.model.layout import Latents
@@ -23,7 +23,7 @@ from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.distill.student import StudentStage, unit_errors
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.loop.stage import TrainConfig
-from wan_streamer.training.stages.objective import TEXT_WEIGHT, draw_flow, mix, text_errors
+from wan_streamer.training.stages.objective import TEXT_WEIGHT, draw_flow, text_errors
 
 Velocity = Callable[[Latents, Tensor], Latents]
 
@@ -36,7 +36,7 @@ def consistency_goal(
     teacher: Velocity, target: Velocity, noisy: Latents, now_2: Tensor, following_2: Tensor
 ) -> Latents:
     """One step of the teacher, then a jump of the target."""
-    moved = advance(noisy, teacher(noisy, now_2), now_2, following_2)
+    moved = advance(noisy, teacher(noisy, now_2), now_2 - following_2)
     return denoise(moved, target(moved, following_2), following_2)
 
 

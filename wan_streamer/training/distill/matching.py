@@ -16,7 +16,7 @@ import copy
 import torch
 from torch import Tensor
 
-from wan_streamer.flow.joint import denoise, each
+from wan_streamer.flow.joint import denoise, each, mix
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import shift_tau, velocity_target
 from wan_streamer.model.layout import Latents
@@ -25,7 +25,7 @@ from wan_streamer.training.distill.self_forcing import Rollout, continue_clips
 from wan_streamer.training.distill.student import StudentStage, unit_errors
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.loop.stage import TrainConfig
-from wan_streamer.training.stages.objective import TEXT_WEIGHT, mix, text_errors
+from wan_streamer.training.stages.objective import TEXT_WEIGHT, text_errors
 
 EARLIEST, LATEST = 0.02, 0.98  # of the times at which units are noised: the ends tell nothing apart
 # 11 steps between lines of the log have no factor in common with any usual cycle, so it shows student and critic.
@@ -74,7 +74,7 @@ class MatchingStage(StudentStage):
         B = len(batch.video_BK)
         real_B = (noise.uniform((B,)) * min(self.settings.context + 1, self.units)).long()
         with self.autocast():
-            rollout = continue_clips(self.actor(), example.clips, real_B, noise.generators)
+            rollout = continue_clips(self.actor(), self.served.flow, example.clips, real_B, noise.generators)
         early = noise.uniform((B,)) < self.settings.early
         exit_B = torch.where(early, (noise.uniform((B,)) * (steps - 1)).long(), steps - 1)  # the jump that counts
         of_student = step % (self.settings.ratio + 1) == self.settings.ratio

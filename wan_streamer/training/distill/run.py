@@ -8,9 +8,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.errors import ConfigError, TrainingError
 from wan_streamer.files import write_json
-from wan_streamer.model.pretrained import Weights, codec_hash, find_checkpoint, load_weights
+from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights
 from wan_streamer.training.distill import consistency, matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import MatchingStage
@@ -18,9 +19,7 @@ from wan_streamer.training.distill.student import DistillConfig, StudentStage
 from wan_streamer.training.distill.teacher import check_same_kind
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
-from wan_streamer.training.stages.duplex import CLIP_UNITS
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import load_codecs
 
 METHODS: dict[str, tuple[type[StudentStage], TrainConfig]] = {
     "consistency": (ConsistencyStage, consistency.CONFIG),
@@ -52,20 +51,19 @@ def train_distill(
     world, data, settings = join(device), Path(data), settings or DistillConfig()
     weights = load_weights(find_checkpoint(teacher))
     codecs = codec_hash(*load_codecs(weights.config, data))
-    check_same_kind(weights.config, weights.config, codecs, codec_hash(weights.audio_vae, weights.video_vae))
+    check_same_kind(weights.config, weights.config, codecs, weights.codec_hash)
     if not options.resume:
         options = dataclasses.replace(options, start=options.start or teacher)
         _check_start(load_weights(find_checkpoint(str(options.start))), weights)
     streamer, text = starting_point(options, lambda _: weights.text)
     _remember(options, {"method": method, **dataclasses.asdict(settings)})
     stage_class, config = METHODS[method]
-    stage = stage_class(streamer, text, data, options.apply(config), CLIP_UNITS, weights, settings)
+    stage = stage_class(streamer, text, data, options.apply(config), weights, settings)
     return run(stage, options, world)
 
 
 def _check_start(start: Weights, teacher: Weights) -> None:
-    codecs = (codec_hash(weights.audio_vae, weights.video_vae) for weights in (start, teacher))
-    check_same_kind(start.config, teacher.config, *codecs)
+    check_same_kind(start.config, teacher.config, start.codec_hash, teacher.codec_hash)
     if start.text.tokenizer.to_str() != teacher.text.tokenizer.to_str():
         raise ConfigError("expected student and teacher with the same tokenizer, got two; begin with a student of it")
 

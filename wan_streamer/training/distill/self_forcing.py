@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wan_streamer.flow.joint import each
+from wan_streamer.config import FlowConfig
+from wan_streamer.flow.joint import denoise, each, stack
 from wan_streamer.flow.sampler import draw_unit
+from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.streamer import ClipBatch, LiveState, Streamer
+from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.training.stages.rollout import roll_out
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,8 @@ class Rollout:
         return each(lambda before, z: torch.cat([before[:, None], z[:, :-1]], dim=1), self.before, self.emitted)
 
 
-@torch.no_grad()
 def continue_clips(
-    streamer: Streamer, clips: ClipBatch, real_B: Tensor, generators: Sequence[torch.Generator]
+    streamer: Streamer, flow: FlowConfig, clips: ClipBatch, real_B: Tensor, generators: Sequence[torch.Generator]
 ) -> Rollout:
     """Row by row: `real_B` units of the clip, then units that the student draws with the row's generator.
 
@@ -53,57 +55,38 @@ def continue_clips(
     """
     K = clips.microphone_BK.shape[1]
     rows = [
-        _continue_row(streamer, clips, row, int(real), generator)
+        _continue_row(streamer, flow, clips, row, int(real), generator)
         for row, (real, generator) in enumerate(zip(real_B.tolist(), generators, strict=True))
     ]
-    inputs, cleans = (_stack([row[part] for row in rows], 0) for part in (0, 1))
+    inputs, cleans = (stack(row[part] for row in rows) for part in (0, 1))
     before = Latents(clips.video_BKNP[:, 0], clips.audio_BKTC[:, 0])
     rolled_BK = (torch.arange(K) >= real_B[:, None]).float()
     return Rollout(inputs, cleans, before, rolled_BK.to(before.video.device))
 
 
 def _continue_row(
-    streamer: Streamer, clips: ClipBatch, row: int, real: int, generator: torch.Generator
+    streamer: Streamer, flow: FlowConfig, clips: ClipBatch, row: int, real: int, generator: torch.Generator
 ) -> tuple[Latents, Latents]:
     """(inputs, cleans) of one row: [steps, K, ...]."""
-    microphone, camera, written = (
-        flags[row].tolist() for flags in (clips.microphone_BK, clips.camera_BK, clips.written_BK)
-    )
-    K, live = len(microphone), streamer.open()
-    audio_KT = clips.user_audio_BT[row].unflatten(0, (K, -1))
-    frames_KTHWC = clips.user_video[row].unflatten(0, (K, -1))
-    given = Latents(clips.video_BKNP[row], clips.audio_BKTC[row])
-    last = Latents(given.video[0], given.audio[0])
-    inputs, cleans = [], []
-    for k in range(K):
-        audio, frames = audio_KT[k] if microphone[k] else None, frames_KTHWC[k] if camera[k] else None
-        streamer.observe(live, last, audio, frames, clips.user_text_BKS[row, k])
-        for slot, token_L in enumerate(clips.slot_BKSL[row, k]):
-            streamer.speak(live, slot, token_L, written[k])
+    inputs: list[Latents] = []
+    cleans: list[Latents] = []
+    said = iter(clips.slot_BKSL[row].flatten(0, 1))
+
+    def draw(k: int, velocity: Velocity, last: Latents) -> Latents:
         if k < real:
-            last = Latents(given.video[k + 1], given.audio[k + 1])
-            asked = jumps = [last] * streamer.config.flow.steps
-        else:
-            last, asked, jumps = _draw(streamer, live, last, generator)
-        inputs.append(_stack(asked, 0))
-        cleans.append(_stack(jumps, 0))
-    return _stack(inputs, 1), _stack(cleans, 1)
+            given = Latents(clips.video_BKNP[row, k + 1], clips.audio_BKTC[row, k + 1])
+            inputs.extend([given] * flow.steps)
+            cleans.extend([given] * flow.steps)
+            return given
 
+        def recorded(noisy: Latents, tau: float) -> Latents:
+            slope = velocity(noisy, tau)
+            inputs.append(noisy)
+            cleans.append(denoise(noisy, slope, tau))
+            return slope
 
-def _draw(
-    streamer: Streamer, live: LiveState, like: Latents, generator: torch.Generator
-) -> tuple[Latents, list[Latents], list[Latents]]:
-    """One unit from the live sampler, what it asked the model about, and the jumps to data from there."""
-    asked, jumps = [], []
+        return draw_unit(recorded, last, flow, generator)
 
-    def velocity(noisy: Latents, tau: float) -> Latents:
-        slope = streamer.velocity(live, noisy, tau)
-        asked.append(noisy)
-        jumps.append(each(lambda z, v: z - tau * v, noisy, slope))
-        return slope
-
-    return draw_unit(velocity, like, streamer.config.flow, generator), asked, jumps
-
-
-def _stack(latents: Sequence[Latents], dim: int) -> Latents:
-    return each(lambda *z: torch.stack(z, dim), *latents)
+    roll_out(streamer, clips, row, lambda logits_LV: next(said), draw, clips.written_BK[row].tolist())
+    by_step = (each(lambda z: z.unflatten(0, (-1, flow.steps)).transpose(0, 1), stack(z)) for z in (inputs, cleans))
+    return tuple(by_step)  # type: ignore[return-value]

@@ -14,22 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.codecs.text import TextCodec
+from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.guidance import Guidance
 from wan_streamer.flow.joint import advance, denoise, each
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.solver import time_grid
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.pretrained import Weights, codec_hash
+from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.tensors import whole
 from wan_streamer.training.distill.self_forcing import continue_clips
 from wan_streamer.training.distill.teacher import Teacher, check_same_kind
-from wan_streamer.training.examples.clips import Example, stack
+from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.loop.stage import TrainConfig
-from wan_streamer.training.stages.duplex import DuplexStage
 from wan_streamer.training.stages.objective import mean_of_targets, text_errors
+from wan_streamer.training.stages.streamer import StreamerStage
 
 VALIDATION = (2, 4)  # batches and rows of each
 
@@ -66,7 +69,7 @@ class DistillConfig:
             )
 
 
-class StudentStage(DuplexStage):
+class StudentStage(StreamerStage):
     """Trains `streamer` to draw what `teacher` would draw. The agent's text is always shown.
 
     Raises `CheckpointError` if student, teacher and data do not have the same shape and codecs.
@@ -78,16 +81,15 @@ class StudentStage(DuplexStage):
         text: TextCodec,
         data: Path,
         config: TrainConfig,
-        units: int,
         teacher: Weights,
         settings: DistillConfig,
     ) -> None:
-        super().__init__(streamer, text, data, config, units)
+        super().__init__(streamer, text, data, config, config.clip_units)
         self.settings = settings
-        codecs = codec_hash(self.audio_vae, self.video_vae)
-        check_same_kind(streamer.config, teacher.config, codecs, codec_hash(teacher.audio_vae, teacher.video_vae))
-        few = dataclasses.replace(streamer.config.flow, steps=settings.solver_steps, renoise=True)
-        streamer.config = dataclasses.replace(streamer.config, flow=few)
+        self.train_talks, self.valid_talks = (
+            ConversationClips(clips, data) for clips in (self.train_clips, self.valid_clips)
+        )
+        check_same_kind(streamer.config, teacher.config, codec_hash(self.audio_vae, self.video_vae), teacher.codec_hash)
         self._teacher = Teacher(teacher.streamer.eval().requires_grad_(False), settings.guidance)
         self._paths: dict[int, tuple[list[Latents], Tensor]] = {}
         self._whole: Streamer | None = None
@@ -103,6 +105,13 @@ class StudentStage(DuplexStage):
         """On the stage's device. It is no model of the trainer: not saved, not split over processes."""
         self._teacher.streamer.to(self.device)
         return self._teacher
+
+    @property
+    def served(self) -> StreamerConfig:
+        """The student's few steps, each of which jumps to data."""
+        config = self.streamer.config
+        few = dataclasses.replace(config.flow, steps=self.settings.solver_steps, renoise=True)
+        return dataclasses.replace(config, flow=few)
 
     def streamers(self) -> list[Streamer]:
         return [self.streamer, self._teacher.streamer, self._second]
@@ -122,7 +131,7 @@ class StudentStage(DuplexStage):
         return self._whole
 
     def batch(self, step: int, rows: range) -> Example:
-        return stack(self._draw_varied((self.config.seed, step, row), 0.0) for row in rows)
+        return self.train_talks.batch(self.config.seed, step, rows)
 
     def stream_losses(self, errors_BK: Latents, example: Example, counts_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Errors of video and audio, each [B, K], as means over rows; of the units that are targets and count."""
@@ -133,9 +142,7 @@ class StudentStage(DuplexStage):
     def validate(self) -> dict[str, float]:
         """How far the student's jumps end from where its teacher ends, what it says, how lively it is alone."""
         batches, rows = VALIDATION
-        scores = [
-            self._score(number, stack(self.draw_valid(number, row) for row in range(rows))) for number in range(batches)
-        ]
+        scores = [self._score(number, self.valid_talks.valid(number, range(rows))) for number in range(batches)]
         return {key: float(np.nanmean([row[key] for row in scores])) for key in sorted(scores[0])}
 
     @torch.no_grad()
@@ -168,14 +175,14 @@ class StudentStage(DuplexStage):
                 path.append(noisy)
             with self.autocast():
                 velocity, logits = self.teacher.velocity(example, history, zero, noisy, zero + now)
-            noisy = advance(noisy, velocity, zero + now, zero + following)
+            noisy = advance(noisy, velocity, now - following)
         return [*path, noisy], text_errors(logits, example)[0].mean()
 
     def _alone(self, example: Example, noise: RowNoise) -> dict[str, Tensor]:
         """How much the picture moves and how loud the sound is when the student goes on alone; 1 is like the data."""
         real_B = torch.full((len(noise.generators),), min(self.settings.context, self.units - 1))
         with self.autocast():
-            rollout = continue_clips(self.actor(), example.clips, real_B, noise.generators)
+            rollout = continue_clips(self.actor(), self.served.flow, example.clips, real_B, noise.generators)
         data, history = real_latents(example.clips), real_history(example.clips)[0]
         counts = Latents(example.video_BK * rollout.rolled_BK, example.audio_BK * rollout.rolled_BK)
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wan_streamer.codecs.patches import patchify
 from wan_streamer.codecs.text import HOLD, SILENCE, TextCodec
+from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.units import FRAMES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
@@ -73,10 +75,10 @@ def hide(example: Example, text: bool = False, user: bool = False, history: bool
 
 
 class ClipReader:
-    """Clips of `units` units from `store`, for `streamer`, with the text of `text`."""
+    """Clips of `units` units from `store`, for a model of `config`, with the text of `text`."""
 
-    def __init__(self, store: LatentStore, streamer: Streamer, text: TextCodec, units: int) -> None:
-        self.store, self.streamer, self.text, self.units = store, streamer, text, units
+    def __init__(self, store: LatentStore, config: StreamerConfig, text: TextCodec, units: int) -> None:
+        self.store, self.config, self.text, self.units = store, config, text, units
         self.length = np.array([labels["units"] for labels in store.labels])
         self._lanes = functools.lru_cache(maxsize=4096)(self._read_lanes)
 
@@ -95,7 +97,7 @@ class ClipReader:
         microphone  False: it is off;   camera  False: it is off, as where the recording has no picture
         units       length of the clip (default: the reader's)
         """
-        K, config, labels = units or self.units, self.streamer.config, self.store.labels[number]
+        K, config, labels = units or self.units, self.config, self.store.labels[number]
         known = min(K, int(self.length[number]) - first)
         clip = self.store.read(number, first, known)
         user_text, lanes = (torch.from_numpy(part[first : first + known]) for part in self._lanes(number, typed))
@@ -117,7 +119,7 @@ class ClipReader:
             return inside * (stream in targets and there)
 
         clips = ClipBatch(
-            _pad(self.streamer.patchify(latents), K + 1),
+            _pad(patchify(latents, config), K + 1),
             _pad(clip["audio"], K + 1),
             _pad(sound, K * len(sound) // known),
             torch.full((K,), microphone),
@@ -138,11 +140,11 @@ class ClipReader:
         return int(np.convolve(words_K, np.ones(self.units, int))[self.units - 1 : len(words_K)].argmax())
 
     def _latent_size(self) -> tuple[int, int, int]:
-        vae = self.streamer.config.video_vae
+        vae = self.config.video_vae
         return vae.latent_channels, vae.latent_height, vae.latent_width
 
     def _read_lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray]:
-        text, labels = self.streamer.config.text, self.store.labels[number]
+        text, labels = self.config.text, self.store.labels[number]
         user_text, lanes = conversation_lanes(labels, text.slots, text.lead_units, self.text, typed)
         idle = [lane for lane, name in enumerate(LANES) if name not in labels.get("targets", LANES)]
         lanes[..., idle] = SILENCE  # what the model is not to write, it must not read either

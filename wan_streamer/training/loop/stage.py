@@ -29,6 +29,8 @@ class TrainConfig:
     diverged    a moving mean of the loss above so many times its best is a run that diverges; 0 looks at nothing
     patience    steps in a row of that, after which the run stops; none of them is saved
     precision   of matrix products: "bf16" (autocast) or "fp32"; weights and sums are always float32
+    clip_units  units of a clip of conversation. 24 (3.84 s) is one more than nano's longest window, so that sinks are
+                seen in their moved place; a model with longer windows needs longer clips
     """
 
     steps: int
@@ -46,14 +48,16 @@ class TrainConfig:
     diverged: float = 4.0
     patience: int = 100
     precision: str = "bf16"
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise ConfigError(f"precision: expected 'bf16' or 'fp32', got {self.precision!r}")
-
     log_every: int = 10
     validate_every: int = 250
     save_every: int = 250
+    clip_units: int = 24
+
+    def __post_init__(self) -> None:
+        if self.clip_units < 1:
+            raise ConfigError(f"clip_units: expected at least 1 unit, got {self.clip_units}")
+        if self.precision not in ("bf16", "fp32"):
+            raise ConfigError(f"precision: expected 'bf16' or 'fp32', got {self.precision!r}")
 
 
 class Stage(ABC):

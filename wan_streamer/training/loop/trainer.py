@@ -27,12 +27,15 @@ from wan_streamer.errors import ConfigError, TrainingError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
 from wan_streamer.training.loop.curves import Board, write_curves
+from wan_streamer.training.loop.guard import Guard
+from wan_streamer.training.loop.optimisers import Average, Optimisers
 from wan_streamer.training.loop.parallel import World, shard
 from wan_streamer.training.loop.prefetch import Prefetch
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.state import load_state, save_state
 
-SAME = ("lr", "muon_lr", "batch", "seed", "precision")  # what a resumed run must share with the run before
+# What a resumed run must share with the run before.
+SAME = ("lr", "muon_lr", "batch", "seed", "precision", "clip_units")
 
 
 class Trainer:
@@ -65,11 +68,8 @@ class Trainer:
             for name, p in module.named_parameters()
             if p.requires_grad
         }
-        hidden = {n: p for n, p in self.named.items() if config.muon_lr and stage.is_hidden(n, p)}
-        self.matrices = {name: nn.Parameter(_as_matrix(p)) for name, p in hidden.items()}
-        self.optimisers = _optimisers(stage, self.named, self.matrices)
-        self._rates = {id(group): group["lr"] for o in self.optimisers for group in o.param_groups}
-        self.ema = {name: p.detach().clone() for name, p in self.named.items()}
+        self.optimisers = Optimisers(stage, self.named)
+        self.ema = Average(self.named)
         # On CPUs the threads would only take time from the step.
         ahead = self.world.device.type == "cuda"
         self.prefetch = Prefetch(stage.batch, self.micro_batches) if ahead else None
@@ -107,18 +107,14 @@ class Trainer:
                 self.save()
                 if self.prefetch is not None:
                     self.prefetch.close()
-        with self._ema_weights():
+        with self.ema.in_place():
             self.stage.export(self.out)
         return metrics
 
     def _train_step(self, late: bool) -> tuple[dict[str, float], bool, bool]:
         """One step. Returns the numbers of all processes, and whether any of them was told to stop or is late."""
         config = self.stage.config
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = self._rates[id(group)] * self._lr_scale(group.get("steady", False))
-        for p in self.named.values():
-            p.grad = None
+        self.optimisers.prepare(self.step)
         reads: list[Mapping[str, Tensor | float]] = []
         for part, rows in enumerate(self.micro_batches):
             batch = self.stage.batch(self.step, rows) if self.prefetch is None else self.prefetch.get(self.step, part)
@@ -131,16 +127,10 @@ class Trainer:
         everyone = self.world.gather([*own.values(), float(self._stop), float(late)])
         numbers = {key: _mean([row[i] for row in everyone], key == "loss") for i, key in enumerate(own)}
         self._check(numbers)
-        for name, matrix in self.matrices.items():
-            grad = self.named[name].grad
-            matrix.grad = None if grad is None else _as_matrix(grad, _layout(self.named[name]))
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.optimisers.step()
         self.stage.after_step(self.step)
         self.step += 1
-        decay = min(config.ema, self.step / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.named.values()), 1 - decay)
+        self.ema.update(min(config.ema, self.step / (self.step + 10)))
         kept = {key: value for key, value in numbers.items() if value == value}
         return kept, any(row[-2] for row in everyone), any(row[-1] for row in everyone)
 
@@ -158,18 +148,9 @@ class Trainer:
                 " learning rate"
             )
 
-    def _lr_scale(self, steady: bool) -> float:
-        config = self.stage.config
-        if self.step < config.warmup:
-            return (self.step + 1) / config.warmup
-        if steady:
-            return 1.0
-        done = (self.step - config.warmup) / max(1, config.steps - config.warmup)
-        return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
     def validate(self) -> dict[str, float]:
         """Metrics of the EMA weights, in the log and on the page of curves, and samples to look at."""
-        with self._ema_weights(), torch.no_grad():
+        with self.ema.in_place(), torch.no_grad():
             metrics = self.stage.validate()
             if self.world.size == 1:
                 self.stage.write_samples(self.out / "samples" / f"step-{self.step:06d}")
@@ -182,26 +163,16 @@ class Trainer:
         if self.board is not None:
             self.board.write(kind, self.step, numbers)
 
-    def _ema_weights(self) -> "_Swap":
-        return _Swap(self.named, self.ema)
-
     def save(self) -> None:
         """Write weights, EMA and optimiser state; a run that seems to diverge keeps the state from before."""
         if self.guard.high:
             return
         tensors = {f"model.{name}": p.detach() for name, p in self.named.items()}
-        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
-        for name in self.named:
-            tensors |= {f"optimiser.{name}|{key}": value for key, value in self._state_of(name).items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.values.items()}
+        tensors |= {f"optimiser.{key}": value for key, value in self.optimisers.state().items()}
         tensors |= self.extra_tensors()
         meta = {"step": str(self.step), "stage": self.stage.name, "config": json.dumps(asdict(self.stage.config))}
         save_state(tensors, meta | {"guard": self.guard.text()}, self.out, self.world)
-
-    def _state_of(self, name: str) -> dict[str, Tensor]:
-        """Where the optimiser keeps its tensors of a parameter."""
-        if name in self.matrices:
-            return self.optimisers[1].state[self.matrices[name]]
-        return self.optimisers[0].state[self.named[name]]
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Buffers that training changes, and untrained parameters, so that a resume is whole."""
@@ -218,7 +189,7 @@ class Trainer:
 
         def like(key: str, shape: torch.Size) -> Tensor:
             name = key.partition(".")[2].partition("|")[0]
-            known = [extra.get(key), self.named.get(name), self.matrices.get(name)]
+            known = [extra.get(key), self.named.get(name), self.optimisers.matrices.get(name)]
             return next((t.detach() for t in known if t is not None and t.shape == shape), torch.empty(shape))
 
         tensors, meta = load_state(self.out, like)
@@ -241,16 +212,13 @@ class Trainer:
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(tensors[f"model.{name}"])
-                self.ema[name].copy_(tensors[f"ema.{name}"])
+                self.ema.values[name].copy_(tensors[f"ema.{name}"])
             for name, value in extra.items():
                 value.copy_(tensors[name])
         for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                name, field = key.removeprefix("optimiser.").rsplit("|", 1)
-                p = self.named[name]
-                # The fused AdamW walks through memory, so its state has to lie in the order of the parameter.
-                layout = _layout(p) if value.shape == p.shape else torch.contiguous_format
-                self._state_of(name)[field] = value.to(p.device).contiguous(memory_format=layout)
+            kind, _, name = key.partition(".")
+            if kind == "optimiser":
+                self.optimisers.restore(name, value)
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
@@ -270,59 +238,6 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-class Guard:
-    """Watches a moving mean of the loss and tells when it has been far above its best for too long.
-
-    high   steps in a row above `limit`
-    limit  `config.diverged` times the best mean so far
-    """
-
-    def __init__(self, config: TrainConfig, text: str = "") -> None:
-        self.config, self.high = config, 0
-        self.mean: float
-        self.best: float
-        self.mean, self.best = json.loads(text) if text else (math.inf, math.inf)
-
-    @property
-    def limit(self) -> float:
-        return self.config.diverged * self.best
-
-    def diverges(self, loss: float) -> bool:
-        if not self.config.diverged:
-            return False
-        self.mean = loss if math.isinf(self.mean) else 0.9 * self.mean + 0.1 * loss
-        self.best = min(self.best, self.mean)
-        self.high = self.high + 1 if self.mean > self.limit else 0
-        return self.high >= self.config.patience
-
-    def text(self) -> str:
-        return json.dumps([self.mean, self.best])
-
-
-def _optimisers(
-    stage: Stage, named: dict[str, nn.Parameter], matrices: dict[str, nn.Parameter]
-) -> list[torch.optim.Optimizer]:
-    """AdamW for what is not in `matrices`, and Muon for those if there are any."""
-    config = stage.config
-    rest: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, p in named.items():
-        if name not in matrices:
-            rest.setdefault((p.ndim >= 2, stage.steady.get(name.split(".")[0], 0.0)), []).append(p)
-    groups = [
-        {"params": p, "lr": config.lr * (steady or 1.0), "steady": bool(steady),
-         "weight_decay": config.weight_decay if decayed else 0.0}
-        for (decayed, steady), p in rest.items()
-    ]  # fmt: skip
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
-    if matrices:
-        optimisers.append(
-            torch.optim.Muon(
-                matrices.values(), lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
-    return optimisers
-
-
 def _read(numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Every number as a float; the tensors among them are on one device and come in one copy."""
     tensors = {name: value.detach().float() for name, value in numbers.items() if isinstance(value, Tensor)}
@@ -334,38 +249,3 @@ def _mean(values: list[float], strict: bool) -> float:
     """The mean; unless `strict`, of those that are numbers."""
     known = values if strict else [value for value in values if value == value]
     return sum(known) / len(known) if known else math.nan
-
-
-def _layout(p: Tensor) -> torch.memory_format:
-    last = p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _as_matrix(p: Tensor, layout: torch.memory_format | None = None) -> Tensor:
-    """[out, everything else] on the memory of `p`; a kernel in channels-last order is flattened in that order."""
-    data = p.detach()
-    if data.ndim == 2:
-        return data
-    layout = layout or _layout(p)
-    data = data.contiguous(memory_format=layout)
-    return (data.permute(0, 2, 3, 1) if layout is torch.channels_last else data).flatten(1)
-
-
-class _Swap:
-    """Context in which the parameters hold the EMA values."""
-
-    def __init__(self, named: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:
-        self.named, self.ema = named, ema
-
-    def __enter__(self) -> None:
-        self._exchange()
-
-    def __exit__(self, *exc: object) -> None:
-        self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for name, p in self.named.items():
-            kept = p.detach().clone()
-            p.copy_(self.ema[name])
-            self.ema[name].copy_(kept)

@@ -51,6 +51,6 @@ def merge_lora(streamer: Streamer) -> Streamer:
     for name, module in streamer.named_modules():
         if parametrize.is_parametrized(module):
             tensors[f"{name}.weight"] = module.weight.detach()  # type: ignore[operator]
-    merged = Streamer(streamer.config).to(streamer.place.device)
+    merged = Streamer(streamer.config).to(streamer.device)
     merged.load_state_dict(tensors)
     return merged

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from wan_streamer.codecs.text import HOLD, SILENCE
 from wan_streamer.config import FlowConfig
+from wan_streamer.flow.joint import denoise, each, mix
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.flow.path import interpolate, sample_tau, velocity_target
+from wan_streamer.flow.path import sample_tau, velocity_target
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.examples.clips import Example
@@ -65,16 +66,9 @@ def draw_flow(
     if recalled_BK is not None:
         history_tau = torch.where(recalled_BK[..., None], history_tau, 1.0)
     whole = Latents(clips.video_BKNP, clips.audio_BKTC)
-    past, clean = (Latents(*(z[:, part] for z in whole)) for part in (slice(None, -1), slice(1, None)))
-    past_noise, eps = (Latents(*(move(noise.normal(tuple(z.shape))) for z in clean)) for _ in range(2))
+    past, clean = each(lambda z: z[:, :-1], whole), each(lambda z: z[:, 1:], whole)
+    past_noise, eps = (each(lambda z: move(noise.normal(tuple(z.shape))), clean) for _ in range(2))
     return FlowSample(mix(past, past_noise, history_tau), history_tau, mix(clean, eps, tau), tau, clean, eps)
-
-
-def mix(clean: Latents, noise: Latents, tau_BK2: Tensor) -> Latents:
-    """z_tau of both modalities, each with its own times."""
-    return Latents(
-        *(interpolate(z, e, tau_BK2[..., i, None, None]) for i, (z, e) in enumerate(zip(clean, noise, strict=True)))
-    )
 
 
 def streamer_loss(
@@ -124,12 +118,14 @@ def recycle(
     own = move(noise.uniform((B, K, 1)) < RECYCLED_SHARE)
     own[:, 0] = False  # nothing is known of the unit before the clip
     own = own & (sample.history_tau_BK2 < 1).all(-1, keepdim=True)  # a hidden history stays hidden
-    history = []
-    for i, (past, noisy, slope) in enumerate(zip(sample.history, sample.noisy, velocity, strict=True)):
-        made = noisy - sample.tau_BK2[..., i, None, None] * slope
-        history.append(torch.where(own[..., None], torch.cat([past[:, :1], made[:, :-1]], dim=1), past))
+    made = denoise(sample.noisy, velocity, sample.tau_BK2)
+
+    def mixed(past: Tensor, made: Tensor) -> Tensor:
+        return torch.where(own[..., None], torch.cat([past[:, :1], made[:, :-1]], dim=1), past)
+
+    history = each(mixed, sample.history, made)
     history_tau = torch.where(own, 0.0, sample.history_tau_BK2)
-    return dataclasses.replace(sample, history=Latents(*history), history_tau_BK2=history_tau)
+    return dataclasses.replace(sample, history=history, history_tau_BK2=history_tau)
 
 
 def flow_errors(velocity: Latents, sample: FlowSample, example: Example) -> tuple[Tensor, Tensor]:
@@ -139,7 +135,7 @@ def flow_errors(velocity: Latents, sample: FlowSample, example: Example) -> tupl
     motion = (sample.clean.video - before).square().mean(-1)
     weight = (0.5 + motion / _typical(motion, example.video_BK).clamp(min=1e-6)).clamp(max=4)
     weight = (weight / _typical(weight, example.video_BK).clamp(min=1e-6))[..., None]
-    target = Latents(*(velocity_target(z, e) for z, e in zip(sample.clean, sample.noise, strict=True)))
+    target = each(velocity_target, sample.clean, sample.noise)
     video_BK = (weight * (velocity.video - target.video).square()).mean((2, 3))
     audio_BK = (velocity.audio - target.audio).square().mean((2, 3))
     return mean_of_targets(video_BK, example.video_BK), mean_of_targets(audio_BK, example.audio_BK)
@@ -153,8 +149,8 @@ def text_errors(logits_BKSLV: Tensor, example: Example) -> tuple[Tensor, dict[st
     for token, pad_weight in PAD_WEIGHT.items():
         weight_V[token] = pad_weight
     counts = _lane_counts(example)[:, :, None]
-    each = F.cross_entropy(logits_BKSLV.flatten(0, -2), target_BKSL.flatten(), reduction="none").view_as(target_BKSL)
-    loss_B = mean_of_targets(each, weight_V[target_BKSL] * counts)
+    error = F.cross_entropy(logits_BKSLV.flatten(0, -2), target_BKSL.flatten(), reduction="none").view_as(target_BKSL)
+    loss_B = mean_of_targets(error, weight_V[target_BKSL] * counts)
     spoken = (target_BKSL > HOLD) & (counts > 0)
     right = (logits_BKSLV.argmax(-1) == target_BKSL) & spoken
     scores = {f"{name}_right": right[..., i].sum() / spoken[..., i].sum() for i, name in enumerate(LANES)}

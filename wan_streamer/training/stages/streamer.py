@@ -2,36 +2,20 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.codecs.text import TextCodec
-from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.pretrained import Weights, codec_hash, save_weights
+from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import ClipBatch, Streamer
-from wan_streamer.tensors import load_module
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.stages.lora import merge_lora
 from wan_streamer.training.stages.objective import streamer_loss
-from wan_streamer.training.stages.watch import write_acts
-
-
-def load_codecs(config: StreamerConfig, codecs: Path) -> tuple[AudioVAE, VideoVAE]:
-    """The trained codecs of `config` from the folder that `train codec` or a checkpoint wrote, rounded as stored."""
-    audio_vae, video_vae = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
-    load_module(audio_vae, Path(codecs) / "audio_vae.safetensors")
-    load_module(video_vae, Path(codecs) / "video_vae.safetensors")
-    for codec in (audio_vae, video_vae):
-        with torch.no_grad():  # what a checkpoint does not store, such as the analysis window, is not rounded
-            for value in codec.state_dict().values():
-                value.copy_(value.bfloat16())
-        codec.eval().requires_grad_(False)
-    return audio_vae, video_vae
+from wan_streamer.training.stages.watch import write_takes
 
 
 class StreamerStage(Stage):
@@ -49,7 +33,12 @@ class StreamerStage(Stage):
     def reader(self, folder: Path, units: int) -> ClipReader:
         """Clips of the conversations or tasks in `folder`, which must be encoded by the codecs of this stage."""
         fingerprint, perception = codec_hash(self.audio_vae, self.video_vae), self.streamer.config.perception
-        return ClipReader(LatentStore(folder, fingerprint, perception), self.streamer, self.text, units)
+        return ClipReader(LatentStore(folder, fingerprint, perception), self.streamer.config, self.text, units)
+
+    @property
+    def served(self) -> StreamerConfig:
+        """What the result is served with, and so what samples are made with."""
+        return self.streamer.config
 
     def streamers(self) -> list[Streamer]:
         """All models whose passes a step runs, trained or only read."""
@@ -73,8 +62,8 @@ class StreamerStage(Stage):
         return [self.valid_clips.read(number, self.valid_clips.busiest(number)).clips for number in chosen]
 
     def write_samples(self, stem: Path) -> None:
-        write_acts(self.streamer, self.audio_vae, self.video_vae, self.text, self.sample_clips(), stem)
+        write_takes(self.streamer, self.served, self.audio_vae, self.video_vae, self.text, self.sample_clips(), stem)
 
     def export(self, out_dir: Path) -> None:
         streamer = merge_lora(self.streamer)
-        save_weights(Weights(streamer.config, streamer, self.audio_vae, self.video_vae, self.text), out_dir)
+        save_weights(Weights(self.served, streamer, self.audio_vae, self.video_vae, self.text), out_dir)

@@ -1,0 +1,43 @@
+"""A model on its own over the user's side of a clip, unit by unit, as in a session."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from wan_streamer.flow.joint import stack
+from wan_streamer.flow.live import UserInput, live_unit
+from wan_streamer.flow.solver import Velocity
+from wan_streamer.model.layout import Latents
+from wan_streamer.model.streamer import ClipBatch, Streamer
+
+
+@torch.no_grad()
+def roll_out(
+    streamer: Streamer,
+    clips: ClipBatch,
+    row: int,
+    pick: Callable[[Tensor], Tensor],
+    draw: Callable[[int, Velocity, Latents], Latents],
+    written_K: list[bool],
+) -> tuple[Tensor, Latents]:
+    """Tokens [K, S, lanes] and latents [K, ...] of one row of `clips`.
+
+    pick  tokens of a slot from their logits;   draw  latents of unit k;   both as in `live_unit`
+
+    The user's side and the latents before the clip are those of the data.
+    """
+    microphone, camera = (flags_BK[row].tolist() for flags_BK in (clips.microphone_BK, clips.camera_BK))
+    K, live = len(microphone), streamer.open()
+    audio_KT = clips.user_audio_BT[row].unflatten(0, (K, -1))
+    frames_KTHWC = clips.user_video[row].unflatten(0, (K, -1))
+    last = Latents(clips.video_BKNP[row, 0], clips.audio_BKTC[row, 0])
+    units = []
+    for k in range(K):
+        audio, frames = audio_KT[k] if microphone[k] else None, frames_KTHWC[k] if camera[k] else None
+        user = UserInput(audio, frames, clips.user_text_BKS[row, k])
+        units.append(live_unit(streamer, live, last, user, pick, partial(draw, k), written_K[k]))
+        last = units[-1][1]
+    tokens, latents = zip(*units, strict=True)
+    return torch.stack(tokens), stack(latents)
