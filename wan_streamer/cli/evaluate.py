@@ -26,7 +26,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option("--html", metavar="R.html", help="Where the page goes.")] = None,
     suite: Annotated[
         SuiteName, typer.Option(help="quick: under ten minutes on two cores; full: twenty times as many trials.")
-    ] = (SuiteName.quick),
+    ] = SuiteName.quick,
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -48,4 +48,7 @@ def evaluate(
         raise ConfigError("eval: expected --checkpoint or --pairs, and not both")
     from wan_streamer.evaluation.suite.results import run_and_write
 
-    run_and_write(checkpoint, pairs, suite.value, seed or None, limit, mos, processes, json, html)
+    run_and_write(
+        checkpoint, pairs, suite.value, seeds=seed or None, limit=limit, mos=mos, processes=processes, json_path=json,
+        html_path=html,
+    )  # fmt: skip
