@@ -1,18 +1,14 @@
 """The commands that let an agent converse: serve, with a visitor; talk, with a recording."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from wan_streamer.cli.options import Checkpoint, Device
 from wan_streamer.errors import ConfigError
 
-
-class Pace(StrEnum):
-    realtime = "realtime"
-    fast = "fast"
+Pace = Literal["realtime", "fast"]
 
 
 def serve(
@@ -47,7 +43,7 @@ def talk(
     checkpoint: Checkpoint = "nano",
     pace: Annotated[
         Pace, typer.Option(help="realtime: as if the person were there; fast: as fast as it goes.")
-    ] = Pace.realtime,
+    ] = "realtime",
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")
     ] = None,
@@ -67,5 +63,5 @@ def talk(
     from wan_streamer.runtime.talk import print_summary
     from wan_streamer.runtime.talk import talk as run
 
-    result = run(user, out, report, checkpoint=checkpoint, pace=pace.value, seed=seed, device=device)
+    result = run(user, out, report, checkpoint=checkpoint, pace=pace, seed=seed, device=device)
     print_summary(result, out, Console())

@@ -5,9 +5,8 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,9 +22,7 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; o
 Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
 
 
-class EngineKind(StrEnum):
-    local = "local"
-    ray = "ray"
+EngineKind = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,11 @@ class Workers:
     processes: Processes = None
     engine: Annotated[
         EngineKind, typer.Option(help="local: this machine; ray: a cluster that sees the same folders.")
-    ] = EngineKind.local
+    ] = "local"
     ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; a new one if not given.")] = None
 
     def open(self) -> Engine:
-        return Engine(self.engine.value, self.processes or os.cpu_count() or 1, self.ray_address)
+        return Engine(self.engine, self.processes or os.cpu_count() or 1, self.ray_address)
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:

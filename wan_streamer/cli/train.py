@@ -1,9 +1,8 @@
 """The commands under `wan-streamer train`: one for each stage."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,14 +11,10 @@ from wan_streamer.cli.options import Compiled, Preset, expand
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
 
 
-class Codec(StrEnum):
-    audio = "audio"
-    video = "video"
+Codec = Literal["audio", "video"]
 
 
-class Method(StrEnum):
-    consistency = "consistency"
-    matching = "matching"
+Method = Literal["consistency", "matching"]
 
 
 Talks = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversations, from [b]encode[/b].")]
@@ -129,7 +124,7 @@ def train_codec(
     from wan_streamer.training.stages.codec import train_codec as run
 
     scores = run(
-        codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
+        codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
         decoder_only=decoder_only,
     )  # fmt: skip
     _print_scores(scores)
@@ -208,7 +203,7 @@ def train_distill(
     weights = {name: numbers.pop(f"guide_{name}") for name in ("video", "audio") if f"guide_{name}" in numbers}
     config = DistillConfig(guidance=Guidance(**weights), **numbers)
     options = RunOptions(out, start=start, compiled=compiled, **vars(schedule))
-    _print_scores(run(data, teacher, options, method.value, config, device))
+    _print_scores(run(data, teacher, options, method, config, device))
 
 
 def _print_scores(scores: dict[str, float]) -> None:
