@@ -5,6 +5,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,8 +23,9 @@ from wan_streamer.flow.joint import denoise, each
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights, save_weights
-from wan_streamer.model.streamer import TAU_FLOOR, ClipBatch
+from wan_streamer.model.streamer import TAU_FLOOR, ClipBatch, Streamer
 from wan_streamer.runtime.session import Session
+from wan_streamer.training.distill import matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import (
     MatchingStage,
@@ -33,7 +35,7 @@ from wan_streamer.training.distill.run import train_distill
 from wan_streamer.training.distill.self_forcing import continue_clips
 from wan_streamer.training.distill.student import DistillConfig, StudentStage, real_history
 from wan_streamer.training.distill.teacher import Teacher
-from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.examples.clips import Example, stack
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages.run import RunOptions
@@ -218,6 +220,91 @@ def test_student_without_a_difference_is_not_moved(data: Path, teacher: Weights)
     _, numbers = stage.loss(stage.batch(0, range(2)), 1, RowNoise(0, 0, range(2)))
     assert numbers["video"] == numbers["audio"] == 0
     assert numbers["text"] > 0
+
+
+def calls_of(model: Streamer, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What every pass of `model` from now on is given: (clips, history, its times, noisy, their times)."""
+    calls: list[tuple] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    return calls
+
+
+@pytest.mark.parametrize("of_student", [False, True])
+def test_matching_judges_what_the_student_drew(
+    of_student: bool, data: Path, teacher: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student, teacher and critic see the history that the student made, and the critic learns the student's units."""
+    stage = make_stage("matching", data, teacher)
+    rolled = []
+    monkeypatch.setattr(matching, "continue_clips", lambda *given: rolled.append(continue_clips(*given)) or rolled[-1])
+    drawn = []
+    draw = stage._noise  # type: ignore[attr-defined]
+    monkeypatch.setattr(stage, "_noise", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    models = stage.streamers() if of_student else [stage.models["critic"]]
+    calls = [calls_of(model, monkeypatch) for model in models]  # type: ignore[arg-type]
+    example = stage.batch(int(of_student), range(2))
+    stage.loss(example, int(of_student), RowNoise(0, 0, range(2)))
+    (rollout,), real = rolled, real_history(example.clips)[0]
+    assert rollout.rolled_BK.sum() > UNITS  # most units of the batch are the student's own
+    assert (rollout.history.audio - real.audio).abs().max() > 1e-2
+    for call in (call for of_model in calls for call in of_model):
+        assert_close(call[1], rollout.history, 0)
+    assert all(calls)
+    if not of_student:
+        ((_, _, _, noisy, tau),) = calls[0]
+        tau = tau[..., 1, None, None]
+        learned = (noisy.audio - tau * drawn[0].audio) / (1 - tau)  # z0 of z_tau = (1 - tau) z0 + tau eps
+        for row in range(2):
+            assert (rollout.cleans.audio[row] - learned[row]).abs().amax((1, 2, 3)).min() < 1e-4
+
+
+def test_the_goal_of_consistency_is_that_of_the_moving_average(data: Path, teacher: Weights) -> None:
+    """The target is a model of its own, which the loss asks, and which follows the student slowly."""
+    stage = make_stage("consistency", data, teacher)
+
+    def loss() -> float:
+        return stage.loss(stage.batch(0, range(2)), 0, RowNoise(0, 0, range(2)))[0].item()
+
+    before, first = loss(), stage.models["target"].video_out.weight.clone()  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        stage.models["target"].video_out.bias.add_(0.5)  # type: ignore[union-attr,operator]
+    assert loss() != pytest.approx(before, abs=1e-3)
+    with torch.no_grad():
+        stage.streamer.video_out.weight.add_(1.0)
+    for step in range(1000, 1003):
+        stage.after_step(step)
+    moved = (stage.models["target"].video_out.weight - first).mean().item()  # type: ignore[union-attr,operator]
+    assert moved == pytest.approx(1 - SETTINGS.target_decay**3, rel=1e-3)
+
+
+def test_the_teacher_of_both_methods_is_guided(data: Path, teacher: Weights) -> None:
+    """Another weight of guidance is another loss: the teacher's path follows its text more than the model would."""
+    for method, step in (("consistency", 0), ("matching", 1)):
+        stage = make_stage(method, data, teacher)
+        losses = []
+        for weight in (1.0, 3.0):
+            stage._teacher = Teacher(stage._teacher.streamer, Guidance(weight, weight))
+            losses.append(stage.loss(stage.batch(step, range(2)), step, RowNoise(0, 0, range(2)))[1]["audio"].item())
+        assert losses[1] != pytest.approx(losses[0], rel=1e-2, abs=1e-6), method
+
+
+def test_how_much_of_a_clip_the_student_is_given(data: Path, teacher: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts begin after 0 to 3 real units, each as often."""
+    stage = make_stage("matching", data, teacher)
+    given = []
+
+    def stop(*arguments: object) -> None:
+        given.extend(arguments[3].tolist())  # type: ignore[attr-defined]
+        raise StopIteration
+
+    monkeypatch.setattr(matching, "continue_clips", stop)
+    example = stage.batch(0, range(1))
+    for seed in range(10):
+        with pytest.raises(StopIteration):
+            stage.loss(stack([example] * 40), 0, RowNoise(seed, 0, range(40)))
+    shares = np.bincount(given) / len(given)
+    assert shares == pytest.approx([0.25] * 4, abs=0.07)
 
 
 def test_distilled_checkpoints_talk(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from tiny import TALKER
 
@@ -49,6 +50,26 @@ def test_recycled_history_is_what_the_model_makes() -> None:
     assert torch.equal(own.history_tau_BK2[~replaced], sample.history_tau_BK2[~replaced])
     for field in ("noisy", "clean", "noise"):  # the targets stay
         assert all(torch.equal(a, b) for a, b in zip(getattr(own, field), getattr(sample, field), strict=True))
+
+
+def test_shares_of_noised_and_recycled_history() -> None:
+    """Of the history 70 % is noised a little, and in a step that recycles the model makes half of it; 20 % of the units
+    have a time for each modality."""
+    example = random_example(TALKER, UNITS, 1)
+    rows = 150
+    clips = dataclasses.replace(
+        example.clips, **{name: value.expand(rows, *value.shape[1:]) for name, value in vars(example.clips).items()}
+    )
+    noise = RowNoise(0, 0, range(rows))
+    sample = draw_flow(clips, TALKER.flow, noise, same)
+    noised = (sample.history_tau_BK2 > 0).any(-1)
+    assert noised.float().mean() == pytest.approx(0.7, abs=0.04)
+    assert 0.04 < sample.history_tau_BK2[noised].mean() < 0.06  # evenly up to `history_noise`
+    apart = sample.tau_BK2[..., 0] != sample.tau_BK2[..., 1]
+    assert apart.float().mean() == pytest.approx(0.2, abs=0.04)
+    own = recycle(agent(), clips, sample, noise, same, fp32())
+    replaced = (own.history.audio != sample.history.audio).flatten(2).any(2)
+    assert replaced[:, 1:].float().mean() == pytest.approx(0.5, abs=0.04)
 
 
 def loss_of(streamer: Streamer, example: Example, recycled: bool = False) -> float:

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TALKER, tiny_weights
+from safetensors.torch import load_file, save_file
+from tiny import TALKER, assert_close, tiny_weights
 from tiny_world import save_codecs
 
 from wan_streamer import AgentUnit, UserUnit, WanStreamer
 from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.config import FlowConfig, TextConfig
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
+from wan_streamer.flow.joint import stack
+from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler
 from wan_streamer.model.inspect import describe_checkpoint
 from wan_streamer.units import SAMPLES_PER_UNIT
@@ -109,6 +112,26 @@ def test_start_bias_decides_who_speaks_up() -> None:
     session = with_options(text={"start_bias": -1e6}).session()
     assert not any(session.step(unit).text for unit in user_units())
     assert session.sampler.silent
+
+
+def test_what_is_emitted_is_what_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history of a unit begins with the latents that the unit before sent out; the first one with silence."""
+    agent = WanStreamer(tiny_weights(), "tiny")
+    streamer, committed = agent.weights.streamer, []
+    observe = streamer.observe
+    monkeypatch.setattr(streamer, "observe", lambda live, *rest: committed.append(rest[0]) or observe(live, *rest))
+    session, emitted = agent.session(seed=0), [streamer.silence()]
+    decoder = UnitDecoder(agent.config, agent.audio_vae, agent.video_vae)
+    for unit in user_units():
+        answer = session.step(unit)
+        emitted.append(session.last)
+        sound, frames = decoder.decode(stack([session.last]))
+        assert np.array_equal(sound, answer.audio)
+        assert np.array_equal(frames, answer.video)
+    assert len(committed) == UNITS
+    for before, after in zip(committed, emitted, strict=False):
+        assert_close(before, after, 0)
+    assert (emitted[1].audio - emitted[2].audio).abs().max() > 0.1
 
 
 def test_sessions_side_by_side_do_not_meet(agent: WanStreamer) -> None:
@@ -206,6 +229,26 @@ def test_codecs_of_another_agent_are_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="trained on codecs"):
         WanStreamer.from_pretrained(folder)
     assert describe_checkpoint(str(folder))["codecs"]["belong_together"].startswith("NO")
+
+
+def test_a_model_that_does_not_name_its_codecs_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors")  # without metadata
+    with pytest.raises(CheckpointError, match="trained on codecs unknown"):
+        WanStreamer.from_pretrained(folder)
+
+
+def test_the_hash_of_codecs_is_that_of_both() -> None:
+    weights = tiny_weights()
+    hashes = {weights.codec_hash}
+    for codec in (weights.audio_vae, weights.video_vae):
+        for name in ("stats.mean_C", "dec_in.weight", "enc_out.bias"):
+            value = codec.state_dict()[name].view(-1)
+            value[0] += 1
+            hashes.add(weights.codec_hash)
+            value[0] -= 1
+    assert len(hashes) == 7
+    assert weights.codec_hash == tiny_weights().codec_hash
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wan_streamer import UserUnit, WanStreamer, presets, tensors
 from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.text import SILENCE
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, TrainingError
 from wan_streamer.flow.noise import RowNoise
@@ -28,6 +29,7 @@ from wan_streamer.training.loop.curves import Board, read_log, write_curves
 from wan_streamer.training.loop.prefetch import Prefetch
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
 from wan_streamer.training.stages.duplex import DuplexStage, train_duplex
 from wan_streamer.training.stages.run import RunOptions
@@ -393,6 +395,32 @@ def test_batches_depend_on_the_step_alone(latents: Path) -> None:
             assert torch.equal(getattr(first.clips, name), getattr(other.clips, name)), name
     sounds = [one.batch(step, range(2)).clips.user_audio_BT for step in range(5, 40)]
     assert any(not torch.equal(sounds[0], sound) for sound in sounds)
+
+
+def test_what_conversations_are_trained_with(latents: Path) -> None:
+    """A tenth without the agent's text, a tenth typed (half of those in silence), a tenth more without a camera."""
+    rows = 600
+    clips = duplex_stage(latents).batch(0, range(rows)).clips
+    hidden, dark = ~clips.written_BK.all(1), ~clips.camera_BK.all(1)
+    typed = (clips.user_text_BKS != SILENCE).flatten(1).any(1)
+    silent = ~clips.microphone_BK.all(1)
+    for share, expected in ((hidden, 0.1), (dark, 0.1), (silent, 0.05)):
+        assert share.float().mean() == pytest.approx(expected, abs=0.035)
+    assert 0 < typed.float().mean() < 0.14  # not every clip has words to type
+    assert not clips.written_BK[hidden].any()
+    valid = duplex_stage(latents).valid_talks.valid(0, range(100)).clips
+    assert valid.written_BK.all()  # what is held out is scored as it is served
+
+
+def test_late_steps_go_on_from_the_models_mistakes(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = duplex_stage(latents, steps=100)
+    recycled = []
+    loss = duplex.streamer_loss
+    monkeypatch.setattr(duplex, "streamer_loss", lambda *given: recycled.append(given[-1]) or loss(*given))
+    batch = stage.batch(0, range(1))
+    for step in (0, 36, 39, 40, 41, 44, 99):
+        stage.loss(batch, step, RowNoise(0, step, range(1)))
+    assert recycled == [False, False, False, True, False, True, False]
 
 
 def test_store_gives_the_latent_before_the_clip(latents: Path) -> None:
