@@ -32,10 +32,11 @@ test: setup  ## run all tests
 	@bash scripts/system-packages.sh
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: setup  ## style and types
+lint: setup  ## style, types and the order of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 docs: setup  ## check that the documents' links and names exist
 	@$(BIN)/python -m pytest -q tests/test_docs.py

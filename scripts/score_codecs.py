@@ -24,6 +24,7 @@ from wan_streamer import WanStreamer
 from wan_streamer.codecs.folder import load_codec
 from wan_streamer.errors import WanStreamerError
 from wan_streamer.evaluation.codecs.score import score_codecs
+from wan_streamer.files import write_json
 
 ALL = ("audio", "video")
 
@@ -74,7 +75,7 @@ def main() -> None:
     )  # fmt: skip
     print_tables(report, Console())
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

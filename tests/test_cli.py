@@ -6,12 +6,18 @@ import subprocess
 import sys
 import time
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from films import make_film
+from typer.testing import CliRunner
 
 import wan_streamer
+from wan_streamer.cli.app import app
+from wan_streamer.flow.guidance import Guidance
+from wan_streamer.training.distill.student import DistillConfig
+from wan_streamer.training.stages.run import RunOptions
 
 COMMAND = str(Path(sys.executable).with_name("wan-streamer"))
 NANO = Path(wan_streamer.__file__).parent / "checkpoints" / "nano"
@@ -170,6 +176,41 @@ def test_missing_extra_names_what_to_install() -> None:
     code += "from wan_streamer.cli.app import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert_one_line(result, "fastapi", "pip install 'wan-streamer[serve]'")
+
+
+def test_missing_system_library_is_told_with_its_package(tmp_path: Path) -> None:
+    """As when libEGL is missing, which skia links to, or when a package finds out itself."""
+    for cause in ("ImportError('libEGL.so.1: cannot open', name='skia', path='skia.so')", "ImportError('libEGL.so.1')"):
+        (tmp_path / "skia.py").write_text(f"raise {cause}\n")
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['simulate', 'out', '--hours', '1']\n"
+        )
+        code += "from wan_streamer.cli.app import main; main()"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert_one_line(result, "package skia", "libEGL.so.1", "pip install 'wan-streamer[simulate]'")
+
+
+def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that several commands share are expanded from one record, and put together into another."""
+    calls: list[tuple] = []
+    for name in ("stages.duplex.train_duplex", "stages.pretrain.train_pretrain", "distill.run.train_distill"):
+        monkeypatch.setattr(f"wan_streamer.training.{name}", lambda *arguments: calls.append(arguments) or {})
+    common = "--data d --out o --from nano --resume --steps 3 --minutes 2 --batch 4 --accumulate 2 --lr 0.1 --seed 0"
+    model = " --preset smol --language-model l --lora 8 --new-codecs --compile"
+    distill = " --teacher t --method matching --guide-audio 2 --grid 9 --compile --device cpu"
+    for line in ("duplex --tasks t " + common + model, "pretrain --data d --out o", "distill " + common + distill):
+        result = CliRunner().invoke(app, ["train", *line.split()], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    schedule = RunOptions(
+        Path("o"), start="nano", resume=True, steps=3, minutes=2, batch=4, accumulate=2, lr=0.1, seed=0, compiled=True
+    )
+    full = replace(schedule, preset="smol", language="l", lora=8, new_codecs=True)
+    settings = DistillConfig(guidance=Guidance(audio=2), grid=9)
+    assert calls == [
+        (Path("d"), full, "auto", Path("t")),
+        (Path("d"), RunOptions(Path("o")), "auto", None),
+        (Path("d"), "t", schedule, "matching", settings, "cpu"),
+    ]
 
 
 def test_inspect_preset() -> None:

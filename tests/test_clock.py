@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wan_streamer.runtime.clock import UNIT_S, StepCost, UnitDriver, percentiles
-from wan_streamer.units import AgentUnit, UserUnit
+from wan_streamer.runtime.clock import StepCost, UnitDriver, event_latency, percentiles
+from wan_streamer.units import UNIT_S, AgentUnit, UserUnit
 
 
 class FakeClock:
@@ -60,8 +60,8 @@ def test_fast_enough_changes_nothing() -> None:
     stats = driver.stats
     assert (stats.misses, stats.held, stats.reduced, stats.backlog_max) == (0, 0, 0, 0)
     assert stats.model_latency_ms == {"p50": 120.0, "p95": 120.0, "p99": 120.0}
-    assert stats.event_latency_ms["p50"] == pytest.approx(200.0)  # 120 + 80 of accumulation
-    assert stats.event_latency_ms["p99"] == pytest.approx(275.0)  # 120 + 155
+    assert event_latency(stats.model_ms)["p50"] == pytest.approx(200.0)  # 120 + 80 of accumulation
+    assert event_latency(stats.model_ms)["p99"] == pytest.approx(275.0)  # 120 + 155
     assert stats.summary()["stage_ms"]["solve"] == {"p50": 80.0, "p95": 80.0}
 
 
@@ -165,4 +165,4 @@ def test_cost_without_a_solve_stage_scales_with_the_steps() -> None:
 
 
 def test_percentiles_of_nothing() -> None:
-    assert percentiles(np.zeros(0)) == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+    assert percentiles(np.zeros(0)) == event_latency([]) == {}

@@ -158,7 +158,7 @@ def test_generate_equals_the_reference_and_stops(folder: Path) -> None:
 
 
 def test_training_pass_equals_cached_rollout(variant: str, tmp_path: Path) -> None:
-    """Rule 3 holds for every kind of layer."""
+    """One pass over a clip gives what the live session gives, for every kind of layer."""
     streamer, _ = start(save_reference(make_reference(variant), tmp_path))
     for head in (streamer.video_out, streamer.audio_out):
         torch.nn.init.normal_(head.weight, std=0.2)

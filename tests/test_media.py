@@ -11,9 +11,9 @@ import pytest
 from films import make_film
 
 from wan_streamer.data.film import ReplyWriter, fill
-from wan_streamer.data.media import UNIT_S, read_units
+from wan_streamer.data.media import read_units
 from wan_streamer.errors import MediaError
-from wan_streamer.units import FPS, SAMPLE_RATE, AgentUnit, UserUnit
+from wan_streamer.units import FPS, SAMPLE_RATE, UNIT_S, AgentUnit, UserUnit
 
 VARIABLE = [0, 100, 150, 900, 1000, 1010, 1190, 1210, 1900]  # ms; white from 1000 up to 1210
 

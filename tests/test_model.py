@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def dense_mask(config: StreamerConfig, layout: UnitLayout, blocks: int) -> torch.Tensor:
-    """The table of design section 4, token by token: bool, True where the row's token sees the column's."""
+    """The table in docs/architecture.md, token by token: bool, True where the row's token sees the column's."""
     N = len(layout.kind_N)
     mask = torch.zeros(blocks * N, blocks * N, dtype=torch.bool)
     windows = [config.cache.video_units, config.cache.audio_units, config.cache.text_units]
@@ -121,7 +121,7 @@ def noisy_latents(clip: ClipBatch) -> tuple[Latents, torch.Tensor]:
 
 
 def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
-    """Rule 3, with the window smaller than the clip and the sinks moved (K = 9, windows 2, 3 and 5, sinks 2)."""
+    """One pass = live rollout, with windows smaller than the clip and moved sinks (K = 9, windows 2, 3, 5, sinks 2)."""
     clip = off_is_blank(random_clip(model.config))
     noisy, tau = noisy_latents(clip)
     velocity, logits = one_pass(model, clip, noisy, tau)
@@ -217,7 +217,7 @@ def test_window_and_sinks() -> None:
 
 
 def test_user_input_cannot_reach_earlier_units(model: Streamer) -> None:
-    """Rule 1, bit for bit, in both ways of running."""
+    """The future cannot alter the past, bit for bit, in both ways of running."""
     clip = off_is_blank(random_clip(model.config))
     noisy, tau = noisy_latents(clip)
     changed_unit = 5
@@ -235,7 +235,7 @@ def test_user_input_cannot_reach_earlier_units(model: Streamer) -> None:
 
 
 def test_peek_never_changes_the_cache(model: Streamer) -> None:
-    """Rule 4: solving, however often, leaves the history as it was; one commit advances it."""
+    """Solving, however often, leaves the history as it was; one commit advances it."""
     clip = random_clip(model.config)
     live = model.open()
     with torch.inference_mode():

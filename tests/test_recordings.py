@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wan_streamer.data.media import UNIT_S
 from wan_streamer.data.recordings.labels import SHORTEST_UNITS, count_cut, plan_episodes
 from wan_streamer.data.recordings.prepare import choose_split
 from wan_streamer.data.recordings.sources import find_items
 from wan_streamer.data.recordings.transcripts import read_speech, read_transcript, share_words
 from wan_streamer.data.voice_activity import EnergyMeter, find_speech
 from wan_streamer.errors import DataError
-from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S
 
 
 def tree(folder: Path, names: str) -> Path:

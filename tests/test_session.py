@@ -1,4 +1,4 @@
-"""A live session: deterministic, causal (rule 1), and the same after a round trip through a checkpoint folder."""
+"""A live session: deterministic, causal, and the same after a round trip through a checkpoint folder."""
 
 import dataclasses
 import json
@@ -145,7 +145,7 @@ def test_sessions_side_by_side_do_not_meet(agent: WanStreamer) -> None:
 @pytest.mark.parametrize("what", ["audio", "video", "text", "everything"])
 @pytest.mark.parametrize("k", [0, 1, 6])
 def test_what_the_user_does_cannot_reach_earlier_units(agent: WanStreamer, k: int, what: str) -> None:
-    """Rule 1, from the user's senses to the sound and picture that leave the session, bit for bit."""
+    """The future cannot alter the past, from the user's senses to what leaves the session, bit for bit."""
     units, others = user_units(0), user_units(1)
     if what == "text":
         others = [dataclasses.replace(unit, text=f"stop {unit.text}") for unit in units]

@@ -7,11 +7,11 @@ import pytest
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.evaluation.readers.observe import Observer, loudness, speech_of
-from wan_streamer.evaluation.records import UNIT_S, Recording, Trial
+from wan_streamer.evaluation.records import Recording, Trial
 from wan_streamer.evaluation.suite.baselines import BLIND, Replay, SilenceTimer, canned, open_baseline
 from wan_streamer.evaluation.suite.play import play
 from wan_streamer.evaluation.suite.stimuli import KINDS, SUITES, TrialSpec, long_conversation, make_trial, trial_list
-from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, AgentUnit, UserUnit
 
 UNIT = UserUnit(audio=np.zeros(SAMPLES_PER_UNIT, np.float32))
 
@@ -158,7 +158,7 @@ def test_play_keeps_texts_and_times() -> None:
     class Counter:
         k = 0
 
-        def step(self, user: UserUnit) -> AgentUnit:
+        def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
             self.k += 1
             frames = np.full((4, 8, 8, 3), self.k, np.uint8)
             return AgentUnit(

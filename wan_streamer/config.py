@@ -102,7 +102,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Which history a unit may see. Part of the training mask and of the live cache alike (design section 4).
+    """Which history a unit may see. Part of the training mask and of the live cache alike.
 
     policy          "full": everything. "window": the first `sink_units` units, the last `video_units` units of
                     agent and user video, the last `audio_units` units of audio, text of the last `text_units` units.

@@ -32,5 +32,9 @@ class TrainingError(WanStreamerError):
     """Training cannot go on: a loss is not finite, or a resume does not fit."""
 
 
+class OutputError(WanStreamerError):
+    """A file cannot be written: no permission, no space, or something in its place."""
+
+
 class ServingError(WanStreamerError):
     """The server cannot start or a session cannot be opened."""

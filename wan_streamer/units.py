@@ -16,6 +16,7 @@ import numpy as np
 from wan_streamer.errors import ShapeError
 
 UNIT_MS = 160
+UNIT_S = UNIT_MS / 1000
 FPS = 25
 SAMPLE_RATE = 24_000
 FRAMES_PER_UNIT = FPS * UNIT_MS // 1000  # 4
@@ -68,7 +69,7 @@ class AgentUnit:
     text        what the agent says, as text that begins in this unit ("" most of the time)
     transcript  what the agent heard the user say, likewise
     stage_ms    milliseconds of each stage of this step
-    held        True if the unit is a repeat because the deadline could not be met (design rule 6)
+    held        True if the unit is a repeat because the deadline could not be met
     """
 
     index: int

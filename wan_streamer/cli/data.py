@@ -1,33 +1,41 @@
 """The commands that make data: simulate, prepare, encode. `wan_streamer.cli.app` puts them on the command line."""
 
-import os
-from enum import StrEnum
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from wan_streamer.cli.options import OutDir, Preset, Workers, expand
 from wan_streamer.errors import ConfigError, DataError
 
 PREVIEWS = 4  # conversations to film
 
 
-class EngineKind(StrEnum):
-    local = "local"
-    ray = "ray"
+@dataclass(frozen=True)
+class Recordings:
+    """The fields of `PrepareOptions`."""
+
+    units: Annotated[int, typer.Option(min=13, help="Longest conversation, in units of 160 ms.")] = 375
+    user_channel: Annotated[int, typer.Option(min=0, max=1, help="Channel of the user: 0 left, 1 right.")] = 0
+    split_picture: Annotated[
+        bool, typer.Option("--split-picture", help="Dual-channel films show the user left and the agent right.")
+    ] = False
+    both_ways: Annotated[
+        bool, typer.Option("--both-ways", help="Use every recording twice, with either side as the agent.")
+    ] = False
+    audio_only: Annotated[
+        bool, typer.Option("--audio-only", help="Accept recordings without pictures of the agent.")
+    ] = False
+    split: Annotated[
+        str | None, typer.Option(help="Put all into train, valid or test instead of choosing by name.")
+    ] = None
 
 
-Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol, paper-192p or paper-368p.")]
-Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
-EngineOption = Annotated[
-    EngineKind, typer.Option("--engine", help="local: this machine; ray: a cluster that sees the same folders.")
-]
-RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; a new one if not given.")]
-
-
+@expand
 def simulate(
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    out_dir: OutDir,
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same data.")] = 0,
     hours: Annotated[float | None, typer.Option(help="Hours of conversation to make.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test; they share no voice and no face.")] = "train",
@@ -43,9 +51,7 @@ def simulate(
     speech: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --codecs: real recordings that join the other voices.")
     ] = None,
-    processes: Processes = None,
-    engine: EngineOption = EngineKind.local,
-    ray_address: RayAddress = None,
+    workers: Workers = Workers(),
     preview: Annotated[
         bool, typer.Option("--preview", help="Also film the first conversations of OUT_DIR, in OUT_DIR/preview.")
     ] = False,
@@ -64,20 +70,19 @@ def simulate(
         raise ConfigError("simulate: --speech goes with --codecs")
     from rich.progress import Progress
 
-    from wan_streamer.data.cluster import Engine
     from wan_streamer.simulation import make_codec_data
     from wan_streamer.simulation import simulate as run
 
-    workers = processes or os.cpu_count() or 1
+    engine = workers.open()
     with Progress(transient=True) as progress:
         task = progress.add_task("simulating", total=None)
         if codecs:
-            make_codec_data(out_dir, seed=seed, processes=workers, recordings=speech)
+            make_codec_data(out_dir, seed=seed, processes=engine.processes, recordings=speech)
         if hours is not None:
             update = partial(progress.update, task)
             kind = "tasks" if tasks else "conversations"
             run(
-                out_dir, hours, seed, split, Engine(engine.value, workers, ray_address), natural=natural, kind=kind,
+                out_dir, hours, seed, split, engine, natural=natural, kind=kind,
                 progress=lambda done, all_: update(completed=done, total=all_),
             )  # fmt: skip
         if preview:
@@ -88,23 +93,11 @@ def simulate(
             preview_shards(out_dir, out_dir / "preview", PREVIEWS, lambda done, all_: show(completed=done, total=all_))
 
 
+@expand
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of two-sided recordings, films or sound.")],
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
-    units: Annotated[int, typer.Option(min=13, help="Longest conversation, in units of 160 ms.")] = 375,
-    user_channel: Annotated[int, typer.Option(min=0, max=1, help="Channel of the user: 0 left, 1 right.")] = 0,
-    split_picture: Annotated[
-        bool, typer.Option("--split-picture", help="Dual-channel films show the user left and the agent right.")
-    ] = False,
-    both_ways: Annotated[
-        bool, typer.Option("--both-ways", help="Use every recording twice, with either side as the agent.")
-    ] = False,
-    audio_only: Annotated[
-        bool, typer.Option("--audio-only", help="Accept recordings without pictures of the agent.")
-    ] = False,
-    split: Annotated[
-        str | None, typer.Option(help="Put all into train, valid or test instead of choosing by name.")
-    ] = None,
+    out_dir: OutDir,
+    options: Recordings = Recordings(),
 ) -> None:
     """Turn your own two-sided recordings into training data, in the form that [b]simulate[/b] writes.
 
@@ -117,13 +110,12 @@ def prepare(
     from wan_streamer.data.recordings.prepare import PrepareOptions
     from wan_streamer.data.recordings.prepare import prepare as run
 
-    options = PrepareOptions(units, user_channel, split_picture, both_ways, audio_only, split)
     with Progress(transient=True) as progress:
         task = progress.add_task("preparing", total=None)
         report = run(
             source,
             out_dir,
-            options,
+            PrepareOptions(**vars(options)),
             progress=lambda done, all_, name: progress.update(task, completed=done, total=all_, description=name),
         )
     console = Console()
@@ -133,17 +125,16 @@ def prepare(
         raise DataError(f"{source}: no recording could be used; the reasons are in {out_dir / 'report.json'}")
 
 
+@expand
 def encode(
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder with the folders train and valid.")],
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")],
+    out_dir: OutDir,
     codecs: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="Result of [b]train codec[/b], once for sound and once for pictures."),
     ] = None,
     preset: Preset = "nano",
-    processes: Processes = None,
-    engine: EngineOption = EngineKind.local,
-    ray_address: RayAddress = None,
+    workers: Workers = Workers(),
 ) -> None:
     """Turn conversations into what [b]train duplex[/b] reads. The codecs are kept beside them.
 
@@ -154,7 +145,6 @@ def encode(
     from rich.progress import Progress
 
     from wan_streamer.codecs.folder import load_codecs
-    from wan_streamer.data.cluster import Engine
     from wan_streamer.data.latents import encode_shards
     from wan_streamer.presets import get_preset
 
@@ -164,7 +154,7 @@ def encode(
         if path.resolve() != (out_dir / path.name).resolve():
             shutil.copy(path, out_dir)
     audio_vae, video_vae = load_codecs(config, out_dir)
-    workers = Engine(engine.value, processes or os.cpu_count() or 1, ray_address)
+    engine = workers.open()
     for split in ("train", "valid"):
         with Progress(transient=True) as progress:
             update = partial(progress.update, progress.add_task(f"encoding {split}", total=None))
@@ -174,7 +164,7 @@ def encode(
                 audio_vae,
                 video_vae,
                 config.perception,
-                workers,
+                engine,
                 progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
             )
         typer.echo(f"{split}: {written} conversations encoded")

@@ -1,17 +1,14 @@
 """The command that measures an agent: eval. `wan_streamer.cli.app` puts it on the command line."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from wan_streamer.cli.options import Processes
 from wan_streamer.errors import ConfigError
 
-
-class SuiteName(StrEnum):
-    quick = "quick"
-    full = "full"
+SuiteName = Literal["quick", "full"]
 
 
 def evaluate(
@@ -25,7 +22,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option("--html", metavar="R.html", help="Where the page goes.")] = None,
     suite: Annotated[
         SuiteName, typer.Option(help="quick: under ten minutes on two cores; full: twenty times as many trials.")
-    ] = (SuiteName.quick),
+    ] = "quick",
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -37,7 +34,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many trials: a first look.")] = None,
     mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")] = None,
+    processes: Processes = None,
 ) -> None:
     """Measure an agent beside blind baselines and the truth; write figures and a page.
 
@@ -47,4 +44,7 @@ def evaluate(
         raise ConfigError("eval: expected --checkpoint or --pairs, and not both")
     from wan_streamer.evaluation.suite.results import run_and_write
 
-    run_and_write(checkpoint, pairs, suite.value, seed or None, limit, mos, processes, json, html)
+    run_and_write(
+        checkpoint, pairs, suite, seeds=seed or None, limit=limit, mos=mos, processes=processes, json_path=json,
+        html_path=html,
+    )  # fmt: skip

@@ -1,63 +1,105 @@
 """The commands under `wan-streamer train`: one for each stage."""
 
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.data import Preset
+from wan_streamer.cli.options import Compiled, Preset, expand
 
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
 
 
-class Codec(StrEnum):
-    audio = "audio"
-    video = "video"
+Codec = Literal["audio", "video"]
 
 
-class Method(StrEnum):
-    consistency = "consistency"
-    matching = "matching"
+Method = Literal["consistency", "matching"]
 
 
-CodecData = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="Sounds and faces, from [b]simulate --codecs[/b].")
-]
 Talks = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversations, from [b]encode[/b].")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
-Start = Annotated[
-    str | None, typer.Option("--from", metavar="DIR", help="Begin from this agent: a folder, or a built-in one.")
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
-Batch = Annotated[int | None, typer.Option(min=1, help="Clips of a step, over all processes.")]
-Accumulate = Annotated[int | None, typer.Option(min=1, help="Parts of a step, one after the other, to save memory.")]
 Rate = Annotated[float | None, typer.Option(min=0, help="Learning rate; Muon's is scaled with it.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, order of data and noise.")]
-Lora = Annotated[
-    int, typer.Option(min=0, metavar="RANK", help="Learn corrections of this rank instead of all weights of --from.")
-]
-Language = Annotated[
-    str | None,
-    typer.Option(
-        "--language-model", metavar="DIR", help="Begin from this Llama, Qwen2 or Qwen3 (folder, hub id, GGUF)."
-    ),
-]
-NewCodecs = Annotated[
-    bool, typer.Option("--new-codecs", help="The data may come from other codecs than those of --from; learn them.")
-]
-Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
 Device = Annotated[
     str, typer.Option("--device", help="Where to train: cpu, cuda or cuda:1; auto takes CUDA if there is one.")
 ]
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a new run begins with. This and the next two have the names of fields of `RunOptions`."""
+
+    out: Out
+    preset: Preset = "nano"
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DIR", help="Begin from this agent: a folder, or a built-in one.")
+    ] = None
+    language: Annotated[
+        str | None,
+        typer.Option(
+            "--language-model", metavar="DIR", help="Begin from this Llama, Qwen2 or Qwen3 (folder, hub id, GGUF)."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a model learns."""
+
+    resume: Resume = False
+    steps: Steps = None
+    minutes: Minutes = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips of a step, over all processes.")] = None
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Parts of a step, one after the other, to save memory.")
+    ] = None
+    lr: Rate = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order of data and noise.")] = None
+
+
+@dataclass(frozen=True)
+class ModelRun(Schedule, Start):
+    """A run of stage 1 or 2: the fields of `Start`, then those of `Schedule`, then these."""
+
+    lora: Annotated[
+        int,
+        typer.Option(min=0, metavar="RANK", help="Learn corrections of this rank instead of all weights of --from."),
+    ] = 0
+    new_codecs: Annotated[
+        bool, typer.Option("--new-codecs", help="The data may come from other codecs than those of --from; learn them.")
+    ] = False
+    compiled: Compiled = False
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Numbers of stage 3; None leaves that of `DistillConfig`."""
+
+    solver_steps: Annotated[int | None, typer.Option(min=1, max=4, help="Steps of the student's solver (2).")] = None
+    guide_video: Annotated[
+        float | None, typer.Option(min=0, help="How strongly the text guides the teacher's picture (1.5).")
+    ] = None
+    guide_audio: Annotated[float | None, typer.Option(min=0, help="The same for its sound (2.5).")] = None
+    grid: Annotated[
+        int | None, typer.Option(min=2, help="Consistency: times of the teacher's path (48); fewer learn sooner.")
+    ] = None
+    context: Annotated[
+        int | None, typer.Option(min=0, help="Matching: the most real units before the student's own (8).")
+    ] = None
+    ratio: Annotated[
+        int | None, typer.Option(min=1, help="Matching: updates of the critic for one of the student (5).")
+    ] = None
+
+
 @train_app.command("codec")
 def train_codec(
     codec: Annotated[Codec, typer.Option(help="Which of the two codecs.")],
-    data: CodecData,
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Sounds and faces, from [b]simulate --codecs[/b].")
+    ],
     out: Out,
     preset: Preset = "nano",
     resume: Resume = False,
@@ -82,31 +124,19 @@ def train_codec(
     from wan_streamer.training.stages.codec import train_codec as run
 
     scores = run(
-        codec.value, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
+        codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
         decoder_only=decoder_only,
     )  # fmt: skip
     _print_scores(scores)
 
 
 @train_app.command("pretrain")
+@expand
 def train_pretrain(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Tasks, from [b]simulate --tasks[/b] and [b]encode[/b].")
     ],
-    out: Out,
-    preset: Preset = "nano",
-    start: Start = None,
-    language: Language = None,
-    resume: Resume = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Batch = None,
-    accumulate: Accumulate = None,
-    lr: Rate = None,
-    seed: Seed = None,
-    lora: Lora = 0,
-    new_codecs: NewCodecs = False,
-    compiled: Compiled = False,
+    options: ModelRun,
     device: Device = "auto",
     talks: Annotated[
         Path | None,
@@ -120,29 +150,14 @@ def train_pretrain(
     from wan_streamer.training.stages.pretrain import train_pretrain as run
     from wan_streamer.training.stages.run import RunOptions
 
-    options = RunOptions(
-        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language, new_codecs
-    )
-    _print_scores(run(data, options, device, talks))
+    _print_scores(run(data, RunOptions(**vars(options)), device, talks))
 
 
 @train_app.command("duplex")
+@expand
 def train_duplex(
     data: Talks,
-    out: Out,
-    preset: Preset = "nano",
-    start: Start = None,
-    language: Language = None,
-    resume: Resume = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Batch = None,
-    accumulate: Accumulate = None,
-    lr: Rate = None,
-    seed: Seed = None,
-    lora: Lora = 0,
-    new_codecs: NewCodecs = False,
-    compiled: Compiled = False,
+    options: ModelRun,
     device: Device = "auto",
     tasks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
@@ -155,13 +170,11 @@ def train_duplex(
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
-    options = RunOptions(
-        out, preset, start, resume, steps, minutes, batch, accumulate, lr, seed, compiled, lora, language, new_codecs
-    )
-    _print_scores(run(data, options, device, tasks))
+    _print_scores(run(data, RunOptions(**vars(options)), device, tasks))
 
 
 @train_app.command("distill")
+@expand
 def train_distill(
     data: Talks,
     out: Out,
@@ -171,27 +184,8 @@ def train_distill(
         str | None,
         typer.Option("--from", metavar="DIR", help="Begin from this student; needed for matching, else the teacher."),
     ] = None,
-    solver_steps: Annotated[int | None, typer.Option(min=1, max=4, help="Steps of the student's solver (2).")] = None,
-    guide_video: Annotated[
-        float | None, typer.Option(min=0, help="How strongly the text guides the teacher's picture (1.5).")
-    ] = None,
-    guide_audio: Annotated[float | None, typer.Option(min=0, help="The same for its sound (2.5).")] = None,
-    grid: Annotated[
-        int | None, typer.Option(min=2, help="Consistency: times of the teacher's path (48); fewer learn sooner.")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=0, help="Matching: the most real units before the student's own (8).")
-    ] = None,
-    ratio: Annotated[
-        int | None, typer.Option(min=1, help="Matching: updates of the critic for one of the student (5).")
-    ] = None,
-    resume: Resume = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Batch = None,
-    accumulate: Accumulate = None,
-    lr: Rate = None,
-    seed: Seed = None,
+    settings: Distillation = Distillation(),
+    schedule: Schedule = Schedule(),
     compiled: Compiled = False,
     device: Device = "auto",
 ) -> None:
@@ -205,15 +199,11 @@ def train_distill(
     from wan_streamer.training.distill.student import DistillConfig
     from wan_streamer.training.stages.run import RunOptions
 
-    numbers = {"solver_steps": solver_steps, "grid": grid, "context": context, "ratio": ratio}
-    weights = {"video": guide_video, "audio": guide_audio}
-    guidance = Guidance(**{name: value for name, value in weights.items() if value is not None})
-    settings = DistillConfig(guidance=guidance, **{name: n for name, n in numbers.items() if n is not None})
-    options = RunOptions(
-        out, start=start, resume=resume, steps=steps, minutes=minutes, batch=batch, accumulate=accumulate, lr=lr,
-        seed=seed, compiled=compiled,
-    )  # fmt: skip
-    _print_scores(run(data, teacher, options, method.value, settings, device))
+    numbers = {name: value for name, value in vars(settings).items() if value is not None}
+    weights = {name: numbers.pop(f"guide_{name}") for name in ("video", "audio") if f"guide_{name}" in numbers}
+    config = DistillConfig(guidance=Guidance(**weights), **numbers)
+    options = RunOptions(out, start=start, compiled=compiled, **vars(schedule))
+    _print_scores(run(data, teacher, options, method, config, device))
 
 
 def _print_scores(scores: dict[str, float]) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
-from wan_streamer.units import UNIT_MS
+from wan_streamer.units import UNIT_S
 
-UNIT_S = UNIT_MS / 1000
 HEARD = ("speech", "backchannel", "written")  # events whose words belong to a lane
 HEARD_AFTER = 1  # units between the end of a user's word and its transcript
 
@@ -29,20 +28,20 @@ def fill_lane(
     free = 0  # first slot after the last utterance
     for utterance in speech:
         inside = [w for w in words if utterance["start"] - 0.05 <= w["start"] < utterance["end"]]
-        first = place = max(free, (int(inside[0][at] / UNIT_S) + shift) * slots) if inside else len(flat)
-        if place >= len(flat):
+        first = slot = max(free, (int(inside[0][at] / UNIT_S) + shift) * slots) if inside else len(flat)
+        if slot >= len(flat):
             continue
         tokens: dict[int, int] = {}
         for number, word in enumerate(inside):
-            place = max(place, (int(word[at] / UNIT_S) + shift) * slots)
+            slot = max(slot, (int(word[at] / UNIT_S) + shift) * slots)
             for token in codec.encode((" " if number else "") + word["text"]):
-                tokens[place] = token
-                place += 1
-        last = min(len(flat) - 1, max(place, (int(utterance["end"] / UNIT_S) + max(0, shift)) * slots))
+                tokens[slot] = token
+                slot += 1
+        last = min(len(flat) - 1, max(slot, (int(utterance["end"] / UNIT_S) + max(0, shift)) * slots))
         flat[first:last] = HOLD
-        for place, token in tokens.items():
-            if place < last:  # the recording ends before the others
-                flat[place] = token
+        for slot, token in tokens.items():
+            if slot < last:  # the recording ends before the others
+                flat[slot] = token
         flat[last] = END
         free = last + 1
     return lane

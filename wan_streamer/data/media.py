@@ -22,10 +22,9 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from wan_streamer.errors import MediaError
-from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UserUnit
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
 MAX_SIDE = 640  # the longer side of a frame is scaled down to this many pixels while it is decoded
-UNIT_S = UNIT_MS / 1000
 GAP = SAMPLE_RATE // 25  # timestamps may jitter by this many samples before silence is put in or samples are dropped
 RESTART = SAMPLE_RATE  # a step back of more samples than this is a clock that started again, not an overlap
 TAIL_S = 0.025  # a rest shorter than this (the padding of an audio codec's last frame) makes no unit of its own

@@ -16,10 +16,9 @@ import numpy as np
 
 from wan_streamer.data.shards import Episode
 from wan_streamer.simulation.voice.speech import TimedWord
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_MS, UserUnit
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
 Span = tuple[float, float]
-UNIT_S = UNIT_MS / 1000
 
 
 @dataclass(frozen=True)

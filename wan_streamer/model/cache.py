@@ -1,4 +1,4 @@
-"""Preallocated key-value cache of a live session, with peek and commit kept apart (design rule 4).
+"""Preallocated key-value cache of a live session, with peek and commit kept apart.
 
 Keys are stored before rotation. When a block opens, `open_block` drops what has left its window and rotates what is
 left relative to this block, all layers at once: ids stay small for any length of session, and sinks move with the

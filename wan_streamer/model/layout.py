@@ -1,4 +1,4 @@
-"""Where every token of a unit sits: order, kind, rank and rotary position (design section 4).
+"""Where every token of a unit sits: order, kind, rank and rotary position (docs/architecture.md, "Tokens of a block").
 
 Block k, in order:
 

@@ -5,7 +5,6 @@
 `local_or_hub`      path or hub id -> path
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
+from wan_streamer.files import write_json
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.tensors import is_main_process, load_module, save_atomically, whole
 
@@ -118,4 +118,4 @@ def save_weights(weights: Weights, folder: Path) -> None:
     if not is_main_process():
         return
     weights.text.save(folder / "tokenizer.json")
-    (folder / "config.json").write_text(json.dumps(to_dict(weights.config), indent=2) + "\n")
+    write_json(folder / "config.json", to_dict(weights.config))

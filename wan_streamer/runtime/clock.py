@@ -1,8 +1,9 @@
-"""Real time as a contract (design rule 6): deadlines, what to do when one cannot be met, and the figures.
+"""Real time as a contract: deadlines, what to do when one cannot be met, and the figures.
 
+`Session`       what is run: one unit in, one unit out
 `StepCost`      what a step is expected to cost
 `UnitDriver`    runs a session against the clock
-`DriverStats`   counts and percentiles of a run
+`DriverStats`   counts and percentiles of a run;   `percentiles`, `event_latency` of any times
 
 The policy. Unit k is complete at t_in(k); the agent's unit k is due at t_in(k) + 160 ms, when unit k + 1 is complete.
 1. If the predicted time of the default number of solver steps does not fit, the step uses fewer, at least one.
@@ -13,15 +14,14 @@ No unit waits longer than 160 ms before its step begins, so the delay is never m
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, AgentUnit, UserUnit
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
-UNIT_S = UNIT_MS / 1000
 FADE = SAMPLE_RATE // 100  # 10 ms: the sound goes to silence and comes back without a click
 SOLVE_STAGE = "solve"  # the entry of `AgentUnit.stage_ms` that grows with the number of solver steps
 SURPRISE_S = 0.08
@@ -29,15 +29,29 @@ KEEP_UNITS = 22_500  # figures cover the last hour, so that a long session does 
 
 
 class Session(Protocol):
-    """What the driver needs of a session: one unit in, one unit out."""
+    """One conversation: a call per 160 ms, in order; it knows no more of the user than the units so far.
+
+    steps  solver steps instead of its own number; a session that solves nothing ignores them
+    """
 
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit: ...
 
 
-def percentiles(values: np.ndarray, points: tuple[int, ...] = (50, 95, 99)) -> dict[str, float]:
-    """{"p50": ..., "p95": ..., "p99": ...}, rounded to 0.01; zeros if there are no values."""
-    found = np.percentile(values, points) if len(values) else np.zeros(len(points))
-    return {f"p{point}": round(float(value), 2) for point, value in zip(points, found, strict=True)}
+def percentiles(values: Sequence[float] | np.ndarray, points: tuple[int, ...] = (50, 95, 99)) -> dict[str, float]:
+    """{"p50": ..., "p95": ..., "p99": ...}, rounded to 0.01; empty if there are no values: unknown is not zero."""
+    found = np.percentile(values, points) if len(values) else ()
+    return {f"p{point}": round(float(value), 2) for point, value in zip(points, found, strict=False)}
+
+
+def event_latency(model_ms: Sequence[float]) -> dict[str, float]:
+    """Percentiles in ms for an event inside a unit, such as the onset of a word, which first waits for the unit's end.
+
+    model_ms  model latency of each unit
+
+    Events are spread evenly: each unit counts with one event in the middle of each of 16 spans of 10 ms.
+    """
+    waits_ms = UNIT_MS - (np.arange(16) + 0.5) * UNIT_MS / 16
+    return percentiles((np.array(model_ms)[:, None] + waits_ms).ravel())
 
 
 class StepCost:
@@ -105,16 +119,7 @@ class DriverStats:
     @property
     def model_latency_ms(self) -> dict[str, float]:
         """t_out - t_in: from the last sample of a unit to the first sample and frame of its answer."""
-        return percentiles(np.array(self.model_ms))
-
-    @property
-    def event_latency_ms(self) -> dict[str, float]:
-        """The same for an event inside the unit, such as the onset of a word, which first waits for the unit's end.
-
-        Events are spread evenly: each unit counts with one event in the middle of each of 16 spans of 10 ms.
-        """
-        ages_ms = UNIT_MS - (np.arange(16) + 0.5) * UNIT_MS / 16
-        return percentiles((np.array(self.model_ms)[:, None] + ages_ms).ravel())
+        return percentiles(self.model_ms)
 
     def summary(self) -> dict:
         """The keys that the report of `talk` and the latency display share."""
@@ -124,8 +129,8 @@ class DriverStats:
             "reduced_units": self.reduced,
             "backlog_max": self.backlog_max,
             "model_latency_ms": self.model_latency_ms,
-            "event_latency_ms": self.event_latency_ms,
-            "stage_ms": {name: percentiles(np.array(values), (50, 95)) for name, values in self.stage_ms.items()},
+            "event_latency_ms": event_latency(self.model_ms),
+            "stage_ms": {name: percentiles(values, (50, 95)) for name, values in self.stage_ms.items()},
         }
 
 

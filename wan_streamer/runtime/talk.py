@@ -5,8 +5,6 @@
 `print_summary`   the latency table and the captions, for people
 """
 
-import json
-import os
 import queue
 import threading
 import time
@@ -22,9 +20,10 @@ from rich.table import Table
 from wan_streamer.data.film import ReplyWriter, check_film_path
 from wan_streamer.data.media import UnitReader, read_units
 from wan_streamer.errors import MediaError
+from wan_streamer.files import write_json
 from wan_streamer.runtime.agent import WanStreamer
-from wan_streamer.runtime.clock import UNIT_S, UnitDriver
-from wan_streamer.units import FPS, UNIT_MS, AgentUnit, UserUnit
+from wan_streamer.runtime.clock import UnitDriver
+from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 Pace = Literal["realtime", "fast"]
 PAUSE_UNITS = 8  # 1.3 s without text ends a line of the captions
@@ -49,9 +48,9 @@ def talk(
     typed      what the user types besides, by the unit in which it is sent
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
-    report, with `"interrupted": true`) and is then raised again. Returns the report; its keys are in design section 8,
-    and `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace, 3.0 is three times faster.
-    Raises MediaError, CheckpointError, ConfigError.
+    report, with `"interrupted": true`) and is then raised again. Returns the report; docs/architecture.md
+    defines its figures, and `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace.
+    Raises MediaError, CheckpointError, ConfigError, OutputError.
     """
     console = console or Console(stderr=True)
     check_film_path(out, user_path)
@@ -133,7 +132,7 @@ class _Run:
 
     def result(self) -> dict:
         stats = self.driver.stats
-        seconds = stats.units * UNIT_MS / 1000
+        seconds = stats.units * UNIT_S
         return {
             "units": stats.units,
             "unit_ms": UNIT_MS,
@@ -193,17 +192,6 @@ class _Ahead:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it. Raises MediaError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def captions(transcript: list[dict]) -> list[tuple[int, str, str]]:

@@ -20,18 +20,13 @@ from typing import Any, Protocol
 
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import tune_process
+from wan_streamer.runtime.clock import Session, UnitDriver
 from wan_streamer.units import AgentUnit, UserUnit
 
 PROTOCOL = 1
 STATS_EVERY_UNITS = 6  # about once a second
 
 log = logging.getLogger(__name__)
-
-
-class Session(Protocol):
-    """What the driver needs of a session."""
-
-    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit: ...
 
 
 class Agent(Protocol):
@@ -185,8 +180,6 @@ def _load(factory: AgentFactory | str, threads: int) -> Agent:
 
 
 def _serve_sessions(conn: Connection, agent: Agent) -> None:
-    from wan_streamer.runtime.clock import UnitDriver  # here, so that the parent process never loads the model's code
-
     driver: UnitDriver | None = None
     current = -1
     while True:

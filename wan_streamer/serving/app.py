@@ -151,8 +151,8 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        return _failure(422, "invalid", f"{place}: {problem['msg']}")
+        field = ".".join(str(part) for part in problem["loc"])
+        return _failure(422, "invalid", f"{field}: {problem['msg']}")
 
     @app.get("/")
     async def page() -> FileResponse:

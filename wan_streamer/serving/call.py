@@ -29,9 +29,8 @@ from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.playout import Playout
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import Uplink
-from wan_streamer.units import UNIT_MS
+from wan_streamer.units import UNIT_S
 
-UNIT_S = UNIT_MS / 1000
 REPORT_S = 1.0
 RESYNC_S = 1.0  # a clock this far behind (machine asleep) skips units instead of sending a burst
 
@@ -110,10 +109,8 @@ class Call:
             now = time.monotonic()
             if now - due > RESYNC_S:
                 due = now
-            elif due > now:
-                await asyncio.sleep(due - now)
-            due += UNIT_S
-            t_in = time.monotonic()
+            t_in, due = due, due + UNIT_S  # complete at t_in; if this loop wakes later, that counts as latency
+            await asyncio.sleep(max(0.0, t_in - now))
             session = self._session
             if session is None:  # the model is being restarted: time goes on, typed text waits
                 self.uplink.discard(t_in)

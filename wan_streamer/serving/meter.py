@@ -8,22 +8,13 @@ Stages of the model come from `AgentUnit.stage_ms` as they are. The server adds 
 
 from collections import deque
 
-import numpy as np
-
-from wan_streamer.units import UNIT_MS
+from wan_streamer.runtime.clock import event_latency, percentiles
 
 WINDOW_UNITS = 64  # about ten seconds
 
 
-def percentiles(values: list[float], points: tuple[int, ...]) -> dict[str, float]:
-    """{"p50": ...} rounded to 0.1; empty when there are no values."""
-    if not values:
-        return {}
-    return {f"p{p}": round(float(v), 1) for p, v in zip(points, np.percentile(values, points), strict=True)}
-
-
 class Meter:
-    """Collects per-unit times; `stages`, `model_latency` and `event_latency` summarise the window."""
+    """Collects per-unit times; `stages`, `model_latency` and `event_latency` summarise the window (`runtime.clock`)."""
 
     def __init__(self) -> None:
         self._stages: dict[str, deque[float]] = {}
@@ -37,12 +28,10 @@ class Meter:
         self._latency.append(ms)
 
     def stages(self) -> dict[str, dict[str, float]]:
-        return {name: percentiles(list(values), (50, 95)) for name, values in self._stages.items()}
+        return {name: percentiles(values, (50, 95)) for name, values in self._stages.items()}
 
     def model_latency(self) -> dict[str, float]:
-        return percentiles(list(self._latency), (50, 95, 99))
+        return percentiles(self._latency)
 
     def event_latency(self) -> dict[str, float]:
-        """An event lies anywhere in its unit: 0 to 160 ms of accumulation come before the model-side latency."""
-        waits = np.linspace(0, UNIT_MS, 9)
-        return percentiles([ms + w for ms in self._latency for w in waits], (50, 95, 99))
+        return event_latency(self._latency)

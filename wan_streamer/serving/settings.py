@@ -1,4 +1,4 @@
-"""What a server can be told, in one frozen record."""
+"""Settings of the server, in one frozen record."""
 
 from dataclasses import dataclass
 

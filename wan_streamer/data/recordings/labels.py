@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from wan_streamer.data.media import UNIT_S
 from wan_streamer.data.recordings.sources import SIDES, Side
 from wan_streamer.data.recordings.transcripts import Transcript, read_speech, read_transcript
 from wan_streamer.data.shards import SCHEMA
 from wan_streamer.data.voice_activity import GAP_S, HOP_S, find_speech
 from wan_streamer.errors import DataError
-from wan_streamer.units import FPS
+from wan_streamer.units import FPS, UNIT_S
 
 GENERATOR = "prepare-1"
 SHORTEST_UNITS = 13  # 2.08 s: a tail shorter than 2 s is dropped

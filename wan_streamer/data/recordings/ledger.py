@@ -13,6 +13,7 @@ from typing import Any
 
 from wan_streamer.data.shards import SPLITS, shard_name
 from wan_streamer.errors import DataError
+from wan_streamer.files import write_json
 
 REPORT = "report.json"
 SHOWN = 20  # rows of a table on the terminal; the file has all
@@ -82,12 +83,12 @@ class Ledger:
     def accept(self, result: Result, shard: Path) -> None:
         """Enter a recording and move its `shard` into place."""
         self._remove_old(result.name)
-        place = self._free(result.split)
-        self.results[result.name] = replace(result, shard=place)
+        path = self._free(result.split)
+        self.results[result.name] = replace(result, shard=path)
         # in this order a stop in between leaves an entry without a shard, which is converted again
         self.save()
-        (self.out_dir / place).parent.mkdir(exist_ok=True)
-        os.replace(shard, self.out_dir / place)
+        (self.out_dir / path).parent.mkdir(exist_ok=True)
+        os.replace(shard, self.out_dir / path)
 
     def reject(self, result: Result) -> None:
         """Enter why a recording cannot be used. What an earlier version of it left is removed."""
@@ -123,11 +124,11 @@ class Ledger:
                 owner = next((r for r in self.results.values() if r.shard == last), None)
                 if owner is None:
                     break  # not made by this program
-                place = self._free(split)
-                self.results[owner.name] = replace(owner, shard=place, moved_from=last)
+                path = self._free(split)
+                self.results[owner.name] = replace(owner, shard=path, moved_from=last)
                 self.save()
-                os.replace(self.out_dir / last, self.out_dir / place)
-                self.results[owner.name] = replace(owner, shard=place)
+                os.replace(self.out_dir / last, self.out_dir / path)
+                self.results[owner.name] = replace(owner, shard=path)
         self.save()
 
     def report(self) -> dict[str, Any]:
@@ -159,10 +160,7 @@ class Ledger:
         }
 
     def save(self) -> None:
-        path = self.out_dir / REPORT
-        temporary = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.report(), indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(self.out_dir / REPORT, self.report(), indent=1)
 
 
 def report_tables(report: dict[str, Any]) -> list:

@@ -19,7 +19,6 @@ from typing import Any
 import av.error
 import numpy as np
 
-from wan_streamer.data.media import UNIT_S
 from wan_streamer.data.recordings.labels import (
     GENERATOR,
     SHORTEST_UNITS,
@@ -35,6 +34,7 @@ from wan_streamer.data.recordings.sources import SIDES, Item, find_items
 from wan_streamer.data.shard_media import Mp4Encoder, encode_flac
 from wan_streamer.data.shards import AGENT_CRF, SPLITS, USER_CRF, Sample, write_samples
 from wan_streamer.errors import ConfigError, DataError, MediaError
+from wan_streamer.units import UNIT_S
 
 LONGEST_UNITS = 375  # 60 s
 FILMS = {"user": (USER_CRF, "yuv420p"), "agent": (AGENT_CRF, "yuv444p")}
@@ -99,12 +99,12 @@ def prepare(
             key = _key(item, options)
             if ledger.finished(item.name, key) is None:
 
-                def tell(share: float, number: int = number, name: str = item.name) -> None:
+                def report_share(share: float, number: int = number, name: str = item.name) -> None:
                     if progress is not None:
                         progress(number + share, len(found.items), name)
 
-                tell(0.0)
-                _prepare_item(item, key, options, ledger, work, tell)
+                report_share(0.0)
+                _prepare_item(item, key, options, ledger, work, report_share)
         ledger.close({item.name for item in found.items} | set(found.unusable))
     except (OSError, av.error.FFmpegError) as error:  # reading never raises these: `read_sides` names the file
         raise DataError(f"{out_dir}: cannot be written ({getattr(error, 'strerror', None) or error})") from error

@@ -126,8 +126,8 @@ def find_items(source: Path, user_channel: int = 0, split_picture: bool = False,
         if (match := SEAMLESS.match(path.stem)) and path.suffix.lower() in SOUND | PICTURE | {".json", ".jsonl"}:
             pile = seamless[f"{match[1]}_{match[2]}"]
             _put_seamless(pile, match[3], path, path.relative_to(source).parts, rest)
-        elif (place := _side(path, source)) is not None:
-            name, side = place
+        elif (found := _side(path, source)) is not None:
+            name, side = found
             if path.suffix.lower() in SUFFIXES:
                 pairs[name].words[side].append(path)
             elif path.suffix.lower() in NOT_MEDIA | ARCHIVES:

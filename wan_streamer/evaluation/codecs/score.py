@@ -74,11 +74,11 @@ def score_codecs(
         if voices is not None:
             sets["voices"] = speech.wav_clips(voices, count)
         if human is not None:
-            told: list[Clip] = []
-            untold: list[Clip] = []
+            with_text: list[Clip] = []
+            without_text: list[Clip] = []
             for clip in speech.human_clips(human, count):
-                (untold if clip.text is None else told).append(clip)
-            sets |= {"human": iter(told), "human_prompts": iter(untold)}
+                (without_text if clip.text is None else with_text).append(clip)
+            sets |= {"human": iter(with_text), "human_prompts": iter(without_text)}
         recognise, predict = Recogniser(), MosPredictor()
         report["audio"] = {}
         for name, clips in sets.items():

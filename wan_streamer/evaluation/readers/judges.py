@@ -98,12 +98,12 @@ class Recogniser:
         try:
             from faster_whisper import WhisperModel
 
-            place = _bundled_whisper() if folder is None else Path(folder)
+            model = _bundled_whisper() if folder is None else Path(folder)
         except ImportError as error:
             raise missing(error.name or "faster-whisper", "pip install 'wan-streamer[eval]'") from error
-        if not (place / "model.bin").is_file():
-            raise ConfigError(f"{place}: expected a Whisper model with model.bin in it, found none")
-        self._model = WhisperModel(str(place), device="cpu", compute_type="int8", cpu_threads=1)
+        if not (model / "model.bin").is_file():
+            raise ConfigError(f"{model}: expected a Whisper model with model.bin in it, found none")
+        self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=1)
 
     def __call__(self, audio_T: np.ndarray, rate: int = SAMPLE_RATE) -> str:
         """What Whisper hears, as English text. Sentences are heard one by one, without the ones before."""
@@ -168,15 +168,15 @@ class VoiceActivity:
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec("silero_vad")
-        place = Path(spec.origin).parent if spec and spec.origin else None
-        if place is None or importlib.util.find_spec("onnxruntime") is None:
+        package = Path(spec.origin).parent if spec and spec.origin else None
+        if package is None or importlib.util.find_spec("onnxruntime") is None:
             raise missing("silero-vad and onnxruntime", "pip install --no-deps silero-vad==6.2.3 onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session: Any = onnxruntime.InferenceSession(
-            str(place / "data" / "silero_vad.onnx"), options, providers=["CPUExecutionProvider"]
+            str(package / "data" / "silero_vad.onnx"), options, providers=["CPUExecutionProvider"]
         )
 
     def probability(self, audio_T: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -55,10 +55,10 @@ class Observer:
 
     def _tracks(self, frames_THWC: np.ndarray) -> dict[str, np.ndarray]:
         keys = [hash(frame.tobytes()) for frame in frames_THWC]
-        places = {key: at for at, key in enumerate(keys)}
-        unique = sorted(places.values())
+        frame_of = {key: at for at, key in enumerate(keys)}
+        unique = sorted(frame_of.values())
         order = {at: row for row, at in enumerate(unique)}
-        rows = [order[places[key]] for key in keys]
+        rows = [order[frame_of[key]] for key in keys]
         tracks = {name: values[rows] for name, values in self.read(frames_THWC[unique]).items()}
         return tracks | {"change": change(frames_THWC)}
 

@@ -55,7 +55,7 @@ def _thing_in(frame_HWC: np.ndarray) -> Prop | None:
     for coarse, fine in zip(_sides(picture, _COARSE), _sides(picture, _FINE), strict=True):
         error_PN, likeness_PN, area_N = _compare(_patches(coarse, _COARSE), *_drawings(_COARSE))
         score_PN = (_COARSE_ERROR - error_PN).clamp_min(0) * area_N * likeness_PN.clamp_min(0) ** 2
-        score_N, place_N = score_PN.max(0)
+        score_N, index_N = score_PN.max(0)
         kept_K = score_N.topk(_KEPT).indices
         # Each kept drawing again, finer, up to two pixels around its place.
         step, across = _COARSE // _FINE, coarse.shape[2] - _BOX[1] // _COARSE + 1
@@ -63,7 +63,7 @@ def _thing_in(frame_HWC: np.ndarray) -> Prop | None:
         padded = F.pad(fine[None], (2, 2, 2, 2), mode="replicate")[0]
         near = [
             padded[:, step * y : step * y + height + 4, step * x : step * x + width + 4]
-            for y, x in (divmod(place, across) for place in place_N[kept_K].tolist())
+            for y, x in (divmod(index, across) for index in index_N[kept_K].tolist())
         ]
         patches_KPCD = torch.stack([_patches(part, _FINE) for part in near])
         colour_NCD, mask_ND = _drawings(_FINE)

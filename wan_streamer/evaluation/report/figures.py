@@ -73,14 +73,14 @@ def interval(metric: dict[str, Any], truth: float | None, blind: dict[str, float
     low, high = _scale([v for v in inside if known(v)], metric.get("unit", ""))
     worst, top = (high, low) if metric.get("better") == "lower" else (low, high)
 
-    def place(value: float) -> tuple[str, float]:
+    def position(value: float) -> tuple[str, float]:
         share = (value - worst) / (top - worst)
         return f"{3 + 94 * min(1.0, max(0.0, share)):.2f}%", share
 
     def mark(value: float | None, name: str, shape: str, class_: str) -> Markup:
         if not known(value):
             return Markup()
-        where, share = place(value)
+        where, share = position(value)
         if not -0.001 <= share <= 1.001:
             shape = "M-2-3.5 2 0-2 3.5" if share > 1 else "M2-3.5-2 0 2 3.5"
         label = tag("title", escape(f"{name}: {number(value)}"))
@@ -90,12 +90,12 @@ def interval(metric: dict[str, Any], truth: float | None, blind: dict[str, float
     parts = [tag("line", x1="3%", x2="97%", y1=13, y2=13, class_="track")]
     parts += [mark(v, k, circle.format(3.5, 7), "blind best" if k == best else "blind") for k, v in blind.items()]
     if known(metric.get("low")) and known(metric.get("high")) and known(metric.get("value")):
-        ends = sorted((place(metric["low"])[0], place(metric["high"])[0]), key=lambda x: float(x[:-1]))
+        ends = sorted((position(metric["low"])[0], position(metric["high"])[0]), key=lambda x: float(x[:-1]))
         parts.append(tag("line", x1=ends[0], x2=ends[1], y1=13, y2=13, class_="span"))
     parts.append(mark(truth, "truth", "M0-6.5 6.5 0 0 6.5-6.5 0z", "truth"))
     parts.append(mark(metric.get("value"), "agent", circle.format(5, 10), "agent"))
-    told = f"agent {number(metric.get('value'))}, truth {number(truth)}, best blind {number(blind.get(best or ''))}"
-    return tag("svg", *parts, class_="interval", height=26, role="img", aria_label=told)
+    label = f"agent {number(metric.get('value'))}, truth {number(truth)}, best blind {number(blind.get(best or ''))}"
+    return tag("svg", *parts, class_="interval", height=26, role="img", aria_label=label)
 
 
 def _scale(values: Sequence[float], unit: str) -> tuple[float, float]:
@@ -145,8 +145,8 @@ def distribution(groups: dict[str, list[float]]) -> Markup:
         if len(values):
             middle = float(np.median(values))
             parts.append(tag("line", x1=x(middle), x2=x(middle), y1=base - row + 8, y2=base, class_=f"median {class_}"))
-            told = tag("title", escape(f"median of {len(values)}"))
-            parts.append(tag("text", told, escape(number(middle)), x=SMALL, y=base - 8, class_=f"value {class_}"))
+            title = tag("title", escape(f"median of {len(values)}"))
+            parts.append(tag("text", title, escape(number(middle)), x=SMALL, y=base - 8, class_=f"value {class_}"))
         else:
             parts.append(text(SMALL, base - 8, "–", "value"))
     return tag("svg", *parts, class_="small", viewBox=f"0 0 {SMALL} {height}", role="img")

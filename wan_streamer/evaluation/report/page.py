@@ -25,6 +25,7 @@ from wan_streamer.errors import ShapeError
 from wan_streamer.evaluation.records import Span
 from wan_streamer.evaluation.report import figures
 from wan_streamer.evaluation.report.figures import known, number
+from wan_streamer.files import write_bytes
 from wan_streamer.units import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, UNIT_MS
 
 HERE = Path(__file__).parent
@@ -242,9 +243,9 @@ def write_report(
     The order of axes and metrics is kept: the first metric of an axis that is informative and measured goes on the
     scorecard.
     """
-    told = results.get("descriptions") or {}
+    descriptions = results.get("descriptions") or {}
     axes = {
-        axis: [_row(name, told.get(f"{axis}.{name}", ""), metric) for name, metric in metrics.items()]
+        axis: [_row(name, descriptions.get(f"{axis}.{name}", ""), metric) for name, metric in metrics.items()]
         for axis, metrics in results["axes"].items()
         if metrics
     }
@@ -279,8 +280,7 @@ def write_report(
         published=published["tables"],
         figures=figures,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())
 
 
 def _counts(mains: dict[str, Row]) -> Iterator[tuple[str, str, list[str]]]:

@@ -20,7 +20,7 @@ SHOWN = (
 )
 
 
-def tell(trial: Trial, recording: Recording, seen: Observation) -> Story:
+def render_story(trial: Trial, recording: Recording, seen: Observation) -> Story:
     """What happened in a trial, with the film of both sides."""
     episode = trial.episode
     words = [(w["start"], " " + w["text"]) for w in episode.labels["words"]["user"]]

@@ -17,12 +17,12 @@ import numpy as np
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.evaluation.readers.observe import speech_of
-from wan_streamer.evaluation.records import UNIT_S, Trial
+from wan_streamer.evaluation.records import Trial
 from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.scenarios import plan_exactly
 from wan_streamer.simulation.generate import default_cache
 from wan_streamer.simulation.voice.users import AgentVoice
-from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, AgentUnit, UserUnit
 
 METRONOME_S = 3.0
 LOOP_S = 4.0
@@ -77,19 +77,19 @@ class Script:
     def __init__(self, film: np.ndarray, sound: np.ndarray, begins: Callable[[int, UserUnit], bool]) -> None:
         self.film, self.sound, self.begins = film, sound, begins
         self.index = 0
-        self.place: int | None = None  # next sample of the sound, None while silent
+        self.position: int | None = None  # next sample of the sound, None while silent
 
-    def step(self, user: UserUnit) -> AgentUnit:
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         asked = self.begins(self.index, user)
-        if self.place is None and asked:
-            self.place = 0
+        if self.position is None and asked:
+            self.position = 0
         audio = np.zeros(SAMPLES_PER_UNIT, np.float32)
-        if self.place is not None:
-            part = self.sound[self.place : self.place + SAMPLES_PER_UNIT]
+        if self.position is not None:
+            part = self.sound[self.position : self.position + SAMPLES_PER_UNIT]
             audio[: len(part)] = part
-            self.place += SAMPLES_PER_UNIT
-            if self.place >= len(self.sound):
-                self.place = None
+            self.position += SAMPLES_PER_UNIT
+            if self.position >= len(self.sound):
+                self.position = None
         at = (self.index * FRAMES_PER_UNIT + np.arange(FRAMES_PER_UNIT)) % len(self.film)
         self.index += 1
         return AgentUnit(self.index - 1, audio, self.film[at])
@@ -154,7 +154,7 @@ class Replay:
         words = trial.episode.labels["words"]
         self.said, self.heard = _by_unit(words["agent"], "start"), _by_unit(words["user"], "end")
 
-    def step(self, user: UserUnit) -> AgentUnit:
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         k, film = self.index, self.episode.agent_video
         self.index += 1
         frames = slice(k * FRAMES_PER_UNIT, (k + 1) * FRAMES_PER_UNIT)

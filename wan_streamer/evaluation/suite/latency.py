@@ -1,4 +1,4 @@
-"""How long the agent takes, alone on the machine and against the clock (design section 6).
+"""How long the agent takes, alone on the machine and against the clock (docs/architecture.md, "Session and clock").
 
 `measure_latency`  a trial played in real time -> percentiles, per stage, and what missed its deadline
 """
@@ -10,7 +10,8 @@ import torch
 
 from wan_streamer.evaluation.records import Trial
 from wan_streamer.runtime.agent import WanStreamer
-from wan_streamer.runtime.clock import UNIT_S, UnitDriver
+from wan_streamer.runtime.clock import UnitDriver
+from wan_streamer.units import UNIT_S
 
 
 def measure_latency(checkpoint: str, trial: Trial, rounds: int = 2, device: str = "cpu") -> dict[str, Any]:

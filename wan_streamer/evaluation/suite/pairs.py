@@ -35,8 +35,8 @@ from wan_streamer.data.recordings.sources import PICTURE, SIDES, SOUND, Side, fi
 from wan_streamer.data.shards import Episode, check_labels
 from wan_streamer.data.voice_activity import EnergyMeter
 from wan_streamer.errors import DataError, MediaError
-from wan_streamer.evaluation.records import UNIT_S, Recording, Trial
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
+from wan_streamer.evaluation.records import Recording, Trial
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_S
 
 AXIS = "pairs"
 LATE_S = 0.5  # an annotation that begins so much after the end belongs to another recording

@@ -1,27 +1,20 @@
 """A stimulus meets an agent.
 
-`Agent`     anything with `step(UserUnit) -> AgentUnit`
 `play`      one trial from begin to end -> `Recording`; both sides are on the clock of the units
 """
 
 from collections.abc import Iterable
-from typing import Protocol
 
 import numpy as np
 
-from wan_streamer.evaluation.records import UNIT_S, Recording
-from wan_streamer.units import AgentUnit, UserUnit
+from wan_streamer.evaluation.records import Recording
+from wan_streamer.runtime.clock import Session
+from wan_streamer.units import UNIT_S, UserUnit
 
 
-class Agent(Protocol):
-    """What can be evaluated. One call per 160 ms, in order; it must not look at anything but its argument."""
-
-    def step(self, user: UserUnit) -> AgentUnit: ...
-
-
-def play(agent: Agent, user: Iterable[UserUnit]) -> Recording:
+def play(session: Session, user: Iterable[UserUnit]) -> Recording:
     """What the agent does while it hears and sees these units, as fast as it can (simulated time)."""
-    units = [agent.step(unit) for unit in user]
+    units = [session.step(unit) for unit in user]
     said: list[tuple[float, str]] = []
     heard: list[tuple[float, str]] = []
     for k, unit in enumerate(units):

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from wan_streamer.errors import DataError
-from wan_streamer.evaluation.records import UNIT_S, Case
+from wan_streamer.evaluation.records import Case
 from wan_streamer.evaluation.report.page import write_report
 from wan_streamer.evaluation.spans import exchanges, onset_in
 from wan_streamer.evaluation.suite.baselines import DESCRIPTIONS
 from wan_streamer.evaluation.suite.run import AGENT, SuiteResult, conversation_seconds, run_suite, score_pairs
 from wan_streamer.evaluation.suite.stimuli import SUITES
+from wan_streamer.files import write_bytes, write_json
+from wan_streamer.units import UNIT_S
 
 # The readers' own errors, written by scripts/validate_readers.py.
 VALIDATION = Path(__file__).parents[1] / "readers" / "readers.json"
@@ -73,9 +74,9 @@ def run_and_write(
         "latency_ms": result.latency,
         "descriptions": DESCRIBED,
     }
-    _write(json_path, json.dumps(results, indent=2) + "\n")
+    write_json(json_path, results)
     lines = json_path.with_suffix(".jsonl")
-    _write(lines, "".join(json.dumps(_line(case)) + "\n" for case in result.cases[AGENT]))
+    write_bytes(lines, "".join(json.dumps(_line(case)) + "\n" for case in result.cases[AGENT]).encode())
     if html_path is not None:
         write_report(html_path, results, distributions(result), drift(result), result.stories, DESCRIPTIONS)
     print_table(results, console)
@@ -83,14 +84,6 @@ def run_and_write(
         f"figures: {json_path}, per trial: {lines}" + (f", page: {html_path}" if html_path else ""), soft_wrap=True
     )
     return results
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _line(case: Case) -> dict[str, Any]:

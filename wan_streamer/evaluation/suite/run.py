@@ -25,14 +25,15 @@ from wan_streamer.evaluation.axes import talk as axes_talk
 from wan_streamer.evaluation.readers.judges import MosPredictor, Recogniser
 from wan_streamer.evaluation.readers.observe import Observer
 from wan_streamer.evaluation.records import Case, Observation
-from wan_streamer.evaluation.report.story import tell
+from wan_streamer.evaluation.report.story import render_story
 from wan_streamer.evaluation.stats import Metric
 from wan_streamer.evaluation.suite.baselines import BLIND, Replay, open_baseline
 from wan_streamer.evaluation.suite.latency import measure_latency
 from wan_streamer.evaluation.suite.pairs import read_pairs
-from wan_streamer.evaluation.suite.play import Agent, play
+from wan_streamer.evaluation.suite.play import play
 from wan_streamer.evaluation.suite.stimuli import SUITES, TrialSpec, long_conversation, make_trial, trial_list
 from wan_streamer.runtime.agent import WanStreamer
+from wan_streamer.runtime.clock import Session
 from wan_streamer.simulation.conversation.dialogue import SPOKEN
 
 AXES: dict[str, Callable[[Sequence[Case]], dict[str, Metric]]] = {
@@ -48,7 +49,7 @@ AXES: dict[str, Callable[[Sequence[Case]], dict[str, Metric]]] = {
 }
 AGENT = "agent"
 LONG = ("replay", "looped_video", "frozen_frame")  # baselines of the long conversation
-TELL = 6  # conversations that the page shows
+STORIES = 6  # conversations that the page shows
 TIE = 0.02  # of the reference's value: so near, a blind baseline has won
 Progress = Callable[[str, int, int], None]
 
@@ -115,7 +116,7 @@ class _Task:
     baselines: tuple[str, ...]
     mos: bool
     cache: str | None
-    told: frozenset[int]
+    shown: frozenset[int]
 
     def __call__(self, number: int) -> tuple[int, dict[str, Case], Any]:
         spec = self.specs[number]
@@ -130,8 +131,8 @@ class _Task:
                 seen = see(recording, words=name == AGENT or trial.axis in ("content", "interruption"))
                 if name != AGENT:
                     seen = replace(seen, audio=seen.audio[:0])  # nobody asks for it, and a full suite has gigabytes
-                elif number in self.told:
-                    story = tell(trial, recording, seen)
+                elif number in self.shown:
+                    story = render_story(trial, recording, seen)
             cases[name] = Case(trial.name, trial.axis, trial.episode.labels, seen, truth)
         return number, cases, story
 
@@ -153,8 +154,8 @@ def run_suite(
     started = time.monotonic()
     specs = tuple(trial_list(suite, seeds)[:limit])
     _open(AGENT, checkpoint, 0, cache)  # a wrong name fails here, not in a worker
-    told = frozenset(islice(_first_of_each(specs), TELL))
-    job = _Task(checkpoint, specs, (*BLIND, "replay"), mos, cache, told)
+    shown = frozenset(islice(_first_of_each(specs), STORIES))
+    job = _Task(checkpoint, specs, (*BLIND, "replay"), mos, cache, shown)
     rows: dict[int, dict[str, Case]] = {}
     stories: dict[int, Any] = {}
     for number, cases, story in run_jobs(job, range(len(specs)), Engine(processes=processes)):
@@ -194,7 +195,7 @@ class _Long:
     def __call__(self, number: int) -> tuple[str, list[Case]]:
         name = (AGENT, *LONG)[number]
         see, cases = _observer(False), []
-        agent: Agent | None = None if name == "replay" else _open(name, self.checkpoint, self.seed, self.cache)
+        agent: Session | None = None if name == "replay" else _open(name, self.checkpoint, self.seed, self.cache)
         for trial in long_conversation(self.seed, self.seconds, self.cache):
             truth = see(play(Replay(trial), trial.units()), words=False)
             seen = truth if agent is None else see(play(agent, trial.units()), words=False)
@@ -202,7 +203,7 @@ class _Long:
         return name, cases
 
 
-def _open(name: str, checkpoint: str, seed: int, cache: str | None) -> Agent:
+def _open(name: str, checkpoint: str, seed: int, cache: str | None) -> Session:
     name = checkpoint if name == AGENT and checkpoint in BLIND else name
     return _loaded(checkpoint).session(seed=seed) if name == AGENT else open_baseline(name, cache)
 
@@ -229,15 +230,15 @@ def score_pairs(folder: Path, progress: Progress = lambda name, done, total: Non
     stories: list[Any] = []
     for trial, recording in read_pairs(folder):
         seen = see(recording)
-        truth = _told(trial.episode.labels, seen)
+        truth = _labelled_speech(trial.episode.labels, seen)
         cases.append(Case(trial.name, trial.axis, trial.episode.labels, seen, truth))
-        if len(stories) < TELL:
-            stories.append(tell(trial, recording, seen))
+        if len(stories) < STORIES:
+            stories.append(render_story(trial, recording, seen))
         progress("recordings", len(cases), len(cases))
     return SuiteResult({AGENT: cases}, stories=stories, seconds=time.monotonic() - started)
 
 
-def _told(labels: dict[str, Any], seen: Observation) -> Observation:
+def _labelled_speech(labels: dict[str, Any], seen: Observation) -> Observation:
     """A reference that is known from labels only: when it is heard."""
     speech = [(e["start"], e["end"]) for e in labels["events"] if e["side"] == "agent" and e["type"] in SPOKEN]
     return Observation(seen.seconds, speech, [], "", "", np.zeros(0, np.float32), {}, np.zeros(0, np.int16))

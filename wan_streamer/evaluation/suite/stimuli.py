@@ -19,6 +19,7 @@ from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.scenarios import plan_exactly
 from wan_streamer.simulation.generate import default_cache
 from wan_streamer.simulation.voice.users import AgentVoice
+from wan_streamer.units import UNIT_S
 
 TAIL = 2.4  # seconds after the last thing that happens
 QUIET_TAIL = 5.5  # of a trial in which nothing more happens; after 7 s the agent would ask
@@ -142,7 +143,7 @@ def long_conversation(seed: int, seconds: float, cache: str | Path | None = None
     while filled < seconds:
         episode = make_episode(seed, "test", 900_000 + number, _voice(cache))
         yield Trial(f"horizon-{seed}-{number:03d}", "horizon", episode)
-        filled, number = filled + episode.units * 0.16, number + 1
+        filled, number = filled + episode.units * UNIT_S, number + 1
 
 
 def _voice(cache: str | Path | None) -> AgentVoice:

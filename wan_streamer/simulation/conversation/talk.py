@@ -10,6 +10,7 @@ from wan_streamer.simulation.conversation.dialogue import Draft, Scene
 from wan_streamer.simulation.conversation.repertoire import AGENT, NAMES, NUMBERS, pick
 from wan_streamer.simulation.face.person import COLOURS
 from wan_streamer.simulation.voice.speech import join
+from wan_streamer.units import UNIT_S
 
 Plan = Callable[[Scene, float], Draft | None]
 
@@ -162,7 +163,7 @@ def typed(scene: Scene, at: float) -> Draft:
     text = scene.user(intent, at).speech.text
     draft = Draft()
     draft.event("typed", "user", at, at + 0.01, text)  # the moment at which it is sent
-    slots = 0.16 * (1 + len(text) // 6)  # a few characters arrive with every unit
+    slots = UNIT_S * (1 + len(text) // 6)  # a few characters arrive with every unit
     draft.turns.append(scene.reply(intent, at + slots))
     return draft
 

@@ -278,7 +278,7 @@ def _gesture_head(columns: dict[str, np.ndarray], gesture: Gesture) -> None:
 
 
 #                 shape    x     y    angle, spread of each; x and angle for the right side
-_PLACES: dict[str, tuple[str, float, float, float, float, float, float]] = {
+_POSITIONS: dict[str, tuple[str, float, float, float, float, float, float]] = {
     "wave": ("open", 0.68, 0.14, 0.05, 0.05, 0.12, 0.05),
     "point": ("point", 0.56, 0.30, 0.35, 0.05, 0.12, 0.45),
     "thumb_up": ("thumb", 0.54, 0.42, 0.05, 0.05, 0.12, 0.08),
@@ -305,8 +305,8 @@ def gesture_tracks(
                 f"gestures: expected one hand at a time, got {gesture} before the last one ended ({free})"
             )
         free = gesture.end
-        shape, *place = _PLACES[gesture.kind]
-        x, y, angle = (place[i] + float(rng.uniform(-place[i + 3], place[i + 3])) for i in range(3))
+        shape, *position = _POSITIONS[gesture.kind]
+        x, y, angle = (position[i] + float(rng.uniform(-position[i + 3], position[i + 3])) for i in range(3))
         phases = rng.uniform(0, 2 * np.pi, 3)
         up_T = _envelope(frames, gesture.start, gesture.end, RAISE)
         first, last = (int(np.ceil(t * FPS - 0.5)) for t in (gesture.start, gesture.end))

@@ -4,7 +4,6 @@
 `frame_strip`     one conversation over time, with what is said at every moment
 """
 
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import skia
 
 from wan_streamer.data.shards import SIDES, Episode, read_episodes
 from wan_streamer.errors import ConfigError
+from wan_streamer.files import write_bytes
 from wan_streamer.simulation.preview.films import HEIGHT, WIDTH, side_film
 from wan_streamer.simulation.preview.timeline import (
     GREY,
@@ -136,7 +136,4 @@ class _Sheet:
                 left = self.text(event_name(event), left, base, end - left, event_color(event["type"])) + GAP
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_bytes(bytes(self._surface.makeImageSnapshot().encodeToData(skia.kPNG, 100)))
-        os.replace(part, path)
+        write_bytes(path, bytes(self._surface.makeImageSnapshot().encodeToData(skia.kPNG, 100)))

@@ -204,8 +204,8 @@ class Timeline:
             wide = max(bar, 5 + text_width(name, self._small) + 3)
             left = max(0.0, min(left, self.width - wide))
             row = next((i for i, end in enumerate(free) if end <= left), None)
-            place = ROWS - 1 if row is None else row  # row 0 is next to the voice
-            at = first + (place if side == "user" else ROWS - 1 - place) * ROW
+            level = ROWS - 1 if row is None else row  # row 0 is next to the voice
+            at = first + (level if side == "user" else ROWS - 1 - level) * ROW
             canvas.drawLine(left + 0.5, lane, left + 0.5, at + ROW / 2, line(color, 1, 120))
             if row is None:
                 canvas.drawRect(skia.Rect.MakeXYWH(left, at + ROW - 3, bar, 2), fill(color, 150))

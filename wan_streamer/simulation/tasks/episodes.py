@@ -27,10 +27,10 @@ from wan_streamer.simulation.sound.effects import SOUNDS
 from wan_streamer.simulation.sound.microphone import capture
 from wan_streamer.simulation.tasks import say as say
 from wan_streamer.simulation.tasks import see as see
-from wan_streamer.simulation.tasks.plan import UNIT_S, AnyVoice, Look, Make, Plan, Stage, written_words
+from wan_streamer.simulation.tasks.plan import AnyVoice, Look, Make, Plan, Stage, written_words
 from wan_streamer.simulation.voice.natural import NaturalVoices
 from wan_streamer.simulation.voice.speech import TimedPhoneme
-from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S
 
 UNITS = (8, 40)  # shortest and longest task, units of 160 ms
 TAIL = (0.2, 0.6)  # seconds after the last thing that happens

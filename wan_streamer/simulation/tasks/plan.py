@@ -22,9 +22,8 @@ from wan_streamer.simulation.face.person import COLOURS, DIGITS, FaceIdentity, P
 from wan_streamer.simulation.voice.natural import NaturalVoice, NaturalVoices, belongs
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.simulation.voice.users import UserVoice
-from wan_streamer.units import SAMPLE_RATE, UNIT_MS
+from wan_streamer.units import SAMPLE_RATE, UNIT_S
 
-UNIT_S = UNIT_MS / 1000
 DESCRIBED, FREE = 6, 4  # characters of a prompt that arrive with every unit: words of the world, anybody's words
 WRITTEN = 3.2  # words per second of an answer without voice
 GAP = (0.32, 0.64)  # from the end of a prompt to the answer, seconds; more than the unit by which text leads

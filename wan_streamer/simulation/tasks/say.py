@@ -14,8 +14,9 @@ from wan_streamer.simulation.conversation.dialogue import Burst
 from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german, pick
 from wan_streamer.simulation.sound.effects import SOUNDS
 from wan_streamer.simulation.tasks.describe import HEARD, STILL_GESTURES, person, sentence
-from wan_streamer.simulation.tasks.plan import UNIT_S, AnyVoice, Look, Plan, Stage, short_sentences, some_sentences
+from wan_streamer.simulation.tasks.plan import AnyVoice, Look, Plan, Stage, short_sentences, some_sentences
 from wan_streamer.simulation.tasks.see import HELD, film_verb, moving, still, still_sentence
+from wan_streamer.units import UNIT_S
 
 SAY, PICTURE, FILM, SOUND = "Say: ", "Picture: ", "Film: ", "Sound: "
 MOST = 2  # things that a prompt says about a person; a caption says more, but a prompt has to arrive before the film

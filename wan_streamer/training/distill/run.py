@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.errors import ConfigError, TrainingError
+from wan_streamer.files import write_json
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights
 from wan_streamer.training.distill import consistency, matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
@@ -71,7 +72,7 @@ def _remember(options: RunOptions, settings: dict) -> None:
     """Note the settings in the run's folder, or hold them against those of the run that is resumed."""
     path, settings = options.out / SETTINGS, json.loads(json.dumps(settings))
     if not options.resume or not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
         return
     before = json.loads(path.read_text())
     for name, value in settings.items():

@@ -9,7 +9,6 @@ learns: what models have learned about them stays true.
 
 import copy
 import dataclasses
-import json
 import math
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
 from wan_streamer.config import to_dict
 from wan_streamer.errors import ConfigError, DataError, TrainingError
+from wan_streamer.files import write_json
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import find_checkpoint
 from wan_streamer.presets import get_preset
@@ -108,7 +108,7 @@ class CodecStage(Stage):
             self.vae.stats.measure(latent_NC)
         tensors = {key: value.detach().cpu() for key, value in self.vae.state_dict().items()}
         save_atomically(tensors, out_dir / f"{self.kind}_vae.safetensors")
-        (out_dir / f"{self.kind}_vae.json").write_text(json.dumps(to_dict(self.vae.config), indent=2) + "\n")
+        write_json(out_dir / f"{self.kind}_vae.json", to_dict(self.vae.config))
 
 
 class AudioCodecStage(CodecStage):

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import load_config, to_dict
 from wan_streamer.errors import ConfigError
+from wan_streamer.files import write_json
 from wan_streamer.model.language import initialise_from
 from wan_streamer.model.pretrained import check_codecs, find_checkpoint
 from wan_streamer.model.streamer import Streamer
@@ -95,7 +95,7 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
         streamer, text = Streamer(config), new_text(config.text.vocab_size)
     if not options.resume:
         text.save(out / "tokenizer.json")
-        (out / "config.json").write_text(json.dumps(to_dict(streamer.config), indent=2) + "\n")
+        write_json(out / "config.json", to_dict(streamer.config))
     if options.lora:
         add_lora(streamer, options.lora)
     return streamer, text

@@ -1,0 +1,70 @@
+"""The commands under `wan-streamer bench`: how fast the parts are."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_streamer.cli.options import Checkpoint, Compiled
+from wan_streamer.files import write_json
+
+bench_app = typer.Typer(help="Measure how fast the parts are on this machine.")
+
+Report = Annotated[Path | None, typer.Option("--json", metavar="R.json", help="Report to write.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads at work; PyTorch's choice if not given.")]
+
+
+@bench_app.command("codecs")
+def bench_codecs(
+    json_path: Report = None,
+    checkpoint: Checkpoint = "nano",
+    threads: Threads = None,
+    dtype: Annotated[str, typer.Option(help="Of the pictures: bfloat16, as in a call, or float32.")] = "bfloat16",
+    peers: Annotated[
+        str, typer.Option(help="Other codecs beside ours, with commas; an empty text for none.")
+    ] = "mimi,wan2.1,taesd",
+    units: Annotated[int, typer.Option(min=1, help="Units of 160 ms to measure.")] = 50,
+) -> None:
+    """Time our codecs beside others, on the same input and in turns.
+
+    Example: [b]wan-streamer bench codecs --json codecs.json --threads 2[/b]
+    """
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.codecs import bench_codecs as run
+    from wan_streamer.benchmarks.codecs import print_codecs
+
+    report = run(checkpoint, _names(peers), units, threads, dtype)
+    if json_path is not None:
+        write_json(json_path, report)
+    print_codecs(report, Console())
+
+
+@bench_app.command("training")
+def bench_training(
+    json_path: Report = None,
+    presets: Annotated[str, typer.Option(help="Sizes to measure, with commas.")] = "nano",
+    units: Annotated[int, typer.Option(min=2, help="Units of 160 ms in a clip.")] = 24,
+    rows: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to measure.")] = 10,
+    threads: Threads = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes CUDA if there is one.")] = "auto",
+    compiled: Compiled = False,
+) -> None:
+    """Time training steps, beside a plain Transformer of the same size.
+
+    Example: [b]wan-streamer bench training --presets nano,smol --json training.json[/b]
+    """
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.training import bench_training as run
+    from wan_streamer.benchmarks.training import print_training
+
+    report = run(_names(presets), units, rows, steps, threads, device, compiled)
+    if json_path is not None:
+        write_json(json_path, report)
+    print_training(report, Console())
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

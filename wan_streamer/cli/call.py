@@ -1,0 +1,67 @@
+"""The commands that let an agent converse: serve, with a visitor; talk, with a recording."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from wan_streamer.cli.options import Checkpoint, Device
+from wan_streamer.errors import ConfigError
+
+Pace = Literal["realtime", "fast"]
+
+
+def serve(
+    checkpoint: Checkpoint = "nano",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    device: Device = "cpu",
+    certfile: Annotated[
+        Path | None, typer.Option(help="TLS certificate (PEM). Browsers want HTTPS on any name but localhost.")
+    ] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="Private key of --certfile (PEM).")] = None,
+) -> None:
+    """Open a page on which you can call the agent with microphone and camera.
+
+    Example: [b]wan-streamer serve[/b], then open the address that it prints. Ctrl-C stops.
+    """
+    if (certfile is None) != (keyfile is None):
+        raise ConfigError("--certfile and --keyfile: expected both or neither, got one")
+    from wan_streamer.serving.server import serve as run
+
+    run(checkpoint=checkpoint, host=host, port=port, device=device, certfile=certfile, keyfile=keyfile)
+
+
+def talk(
+    user: Annotated[Path, typer.Argument(metavar="USER.mp4", help="Recording of a person: any film or sound file.")],
+    out: Annotated[Path, typer.Option(metavar="REPLY.mp4", help="Film to write: person left, agent right.")],
+    report: Annotated[
+        Path | None, typer.Option(metavar="R.json", help="Report to write: latency, missed deadlines, captions.")
+    ] = None,
+    checkpoint: Checkpoint = "nano",
+    pace: Annotated[
+        Pace, typer.Option(help="realtime: as if the person were there; fast: as fast as it goes.")
+    ] = "realtime",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Let the agent answer a recording; no browser needed.
+
+    Example: [b]wan-streamer talk me.mp4 --out reply.mp4 --report reply.json[/b]
+    """
+    from wan_streamer.data.film import check_film_path
+    from wan_streamer.data.media import read_units
+
+    read_units(user).close()  # bad input is told before PyTorch is loaded
+    check_film_path(out, user)
+    from rich.console import Console
+
+    from wan_streamer.runtime.talk import print_summary
+    from wan_streamer.runtime.talk import talk as run
+
+    result = run(user, out, report, checkpoint=checkpoint, pace=pace, seed=seed, device=device)
+    print_summary(result, out, Console())

@@ -1,0 +1,63 @@
+"""Options that several commands share, and `expand`, which lets a command take many of them as one record."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from wan_streamer.data.cluster import Engine
+
+Checkpoint = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
+]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
+Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol, paper-192p or paper-368p.")]
+OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
+
+
+EngineKind = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where independent work is done."""
+
+    processes: Processes = None
+    engine: Annotated[
+        EngineKind, typer.Option(help="local: this machine; ray: a cluster that sees the same folders.")
+    ] = "local"
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to join; a new one if not given.")] = None
+
+    def open(self) -> Engine:
+        return Engine(self.engine, self.processes or os.cpu_count() or 1, self.ray_address)
+
+
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as typer can read it: in place of each parameter that is a dataclass, the fields of that class."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+    }
+    options: dict[str, inspect.Parameter] = {}
+    for name, parameter in signature.parameters.items():
+        options |= inspect.signature(groups[name]).parameters if name in groups else {name: parameter}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        records = {
+            name: group(**{field: values.pop(field) for field in inspect.signature(group).parameters})
+            for name, group in groups.items()
+        }
+        command(**values, **records)
+
+    keywords = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options.values()]
+    run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return run
