@@ -11,6 +11,7 @@
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
 #   PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
 #   NATURAL=1                       natural voices beside espeak-ng (scripts/fetch_kokoro.sh)
+#   CLIP_UNITS=24                   units of 160 ms in a clip of conversation; models with longer windows need longer clips
 #   DEVICE=auto                     cpu, cuda or cuda:1
 #   TRAIN_FLAGS=--compile           passed to every stage that trains the model
 #   DISTILL_FLAGS=                  passed to distillation, such as --grid 8
@@ -22,6 +23,7 @@ WORK=${1:-runs/nano-recipe}
 HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
+CLIP=(--clip-units "${CLIP_UNITS:-24}")
 DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-} NATURAL=${NATURAL:+--natural}
 PATH=$PWD/.venv/bin:$PATH
 mkdir -p "$WORK/done"
@@ -74,18 +76,18 @@ if [ "$PRETRAIN_STEPS" -gt 0 ]; then
     AGENT=$WORK/pretrain
 fi
 step duplex train duplex "$WORK/duplex" --data "$WORK/talk-latents" --tasks "$WORK/task-latents" \
-    --steps "$DUPLEX_STEPS" ${AGENT:+--from "$AGENT"}
+    --steps "$DUPLEX_STEPS" "${CLIP[@]}" ${AGENT:+--from "$AGENT"}
 AGENT=$WORK/duplex
 # shellcheck disable=SC2086
 if [ "$CONSISTENCY_STEPS" -gt 0 ]; then
     step consistency train distill "$WORK/consistency" --method consistency --data "$WORK/talk-latents" \
-        --teacher "$WORK/duplex" --steps "$CONSISTENCY_STEPS" $DISTILL_FLAGS
+        --teacher "$WORK/duplex" --steps "$CONSISTENCY_STEPS" "${CLIP[@]}" $DISTILL_FLAGS
     AGENT=$WORK/consistency
 fi
 # shellcheck disable=SC2086
 if [ "$MATCHING_STEPS" -gt 0 ]; then
     step matching train distill "$WORK/matching" --method matching --data "$WORK/talk-latents" \
-        --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS" $DISTILL_FLAGS
+        --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS" "${CLIP[@]}" $DISTILL_FLAGS
     AGENT=$WORK/matching
 fi
 

@@ -22,6 +22,10 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for prog
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
+ClipUnits = Annotated[
+    int | None,
+    typer.Option(min=2, help="Units of 160 ms in a clip, one more than the longest window of the model (24)."),
+]
 Rate = Annotated[float | None, typer.Option(min=0, help="Learning rate; Muon's is scaled with it.")]
 Device = Annotated[
     str, typer.Option("--device", help="Where to train: cpu, cuda or cuda:1; auto takes CUDA if there is one.")
@@ -72,6 +76,13 @@ class ModelRun(Schedule, Start):
         bool, typer.Option("--new-codecs", help="The data may come from other codecs than those of --from; learn them.")
     ] = False
     compiled: Compiled = False
+
+
+@dataclass(frozen=True)
+class DuplexRun(ModelRun):
+    """A run of stage 2."""
+
+    clip_units: ClipUnits = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ def train_pretrain(
 @expand
 def train_duplex(
     data: Talks,
-    options: ModelRun,
+    options: DuplexRun,
     device: Device = "auto",
     tasks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
@@ -186,6 +197,7 @@ def train_distill(
     ] = None,
     settings: Distillation = Distillation(),
     schedule: Schedule = Schedule(),
+    clip_units: ClipUnits = None,
     compiled: Compiled = False,
     device: Device = "auto",
 ) -> None:
@@ -202,7 +214,7 @@ def train_distill(
     numbers = {name: value for name, value in vars(settings).items() if value is not None}
     weights = {name: numbers.pop(f"guide_{name}") for name in ("video", "audio") if f"guide_{name}" in numbers}
     config = DistillConfig(guidance=Guidance(**weights), **numbers)
-    options = RunOptions(out, start=start, compiled=compiled, **vars(schedule))
+    options = RunOptions(out, start=start, compiled=compiled, clip_units=clip_units, **vars(schedule))
     _print_scores(run(data, teacher, options, method, config, device))
 
 
