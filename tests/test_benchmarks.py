@@ -15,6 +15,7 @@ from wan_streamer.benchmarks.codecs import Streaming, bench_codecs
 from wan_streamer.benchmarks.peers import PEERS, Peer
 from wan_streamer.benchmarks.training import PlainTransformer
 from wan_streamer.cli.app import main
+from wan_streamer.device import working_dtype
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
@@ -131,7 +132,8 @@ def test_command_end_to_end(
         for way in ("encode_ms", "decode_ms"):
             assert 0 < part["ours"][way]["p50"] <= part["ours"][way]["p95"]
     assert (report["threads"], report["units"], report["torch"]) == (1, 3, torch.__version__)
-    assert report["dtype"] == {"audio": "float32", "video": "bfloat16"}
+    served = str(working_dtype(torch.device("cpu"))).removeprefix("torch.")
+    assert report["dtype"] == {"audio": "float32", "video": served}
     assert report["frame"] == [TALKER.video_vae.height, TALKER.video_vae.width]
     assert report["cpu"]
     assert report["date"].startswith("20")

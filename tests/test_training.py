@@ -412,6 +412,16 @@ def test_what_conversations_are_trained_with(latents: Path) -> None:
     assert valid.written_BK.all()  # what is held out is scored as it is served
 
 
+def test_where_clips_begin(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 % begin where the session begins, the others anywhere, so that greetings are not the only beginnings."""
+    talks = duplex_stage(latents, clip_units=4).train_talks
+    example, begins = talks.reader.read(0, 0), []
+    monkeypatch.setattr(talks.reader, "read", lambda number, first, *rest, **named: begins.append(first) or example)
+    talks.batch(0, 0, range(3000))
+    shares = np.bincount(begins) / len(begins)
+    assert shares == pytest.approx([0.15 + 0.85 / 5, *[0.85 / 5] * 4], abs=0.03)
+
+
 def test_late_steps_go_on_from_the_models_mistakes(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = duplex_stage(latents, steps=100)
     recycled = []

@@ -57,23 +57,25 @@ def bench_codecs(
     peers: list[str] | None = None,
     units: int = 50,
     threads: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
 ) -> dict:
     """Time encode and decode of every codec.
 
     peers    names from `PEERS`; None is all of them. One that is not installed is reported as skipped
     units    measured units of each codec; a peer that needs over a second for one plays fewer rounds
     threads  of torch; None keeps its number
-    dtype    "bfloat16" (as served) or "float32", for the pictures; sound always runs in float32
+    dtype    "bfloat16" or "float32" for the pictures; None as served. Sound always runs in float32
 
     Raises `ConfigError` for an unknown peer or dtype, `CheckpointError` for a bad checkpoint.
     """
     names = list(PEERS) if peers is None else peers
     check_peers(names)
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     agent = WanStreamer.from_pretrained(checkpoint)
-    agent.video_vae.to(DTYPES[dtype])
+    if dtype is not None:
+        agent.video_vae.to(DTYPES[dtype])
+    pictures = agent.video_vae.dtype
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -84,7 +86,7 @@ def bench_codecs(
         video_BTCHW = torch.rand(1, FRAMES_PER_UNIT, 3, height, width, generator=noise) * 2 - 1
         streams: dict[str, tuple[AudioVAE | VideoVAE, Tensor]] = {
             "audio": (agent.audio_vae, sound_BT),
-            "video": (agent.video_vae, video_BTCHW.to(DTYPES[dtype])),
+            "video": (agent.video_vae, video_BTCHW.to(pictures)),
         }
         report: dict[str, Any] = {}
         for modality, (vae, unit) in streams.items():
@@ -98,7 +100,7 @@ def bench_codecs(
         torch.set_num_threads(before)
     return report | {
         "threads": used,
-        "dtype": {"audio": "float32", "video": dtype},
+        "dtype": {"audio": "float32", "video": str(pictures).removeprefix("torch.")},
         "torch": torch.__version__,
         "cpu": cpu_name(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

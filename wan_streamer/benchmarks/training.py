@@ -24,7 +24,7 @@ from wan_streamer.benchmarks.codecs import cpu_name
 from wan_streamer.benchmarks.peers import count_parameters
 from wan_streamer.benchmarks.timing import spread
 from wan_streamer.config import BackboneConfig, StreamerConfig
-from wan_streamer.device import find_device
+from wan_streamer.device import find_device, has_bfloat16, working_dtype
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES
 from wan_streamer.model.streamer import ClipBatch, Streamer
@@ -108,7 +108,7 @@ def bench_training(
         "rows": rows,
         "steps": steps,
         "compiled": compiled,
-        "dtype": "bfloat16",
+        "dtype": str(working_dtype(where)).removeprefix("torch."),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
         "threads": used,
         "torch": torch.__version__,
@@ -128,11 +128,12 @@ def _measure(
         streamer.backbone.attention = "flex"
 
     def our_loss() -> Tensor:
-        noise, autocast = RowNoise(0, 0, range(rows)), torch.autocast(device.type, torch.bfloat16)
-        return streamer_loss(streamer, example, noise, lambda part: part.to(device), autocast)[0]
+        return streamer_loss(
+            streamer, example, RowNoise(0, 0, range(rows)), lambda part: part.to(device), _autocast(device)
+        )[0]
 
     def plain_loss() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
+        with _autocast(device):
             return F.mse_loss(plain(x_BND).float(), x_BND)
 
     losses = {"ours": (streamer, our_loss), "plain": (plain, plain_loss)}
@@ -187,9 +188,13 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
 def _peak_gflops(device: torch.device) -> float:
-    """10^9 operations per second of a large bfloat16 matrix product."""
-    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).bfloat16() for _ in range(2))
+    """10^9 operations per second of a large matrix product in the format of training."""
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(working_dtype(device)) for _ in range(2))
     best = min(_timed(lambda: a @ b, device) for _ in range(10))
     return 2 * PEAK_SIZE**3 / best / 1e9
 

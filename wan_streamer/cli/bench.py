@@ -19,7 +19,9 @@ def bench_codecs(
     json_path: Report = None,
     checkpoint: Checkpoint = "nano",
     threads: Threads = None,
-    dtype: Annotated[str, typer.Option(help="Of the pictures: bfloat16, as in a call, or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the pictures: bfloat16 or float32; as in a call if not given.")
+    ] = None,
     peers: Annotated[
         str, typer.Option(help="Other codecs beside ours, with commas; an empty text for none.")
     ] = "mimi,wan2.1,taesd",
