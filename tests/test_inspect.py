@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wan_streamer import WanStreamer, presets
 from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.model.inspect import describe_checkpoint, describe_preset
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import LiveState
@@ -32,9 +33,9 @@ def unit(weights: Weights, live: LiveState) -> None:
     streamer = weights.streamer
     seen = weights.config.perception
     frames = torch.zeros(4, seen.video_height, seen.video_width, 3, dtype=torch.uint8)
-    streamer.observe(live, streamer.silence(), torch.zeros(SAMPLES_PER_UNIT), frames, streamer.quiet_slots())
-    for slot in range(weights.config.text.slots):
-        streamer.speak(live, slot, torch.zeros(2, dtype=torch.long))
+    user = UserInput(torch.zeros(SAMPLES_PER_UNIT), frames, streamer.quiet_slots())
+    say_nothing = torch.zeros(2, dtype=torch.long)
+    live_unit(streamer, live, streamer.silence(), user, lambda logits_LV: say_nothing, lambda velocity, last: last)
 
 
 @pytest.mark.usefixtures("tiny_preset")

@@ -9,13 +9,16 @@ from tiny import TINY
 from wan_streamer.codecs.patches import patchify, unpatchify
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
+from wan_streamer.flow.joint import stack
+from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.path import interpolate
-from wan_streamer.flow.solver import solve, time_grid
+from wan_streamer.flow.solver import Velocity, solve, time_grid
 from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Layer, rotary_table, rotate
 from wan_streamer.model.layout import Kind, Latents, UnitLayout, effective_distance, unit_layout
 from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.training.stages.rollout import roll_out
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 K = 9
@@ -87,28 +90,19 @@ def one_pass(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Ten
 
 
 def unit_by_unit(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Tensor):
-    """The same numbers through the live interface."""
-    live = model.open()
-    video, audio, logits = [], [], []
-    with torch.inference_mode():
-        for k in range(K):
-            last = Latents(clip.video_BKNP[0, k], clip.audio_BKTC[0, k])
-            sound = clip.user_audio_BT[0, k * SAMPLES_PER_UNIT : (k + 1) * SAMPLES_PER_UNIT]
-            frames = clip.user_video[0, 4 * k : 4 * k + 4]
-            first = model.observe(
-                live,
-                last,
-                sound if clip.microphone_BK[0, k] else None,
-                frames if clip.camera_BK[0, k] else None,
-                clip.user_text_BKS[0, k],
-            )
-            second = model.speak(live, 0, clip.slot_BKSL[0, k, 0])
-            model.speak(live, 1, clip.slot_BKSL[0, k, 1])
-            logits.append(torch.stack([first, second]))
-            v = model.velocity(live, Latents(noisy.video[0, k], noisy.audio[0, k]), tau_BK[0, k].item())
-            video.append(v.video)
-            audio.append(v.audio)
-    return Latents(torch.stack(video)[None], torch.stack(audio)[None]), torch.stack(logits)[None]
+    """The same numbers through the live loop, which is given the clip's words and latents."""
+    said, logits, velocities = iter(clip.slot_BKSL[0].flatten(0, 1)), [], []
+
+    def pick(logits_LV: torch.Tensor) -> torch.Tensor:
+        logits.append(logits_LV)
+        return next(said)
+
+    def draw(k: int, velocity: Velocity, last: Latents) -> Latents:
+        velocities.append(velocity(Latents(noisy.video[0, k], noisy.audio[0, k]), tau_BK[0, k].item()))
+        return Latents(clip.video_BKNP[0, k + 1], clip.audio_BKTC[0, k + 1])
+
+    roll_out(model, clip, 0, pick, draw, clip.written_BK[0].tolist())
+    return stack([stack(velocities)]), torch.stack(logits).unflatten(0, (K, -1))[None]
 
 
 def noisy_latents(clip: ClipBatch) -> tuple[Latents, torch.Tensor]:
@@ -234,15 +228,18 @@ def test_user_input_cannot_reach_earlier_units(model: Streamer) -> None:
         assert not torch.equal(before[1][:, changed_unit], after[1][:, changed_unit])
 
 
+def say_nothing(logits_LV: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([SILENCE, SILENCE])
+
+
 def test_peek_never_changes_the_cache(model: Streamer) -> None:
     """Solving, however often, leaves the history as it was; one commit advances it."""
     clip = random_clip(model.config)
     live = model.open()
     with torch.inference_mode():
         for k in range(4):
-            model.observe(live, model.silence(), clip.user_audio_BT[0, :SAMPLES_PER_UNIT], None, model.quiet_slots())
-            for slot in range(2):
-                model.speak(live, slot, torch.tensor([SILENCE, SILENCE]))
+            sound = UserInput(clip.user_audio_BT[0, :SAMPLES_PER_UNIT], None, model.quiet_slots())
+            live_unit(model, live, model.silence(), sound, say_nothing, lambda velocity, last: last)
             cache = live.cache
             before = [t[..., : cache.length, :, :].clone() for t in (cache.raw, cache.rotated)]
             length, block = cache.length, cache.block
@@ -266,9 +263,8 @@ def test_window_cache_stays_flat_and_full_grows() -> None:
         lengths = []
         with torch.inference_mode():
             for _ in range(70):
-                model.observe(live, model.silence(), None, None, model.quiet_slots())
-                for slot in range(2):
-                    model.speak(live, slot, torch.tensor([SILENCE, SILENCE]))
+                nothing = UserInput(None, None, model.quiet_slots())
+                live_unit(model, live, model.silence(), nothing, say_nothing, lambda velocity, last: last)
                 lengths.append((live.cache.length, live.cache.bytes))
         sizes[policy] = lengths
     assert len(set(sizes["window"][20:])) == 1, "cost and memory are flat once the windows are full"

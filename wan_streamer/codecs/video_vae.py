@@ -122,6 +122,10 @@ class VideoVAE(nn.Module):
         nn.init.constant_(self.dec_out.bias[12:], -2.0)  # type: ignore[index]  # at first little stays
 
     @property
+    def device(self) -> torch.device:
+        return self.stats.mean_C.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """In a loaded agent bfloat16."""
         return self.stats.mean_C.dtype
@@ -187,9 +191,8 @@ class VideoVAE(nn.Module):
         """The codec's round trip: uint8 [T, H, W, 3], T a multiple of 4 -> the same shape."""
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ShapeError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-        device, dtype = self.stats.mean_C.device, self.dtype
-        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], device).to(dtype))
-        return video_to_frames(self.decode(latent.to(dtype))[0])[0].cpu().numpy()
+        latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], self.device).to(self.dtype))
+        return video_to_frames(self.decode(latent.to(self.dtype))[0])[0].cpu().numpy()
 
 
 def frames_to_video(frames_BTHWC: Tensor, device: torch.device) -> Tensor:

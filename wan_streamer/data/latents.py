@@ -59,7 +59,7 @@ def encode_shards(
     fingerprint = codec_hash(audio_vae, video_vae)
     paths = shard_paths(shards)
     total = sum(map(_count, paths))
-    dtype = working_dtype(video_vae.stats.mean_C.device)
+    dtype = working_dtype(video_vae.device)
     encoder = Encoder(audio_vae, copy.deepcopy(video_vae).to(dtype), perception, fingerprint)
     written = done = 0
     try:
