@@ -1,6 +1,7 @@
 """Stage 3: every loss against a closed form, and a toy problem whose answer is known."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ from wan_streamer.training.distill.matching import (
     matching_gradient,
     pick,
     score_times,
+    student_errors,
 )
+from wan_streamer.training.distill.self_forcing import recorded
 from wan_streamer.training.distill.student import DistillConfig, unit_errors
 
 MEAN, DEVIATION = 0.4, 0.6  # of the Gaussian whose flow is known
@@ -180,10 +183,9 @@ def test_matching_moves_a_gaussian_to_the_real_one() -> None:
         eps, more = latents(64, 2 * step + 10), latents(64, 2 * step + 11)
         sample = each(lambda z: shift + DEVIATION * z, eps)  # noqa: B023
         tau = score_times((64, 1), 3.0, RowNoise(0, step, range(64))).double().expand(64, 2)
-        mixed = mix(each(torch.detach, sample), more, tau)
-        real = denoise(mixed, gaussian_velocity(mixed, tau), tau)
-        fake = denoise(mixed, gaussian_velocity(mixed, tau, mean=shift.item()), tau)
-        loss = sum(e.mean() for e in matching_errors(sample, matching_gradient(sample, fake, real)))
+        critic = partial(gaussian_velocity, mean=shift.item())
+        errors = student_errors(sample, more, tau, gaussian_velocity, critic)
+        loss = sum(e.mean() for e in errors)
         (slope,) = torch.autograd.grad(loss, shift)
         with torch.no_grad():
             shift -= 0.1 * slope
@@ -301,13 +303,7 @@ def plane_matching(teacher: Plane, start: Plane, steps: int, ratio: int, early: 
     for step in range(steps):
         asked: list[Latents] = []
         jumps: list[Latents] = []
-
-        def velocity(noisy: Latents, tau: float) -> Latents:
-            slope = student(noisy, torch.full((GROUPS, 2), tau))
-            asked.append(noisy)  # noqa: B023
-            jumps.append(each(lambda z, v: z - tau * v, noisy, slope))  # noqa: B023
-            return slope
-
+        velocity = recorded(lambda z, tau: student(z, torch.full((GROUPS, 2), tau)), asked, jumps)
         with torch.no_grad():
             draw_unit(velocity, plane_noise(g, GROUPS), FEW, g)
         exit_G = (torch.rand(GROUPS, generator=g) >= early).long()
@@ -319,10 +315,7 @@ def plane_matching(teacher: Plane, start: Plane, steps: int, ratio: int, early: 
             continue
         exit_tau = times[exit_G][:, None].expand(-1, 2)
         sample = denoise(inputs, student(inputs, exit_tau), exit_tau)
-        mixed = mix(each(torch.detach, sample), eps, tau)
-        with torch.no_grad():
-            fake, real = (denoise(mixed, net(mixed, tau), tau) for net in (critic, teacher))
-        descend(of_student, matching_errors(sample, matching_gradient(sample, fake, real)))
+        descend(of_student, student_errors(sample, eps, tau, teacher, critic))
         with torch.no_grad():
             for mine, theirs in zip(average.parameters(), student.parameters(), strict=True):
                 mine.lerp_(theirs, 0.02)

@@ -7,7 +7,7 @@ how far the unit is from the teacher's guess, moves the student.
 
 `score_times`         times at which units are noised
 `matching_gradient`   how each unit should change
-`matching_errors`     a loss with that gradient
+`matching_errors`     a loss with that gradient;   `student_errors`  the same, from velocities of teacher and critic
 `MatchingStage`       student and critic
 """
 
@@ -21,6 +21,7 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import shift_tau
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.training.distill.consistency import Velocity
 from wan_streamer.training.distill.self_forcing import Rollout, continue_clips
 from wan_streamer.training.distill.student import StudentStage, unit_errors
 from wan_streamer.training.examples.clips import Example
@@ -57,6 +58,14 @@ def matching_errors(sample: Latents, gradient: Latents) -> Latents:
     """Half the mean squared difference of z and the constant z - gradient, per unit: [...]."""
     goal = each(lambda z, g: (z - g).detach(), sample, gradient)
     return each(lambda error: error / 2, unit_errors(sample, goal))
+
+
+def student_errors(sample: Latents, eps: Latents, tau: Tensor, teacher: Velocity, critic: Velocity) -> Latents:
+    """`matching_errors` of what the student drew, noised to times `tau` and guessed by teacher and critic."""
+    with torch.no_grad():
+        mixed = mix(sample, eps, tau)
+        real, fake = (denoise(mixed, velocity(mixed, tau), tau) for velocity in (teacher, critic))
+    return matching_errors(sample, matching_gradient(sample, fake, real))
 
 
 class MatchingStage(StudentStage):
@@ -105,11 +114,13 @@ class MatchingStage(StudentStage):
             velocity, logits = self.streamer(example.clips, rollout.history, zero, noisy, exit_tau)
         sample = denoise(noisy, velocity, exit_tau)
         tau = self.move(score_times((B, 1, 1), self.streamer.config.flow.shift, noise)).expand(B, K, 2)
-        with torch.no_grad(), self.autocast():
-            mixed = mix(sample, self._noise(sample, noise), tau)
-            real = denoise(mixed, self.teacher.velocity(example, rollout.history, zero, mixed, tau)[0], tau)
-            fake = denoise(mixed, self.critic(example.clips, rollout.history, zero, mixed, tau)[0], tau)
-        errors_BK = matching_errors(sample, matching_gradient(sample, fake, real))
+        past = (rollout.history, zero)
+        with self.autocast():
+            errors_BK = student_errors(
+                sample, self._noise(sample, noise), tau,
+                teacher=lambda z, tau: self.teacher.velocity(example, *past, z, tau)[0],
+                critic=lambda z, tau: self.critic(example.clips, *past, z, tau)[0],
+            )  # fmt: skip
         video, audio = self.stream_losses(errors_BK, example, rollout.rolled_BK)
         text_B, numbers = text_errors(logits, example)
         numbers |= {"video": video, "audio": audio, "text": text_B.mean()}

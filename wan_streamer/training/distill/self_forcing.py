@@ -46,6 +46,18 @@ class Rollout:
         return each(lambda before, z: torch.cat([before[:, None], z[:, :-1]], dim=1), self.before, self.emitted)
 
 
+def recorded(velocity: Velocity, inputs: list[Latents], cleans: list[Latents]) -> Velocity:
+    """`velocity`, which also notes what it was asked about and where a jump from there to data ends."""
+
+    def ask(noisy: Latents, tau: float) -> Latents:
+        slope = velocity(noisy, tau)
+        inputs.append(noisy)
+        cleans.append(denoise(noisy, slope, tau))
+        return slope
+
+    return ask
+
+
 def continue_clips(
     streamer: Streamer, flow: FlowConfig, clips: ClipBatch, real_B: Tensor, generators: Sequence[torch.Generator]
 ) -> Rollout:
@@ -79,13 +91,7 @@ def _continue_row(
             cleans.extend([given] * flow.steps)
             return given
 
-        def recorded(noisy: Latents, tau: float) -> Latents:
-            slope = velocity(noisy, tau)
-            inputs.append(noisy)
-            cleans.append(denoise(noisy, slope, tau))
-            return slope
-
-        return draw_unit(recorded, last, flow, generator)
+        return draw_unit(recorded(velocity, inputs, cleans), last, flow, generator)
 
     roll_out(streamer, clips, row, lambda logits_LV: next(said), draw, clips.written_BK[row].tolist())
     by_step = (each(lambda z: z.unflatten(0, (-1, flow.steps)).transpose(0, 1), stack(z)) for z in (inputs, cleans))
