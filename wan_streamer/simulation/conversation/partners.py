@@ -4,6 +4,7 @@
 """
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -157,10 +158,10 @@ def make_episode(
         "fps": FPS,
         "scenarios": dialogue.scenarios,
         "user": {
-            "voice": human.labels() if human else asdict(user_voice), "identity": _plain(identity), "camera": camera,
+            "voice": human.labels() if human else asdict(user_voice), "identity": plain(identity), "camera": camera,
             "microphone": microphone,
         },
-        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": _plain(AGENT_IDENTITY), "camera": True},
+        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": plain(AGENT_IDENTITY), "camera": True},
         "words": {s: [asdict(w) for t in dialogue.turns if t.side == s for w in t.words()] for s in SIDES},
         "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
         "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
@@ -198,10 +199,6 @@ def _babble(split: str) -> Noise:
     return babble
 
 
-def _plain(identity: FaceIdentity) -> dict:
+def plain(identity: FaceIdentity) -> dict:
     """As JSON gives it back: lists in place of tuples."""
-
-    def lists(value: object) -> object:
-        return [lists(v) for v in value] if isinstance(value, tuple) else value
-
-    return {key: lists(value) for key, value in asdict(identity).items()}
+    return json.loads(json.dumps(asdict(identity)))

