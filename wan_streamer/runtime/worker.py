@@ -6,7 +6,6 @@ messages      `Ready` `Failed` `OpenSession` `UnitIn` `UnitOut` `Stats` `Session
 Times are `time.monotonic()` seconds, one clock for all processes of a machine.
 """
 
-import functools
 import importlib
 import logging
 import os
@@ -131,11 +130,6 @@ def load_agent(checkpoint: str, device: str) -> Agent:
     from wan_streamer.runtime.agent import WanStreamer  # here, so that the parent process never loads the model's code
 
     return WanStreamer.from_pretrained(checkpoint, device=device)
-
-
-def checkpoint_factory(checkpoint: str, device: str) -> AgentFactory:
-    """A picklable factory for `ModelProcess`."""
-    return functools.partial(load_agent, checkpoint, device)
 
 
 def _resolve(factory: AgentFactory | str) -> AgentFactory:
