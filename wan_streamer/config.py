@@ -182,7 +182,7 @@ class StreamerConfig:
 
 
 def to_dict(config: object) -> dict:
-    """Nested dict of a config, ready for JSON."""
+    """Nested dict of a dataclass as JSON gives it back: lists in place of tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
 
 

@@ -1,7 +1,4 @@
-"""The command line. Every command loads what it needs when it runs, so that `--help` answers at once.
-
-`main`   entry point: a `WanStreamerError` is one line on stderr and exit code 2
-"""
+"""The command line. Every command loads what it needs when it runs, so that `--help` answers at once."""
 
 import sys
 import traceback
@@ -46,7 +43,7 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Run the command line and exit with its code: 0, 2 for what the user can fix, 130 for Ctrl-C."""
+    """Run the command line and exit with its code: 0, 2 and one line for what the user can fix, 130 for Ctrl-C."""
     tune_process()
     try:
         app()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from wan_streamer.config import to_dict
 from wan_streamer.data.shards import SCHEMA, SIDES, Episode
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.conversation.dialogue import episode_rng
@@ -25,7 +26,6 @@ from wan_streamer.simulation.conversation.partners import (
     NOD,
     SOUND_GAIN,
     WIDTH,
-    plain,
 )
 from wan_streamer.simulation.face.motion import gesture_tracks, pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, FacePose, HandPose, Prop
@@ -132,11 +132,11 @@ def make_task(
         "targets": list(plan.targets),
         "user": {
             "voice": plan.voices.get("user", {}), "camera": plan.user is not None, "microphone": microphone,
-            "identity": plain(plan.user.identity) if plan.user else {},
+            "identity": to_dict(plan.user.identity) if plan.user else {},
         },
         "agent": {
             "voice": plan.voices.get("agent", {"engine": "piper", "speaker": "joe"}), "camera": True,
-            "identity": plain(AGENT_IDENTITY),
+            "identity": to_dict(AGENT_IDENTITY),
         },
         "words": {side: _words(plan, side) for side in SIDES},
         "phonemes": {s: [asdict(p) for t in plan.turns if t.side == s for p in t.phonemes()] for s in SIDES},
@@ -150,7 +150,7 @@ def make_task(
     if plan.prompt:
         labels["prompt"] = plan.prompt
     if plan.shown:
-        labels["agent"]["shown"] = plain(plan.shown.identity)
+        labels["agent"]["shown"] = to_dict(plan.shown.identity)
     user_video = shots["user"][0].film() if pictures and plan.user else None
     agent_video = np.concatenate([shot.film() for shot in shots["agent"]]) if pictures else None
     return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)

@@ -5,8 +5,8 @@
 """
 
 import hashlib
+import io
 import json
-import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from wan_streamer.files import write_bytes
 from wan_streamer.simulation.voice.espeak import match_words
 from wan_streamer.simulation.voice.speech import SILENT, Speech, TimedPhoneme, TimedWord, fade, level_speech, resample
 from wan_streamer.units import SAMPLE_RATE
@@ -60,16 +61,14 @@ class AgentVoice:
 
 def save_renderings(path: Path, speeches: list[Speech]) -> None:
     """Write utterances as one npz without pickles: 16-bit samples, and the labels as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     labels = [{"words": [asdict(w) for w in s.words], "phonemes": [asdict(p) for p in s.phonemes]} for s in speeches]
     arrays: dict[str, np.ndarray] = {
         f"audio{i}": np.round(s.audio * 32767).astype(np.int16) for i, s in enumerate(speeches)
     }
     arrays["labels"] = np.frombuffer(json.dumps(labels).encode(), np.uint8)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_renderings(path: Path, text: str) -> list[Speech]:
