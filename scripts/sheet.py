@@ -1,4 +1,4 @@
-"""Still pictures of conversations for documents: PNG, dark ground.
+"""Still pictures of conversations for documents (`world_pictures.py`): PNG, dark ground.
 
 `contact_sheet`   a grid of conversations, each with its user, the agent and what happens in it
 `frame_strip`     one conversation over time, with what is said at every moment
