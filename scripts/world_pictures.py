@@ -12,11 +12,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+from sheet import contact_sheet, frame_strip
 
 from wan_streamer.data.shards import read_episodes
 from wan_streamer.simulation.conversation.scenarios import FRAME, SCENARIO_NAMES, SCENARIOS
 from wan_streamer.simulation.preview.films import preview_frames
-from wan_streamer.simulation.preview.sheet import contact_sheet, frame_strip
 
 DOCS = Path(__file__).parent.parent / "docs"
 PREVIEW_AT = 150  # frame of the first conversation that stands for the preview

@@ -13,9 +13,10 @@ from wan_streamer.errors import ConfigError, DataError
 
 pytest.importorskip("skia")
 
+from sheet import contact_sheet, frame_strip
+
 from wan_streamer.simulation.preview import timeline
 from wan_streamer.simulation.preview.films import preview_frames, preview_shards, render_preview
-from wan_streamer.simulation.preview.sheet import contact_sheet, frame_strip
 from wan_streamer.simulation.preview.timeline import CAPTION, SIDE_COLORS, VOICE, Timeline, event_color, spoken
 
 UNITS = 8
@@ -139,7 +140,7 @@ def test_a_long_caption_stays_on_its_side() -> None:
 
 def test_without_films_mouths_and_fonts_it_still_works(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(timeline, "label_font", lambda *args, **options: None)
-    monkeypatch.setattr("wan_streamer.simulation.preview.sheet.label_font", lambda *args, **options: None)
+    monkeypatch.setattr("sheet.label_font", lambda *args, **options: None)
     made = recorded()
     frames = list(preview_frames(made))
     assert len(frames) == UNITS * 4

@@ -6,7 +6,9 @@ import functools
 import torch
 from torch import nn
 
+from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.text import TextCodec
+from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import (
     AudioVAEConfig,
     BackboneConfig,
@@ -17,7 +19,8 @@ from wan_streamer.config import (
     VideoVAEConfig,
 )
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.pretrained import EMBEDDED, Weights, load_weights, new_weights
+from wan_streamer.model.pretrained import EMBEDDED, Weights, load_weights
+from wan_streamer.model.streamer import Streamer
 
 TINY = StreamerConfig(
     name="tiny",
@@ -51,7 +54,8 @@ def tiny_weights(seed: int = 0, config: StreamerConfig = TALKER) -> Weights:
     """Random weights, the same for the same seed, as they are after a round trip through a checkpoint."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        weights = new_weights(config, tiny_text())
+        codecs = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
+        weights = Weights(config, Streamer(config), *codecs, tiny_text())
         for head in (weights.streamer.video_out, weights.streamer.audio_out):
             torch.nn.init.normal_(head.weight, std=0.2)  # they start at zero, which would hide everything
         for codec, channels in (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wan_streamer.errors import ConfigError
-from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, FPS, FRAMES_PER_UNIT, SAMPLE_RATE, UNIT_MS
+from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, FPS, SAMPLE_RATE, UNIT_MS
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,9 @@ class StreamerConfig:
     def patch_dim(self) -> int:
         return self.video_vae.latent_channels * self.patch**2
 
-    @property
-    def user_video_tokens(self) -> int:
-        return FRAMES_PER_UNIT * self.perception.video_grid[0] * self.perception.video_grid[1]
-
 
 def to_dict(config: object) -> dict:
-    """Nested dict of a config, ready for JSON."""
+    """Nested dict of a dataclass as JSON gives it back: lists in place of tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
 
 

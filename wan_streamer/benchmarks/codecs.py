@@ -1,7 +1,5 @@
 """`wan-streamer bench codecs`: our codecs and their peers side by side, in one process, on the same input.
 
-`bench_codecs`  measures and returns the report;   `print_codecs`  shows it as tables
-
 A unit is 160 ms: 3 840 samples, or four frames in the checkpoint's size. Ours runs as it runs in a call: sound in
 float32, pictures in bfloat16 and channels-last, one unit at a time with its state carried over.
 """

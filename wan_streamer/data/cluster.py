@@ -105,10 +105,8 @@ def _call_on_ray(function: Callable[[int], Any], number: int) -> Any:
 
 
 def _run_on_ray(function: Callable[[int], Any], jobs: list[int], address: str | None) -> Iterator[Any]:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError("engine ray needs the package ray: pip install 'wan-streamer[cluster]'") from error
+    import ray
+
     try:
         ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     except (ConnectionError, ValueError) as error:

@@ -41,6 +41,47 @@ def fill(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([frame.reformat(width=width, height=height).to_ndarray() for frame in pictures])
 
 
+def both_voices(user_T: np.ndarray, agent_T: np.ndarray) -> np.ndarray:
+    """float32 [T] of the user and of the agent -> float32 [2, T], each nearer to its side."""
+    stereo_CT = np.stack([NEAR * user_T + FAR * agent_T, FAR * user_T + NEAR * agent_T])
+    return np.clip(stereo_CT, -1, 1).astype(np.float32)
+
+
+class FilmEncoder:
+    """H.264 at 25 fps and AAC stereo at 24 kHz, into an open container. `options` are those of x264."""
+
+    def __init__(self, container: OutputContainer, options: dict[str, str], bit_rate: int | None = None) -> None:
+        self._container = container
+        # PyAV's default number of threads costs more than the encoding
+        self._video: VideoStream = container.add_stream("libx264", rate=FPS, options=options | {"threads": "1"})
+        self._video.pix_fmt, self._video.codec_context.time_base = "yuv420p", Fraction(1, FPS)
+        self._audio: AudioStream = container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
+        if bit_rate is not None:
+            self._audio.bit_rate = bit_rate
+        self._frames = self._samples = 0
+
+    def picture(self, image_HWC: np.ndarray) -> None:
+        """The next one, uint8 [H, W, 3]; all have the size of the first."""
+        if self._frames == 0:
+            self._video.height, self._video.width = image_HWC.shape[:2]
+        frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = self._frames, Fraction(1, FPS)
+        self._container.mux(self._video.encode(frame))
+        self._frames += 1
+
+    def sound(self, stereo_CT: np.ndarray) -> None:
+        """The next samples, float32 [2, T]. The first picture comes before them."""
+        sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(stereo_CT), format="fltp", layout="stereo")
+        sound.sample_rate, sound.pts, sound.time_base = SAMPLE_RATE, self._samples, Fraction(1, SAMPLE_RATE)
+        self._container.mux(self._audio.encode(sound))
+        self._samples += stereo_CT.shape[1]
+
+    def finish(self) -> None:
+        """Encode what the codecs hold back; the container stays open."""
+        self._container.mux(self._video.encode(None))
+        self._container.mux(self._audio.encode(None))
+
+
 class ReplyWriter:
     """H.264 at 25 fps, 2 x `width` by `height`, and AAC stereo at 24 kHz.
 
@@ -61,13 +102,7 @@ class ReplyWriter:
             )
         except (av.error.FFmpegError, OSError) as error:
             raise MediaError(f"{self.path}: cannot be written ({getattr(error, 'strerror', error)})") from error
-        self._video: VideoStream = self._container.add_stream("libx264", rate=FPS)
-        self._video.width, self._video.height, self._video.pix_fmt = 2 * width, height, "yuv420p"
-        self._video.codec_context.thread_count = 1  # PyAV's default costs more than the encoding
-        self._video.options = {"preset": "superfast", "crf": "20"}
-        self._video.codec_context.time_base = Fraction(1, FPS)
-        self._audio: AudioStream = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
-        self._audio.bit_rate = 128_000
+        self._film = FilmEncoder(self._container, {"preset": "superfast", "crf": "20"}, 128_000)
         self.units = 0  # encoded so far
         self._error: BaseException | None = None
         self._queue: queue.Queue[tuple[UserUnit, AgentUnit] | None] = queue.Queue(QUEUE_UNITS)
@@ -121,8 +156,7 @@ class ReplyWriter:
 
     def _finish(self) -> None:
         if self.units:
-            self._container.mux(self._video.encode(None))
-            self._container.mux(self._audio.encode(None))
+            self._film.finish()
             self._container.close()
 
     def _encode(self, user: UserUnit, agent: AgentUnit) -> None:
@@ -131,16 +165,10 @@ class ReplyWriter:
         if user.video is not None:
             left = fill(user.video, self.height, self.width)
         both = np.concatenate([left, fill(agent.video, self.height, self.width)], axis=2)
-        for offset, image in enumerate(both):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = self.units * FRAMES_PER_UNIT + offset, Fraction(1, FPS)
-            self._container.mux(self._video.encode(frame))
+        for image in both:
+            self._film.picture(image)
         heard = np.zeros(SAMPLES_PER_UNIT, np.float32) if user.audio is None else user.audio
-        stereo = np.stack([NEAR * heard + FAR * agent.audio, FAR * heard + NEAR * agent.audio])
-        sound = av.AudioFrame.from_ndarray(np.clip(stereo, -1, 1).astype(np.float32), format="fltp", layout="stereo")
-        sound.sample_rate, sound.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
-        sound.pts = self.units * SAMPLES_PER_UNIT
-        self._container.mux(self._audio.encode(sound))
+        self._film.sound(both_voices(heard, agent.audio))
         self.units += 1
 
 

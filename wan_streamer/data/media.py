@@ -7,11 +7,11 @@ Each track is read through a container of its own. A file whose tracks are far a
 all audio) therefore needs no more memory than an interleaved one.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self, cast
 
 import av
@@ -55,7 +55,7 @@ def read_sound(path: str | Path) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-class UnitReader:
+class UnitReader(contextlib.AbstractContextManager["UnitReader"]):
     """Iterate once; close with `close()` or as a context manager.
 
     path       the file
@@ -98,12 +98,7 @@ class UnitReader:
         for track in self._tracks:
             track.container.close()
 
-    def __enter__(self) -> "UnitReader":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

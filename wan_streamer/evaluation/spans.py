@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from wan_streamer.evaluation.records import Case, Span
+from wan_streamer.units import FPS
 
 ANSWER_WITHIN = 1.0  # the reference answers within 0.6 s
 PAUSE_AFTER = 1.0  # a recorded user who is silent for so long has finished
@@ -16,6 +19,12 @@ def onset_in(spans: Sequence[Span], first: float, last: float) -> float | None:
 
 def span_at(spans: Sequence[Span], time: float) -> Span | None:
     return next((span for span in spans if span[0] <= time <= span[1]), None)
+
+
+def frames_in(spans: Sequence[Span], count: int) -> np.ndarray:
+    """bool [F]: which of `count` video frames lie in the spans."""
+    time_F = (np.arange(count) + 0.5) / FPS
+    return np.any([(a <= time_F) & (time_F < b) for a, b in spans] or [np.zeros(count, bool)], axis=0)
 
 
 def merged(spans: Sequence[Span], gap: float) -> list[Span]:

@@ -69,11 +69,6 @@ def local_or_hub(name: str) -> Path:
         raise CheckpointError(f"{name}: no such folder, and the hub answered: {reason}") from error
 
 
-def new_weights(config: StreamerConfig, text: TextCodec) -> Weights:
-    """Untrained parts of `config`."""
-    return Weights(config, Streamer(config), AudioVAE(config.audio_vae), VideoVAE(config.video_vae), text)
-
-
 def load_weights(folder: Path) -> Weights:
     """Read a checkpoint folder. Raises `CheckpointError` or `ConfigError` naming the damaged part."""
     folder = Path(folder)

@@ -6,7 +6,6 @@ messages      `Ready` `Failed` `OpenSession` `UnitIn` `UnitOut` `Stats` `Session
 Times are `time.monotonic()` seconds, one clock for all processes of a machine.
 """
 
-import functools
 import importlib
 import logging
 import os
@@ -14,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -50,44 +49,45 @@ AgentFactory = Callable[[], Agent]
 
 
 @dataclass(frozen=True)
-class Ready:
+class _Message:
+    version: int = field(default=PROTOCOL, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Ready(_Message):
     """Worker to parent: the agent is loaded and warm."""
 
     name: str
     frame_size: tuple[int, int]
     load_s: float
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(_Message):
     """Worker to parent: the agent could not be loaded. `kind` is the name of the error class."""
 
     kind: str
     message: str
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class OpenSession:
+class OpenSession(_Message):
     session: int
     seed: int
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class UnitIn:
+class UnitIn(_Message):
     """Parent to worker. t_in: when the unit's last sample was complete."""
 
     session: int
     index: int
     t_in: float
     unit: UserUnit
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class UnitOut:
+class UnitOut(_Message):
     """Worker to parent. t_start and t_out: when the worker took the unit and when it had the answer."""
 
     session: int
@@ -96,37 +96,33 @@ class UnitOut:
     t_start: float
     t_out: float
     unit: AgentUnit
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class Stats:
+class Stats(_Message):
     """Worker to parent, about once a second: the driver's summary since the session began."""
 
     session: int
     summary: dict[str, Any]
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class SessionLost:
+class SessionLost(_Message):
     """Worker to parent: a step failed; the session is gone but the worker lives."""
 
     session: int
     kind: str
     message: str
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class CloseSession:
+class CloseSession(_Message):
     session: int
-    version: int = PROTOCOL
 
 
 @dataclass(frozen=True)
-class Shutdown:
-    version: int = PROTOCOL
+class Shutdown(_Message):
+    pass
 
 
 def load_agent(checkpoint: str, device: str) -> Agent:
@@ -134,11 +130,6 @@ def load_agent(checkpoint: str, device: str) -> Agent:
     from wan_streamer.runtime.agent import WanStreamer  # here, so that the parent process never loads the model's code
 
     return WanStreamer.from_pretrained(checkpoint, device=device)
-
-
-def checkpoint_factory(checkpoint: str, device: str) -> AgentFactory:
-    """A picklable factory for `ModelProcess`."""
-    return functools.partial(load_agent, checkpoint, device)
 
 
 def _resolve(factory: AgentFactory | str) -> AgentFactory:

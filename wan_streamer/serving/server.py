@@ -1,5 +1,6 @@
 """`serve`: everything between the command line and the first call, and back."""
 
+import functools
 import ipaddress
 import logging
 import socket
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
-from wan_streamer.runtime.worker import AgentFactory, checkpoint_factory
+from wan_streamer.runtime.worker import AgentFactory, load_agent
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.webrtc import use_loopback_candidates
@@ -74,7 +75,7 @@ def serve(
         if file is not None and not Path(file).is_file():
             raise ServingError(f"HTTPS {name}: expected a PEM file, found nothing at {file}")
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
-    model = ModelProcess(agent_factory or checkpoint_factory(str(checkpoint), device))
+    model = ModelProcess(agent_factory or functools.partial(load_agent, str(checkpoint), device))
     try:
         with console.status("Loading the agent ..."):
             ready = model.wait_ready()

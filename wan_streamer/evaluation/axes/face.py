@@ -11,7 +11,7 @@ import numpy as np
 from wan_streamer.evaluation.axes.sync import sync_offset, sync_scores
 from wan_streamer.evaluation.readers.face import blink_times, nod_times
 from wan_streamer.evaluation.records import Case, Span
-from wan_streamer.evaluation.spans import exchanges, onset_in, user_speech
+from wan_streamer.evaluation.spans import exchanges, frames_in, onset_in, user_speech
 from wan_streamer.evaluation.stats import Metric, average, pooled, rate, wasserstein
 from wan_streamer.units import FPS
 
@@ -23,12 +23,6 @@ NOD_AFTER = 0.8  # seconds after the partner's turn in which a nod still answers
 
 def _seen(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if len(case.seen.tracks.get("mouth", ()))]
-
-
-def _flags(case: Case, spans: Sequence[Span]) -> np.ndarray:
-    """bool [F]: which frames lie in the spans."""
-    time_F = (np.arange(len(case.seen.tracks["mouth"])) + 0.5) / FPS
-    return np.any([(a <= time_F) & (time_F < b) for a, b in spans] or [np.zeros(len(time_F), bool)], axis=0)
 
 
 # ---------------------------------------------------------------- lips
@@ -85,7 +79,7 @@ def listening(cases: Sequence[Case]) -> dict[str, Metric]:
     wanted: list[np.ndarray] = []
     for at, case in enumerate(shown):
         tracks, talk = case.seen.tracks, user_speech(case)
-        listens_F = _flags(case, talk)
+        listens_F = frames_in(talk, len(tracks["mouth"]))
         if not listens_F.any():
             continue
         frozen.append(float((tracks["change"][1:] < SAME)[listens_F[1:]].mean()) if listens_F[1:].any() else 1.0)
@@ -126,8 +120,7 @@ def _answers(nods: Sequence[float], talk: Sequence[Span]) -> float:
 
 def _speed(tracks: dict[str, np.ndarray]) -> np.ndarray:
     """How fast the head moves, in its own units per frame, [F]."""
-    move = np.hypot(np.diff(tracks["head_x"], prepend=np.nan), np.diff(tracks["head_y"], prepend=np.nan))
-    return move
+    return np.hypot(np.diff(tracks["head_x"], prepend=np.nan), np.diff(tracks["head_y"], prepend=np.nan))
 
 
 # ---------------------------------------------------------------- the picture
@@ -136,21 +129,16 @@ def _speed(tracks: dict[str, np.ndarray]) -> np.ndarray:
 def picture(cases: Sequence[Case]) -> dict[str, Metric]:
     shown = _seen(cases)
 
-    def share(test: str, limit: float) -> Metric:
-        rows = [case.seen.tracks for case in shown]
-        if test == "black":
-            values = [float((t["brightness"] < limit).mean()) for t in rows]
-        elif test == "flash":
-            values = [float((t["change"][1:] > limit).mean()) for t in rows]
-        else:
-            values = [float((t["change"][1:] < limit).mean()) for t in rows]
-        return average(values, "lower")
+    def share(frames: list[np.ndarray]) -> Metric:
+        return average([float(flags_F.mean()) for flags_F in frames], "lower")
+
+    changes = [case.seen.tracks["change"][1:] for case in shown]
 
     return {
         "likeness": average([float(np.nanmean(case.seen.tracks["likeness"])) for case in shown]),
-        "frozen_share": share("frozen", SAME),
-        "black_share": share("black", BLACK),
-        "flash_share": share("flash", FLASH),
+        "frozen_share": share([change_F < SAME for change_F in changes]),
+        "black_share": share([case.seen.tracks["brightness"] < BLACK for case in shown]),
+        "flash_share": share([change_F > FLASH for change_F in changes]),
     }
 
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wan_streamer.data.voice_activity import EnergyMeter, find_speech
+from wan_streamer.evaluation.readers.observe import speech_of
+from wan_streamer.evaluation.spans import frames_in
 from wan_streamer.perception.audio import HOP, N_FFT, mel_filters
 from wan_streamer.simulation.conversation.sentences import codec_sentences
 from wan_streamer.simulation.face.visemes import mouth_track
@@ -77,7 +78,7 @@ def _log_mel(audio_T: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _ridge() -> _Ridge:
-    """Fitted once per process. Raises `ConfigError` without the extra `simulate`."""
+    """Fitted once per process. Raises `ImportError` without the extra `simulate`."""
     rng = np.random.default_rng(SEED)
     inputs, targets = [], []
     for text in codec_sentences(SENTENCES, rng):
@@ -101,16 +102,10 @@ def _opening(audio_T: np.ndarray) -> np.ndarray:
 def mouth_from_sound(audio_T: np.ndarray) -> np.ndarray:
     """The opening that a sound calls for, float32 [T // 960], about 0 closed to 1 wide open.
 
-    Raises `ConfigError` without the extra `simulate`.
+    Raises `ImportError` without the extra `simulate`.
     """
     frames = len(audio_T) // SAMPLES_PER_FRAME
     return _opening(audio_T)[HOPS // 2 :: HOPS][:frames].astype(np.float32)
-
-
-def _speech(audio_T: np.ndarray) -> list[tuple[float, float]]:
-    meter = EnergyMeter()
-    meter.add(np.nan_to_num(audio_T))
-    return find_speech(meter.levels())
 
 
 def _usable(pairs: Iterable[Pair]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -119,7 +114,7 @@ def _usable(pairs: Iterable[Pair]) -> list[tuple[np.ndarray, np.ndarray]]:
     for mouth_F, audio_T in pairs:
         mouth_F = np.asarray(mouth_F, float)[: len(audio_T) // SAMPLES_PER_FRAME]
         seen_F = np.isfinite(mouth_F)
-        if seen_F.sum() >= SHORTEST and mouth_F[seen_F].std() > STILL and _speech(audio_T):
+        if seen_F.sum() >= SHORTEST and mouth_F[seen_F].std() > STILL and speech_of(np.nan_to_num(audio_T)):
             clips.append(((mouth_F - mouth_F[seen_F].mean()) / mouth_F[seen_F].std(), _opening(audio_T)))
     return clips
 
@@ -166,8 +161,7 @@ def sync_scores(mouth_F: np.ndarray, audio_T: np.ndarray) -> dict[str, float]:
     voice, or a mouth that is not seen for a second.
     """
     mouth_F = np.asarray(mouth_F, float)[: len(audio_T) // SAMPLES_PER_FRAME]
-    time_F, spans = (np.arange(len(mouth_F)) + 0.5) / FPS, _speech(audio_T)
-    speaks_F = np.any([(a <= time_F) & (time_F < b) for a, b in spans] or [np.zeros(len(time_F), bool)], axis=0)
+    speaks_F = frames_in(speech_of(np.nan_to_num(audio_T)), len(mouth_F))
     seen_F = np.isfinite(mouth_F)
     if seen_F.sum() < SHORTEST or not (seen_F & speaks_F).any():
         return {"correlation": float("nan"), "aperture_error": float("nan")}

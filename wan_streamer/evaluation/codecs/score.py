@@ -61,7 +61,7 @@ def score_codecs(
     footage   a folder of films of anything, scored one by one (`score_footage`)
     progress  called with every set of voices when it is done
 
-    Raises `ConfigError` if a judge is missing, `DataError` if data is.
+    Raises `ConfigError` or `ImportError` if a judge is missing, `DataError` if data is.
     """
     data = Path(data_dir)
     report: dict[str, dict] = {}

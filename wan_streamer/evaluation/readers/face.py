@@ -57,8 +57,7 @@ def read_face(frames_THWC: np.ndarray) -> dict[str, np.ndarray]:
     brightness        0 .. 1, mean of all pixels
 
     Frames without such a face are NaN in all but the last two. The face of somebody else may be found, and is then
-    read as if it were the agent's; look at the likeness first. Raises `ShapeError` for anything but frames,
-    `ConfigError` if the renderer, on whose pictures the readers are fitted at the first call, is not installed.
+    read as if it were the agent's; look at the likeness first. Raises `ShapeError` for anything but frames.
     """
     if frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or frames_THWC.dtype != np.uint8 or not frames_THWC[:1].size:
         raise ShapeError(f"frames: expected uint8 [T, H, W, 3], got {frames_THWC.dtype} {list(frames_THWC.shape)}")

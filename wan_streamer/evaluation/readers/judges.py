@@ -2,9 +2,8 @@
 
 `Recogniser`        Whisper tiny (faster-whisper);        `word_error_rate` compares what it heard with a text
 `MosPredictor`      DistillMOS, predicted opinion score 1..5
-`VoiceActivity`     silero-vad through onnxruntime
 
-Sound is float32 [T], mono, in [-1, 1]; `rate` in Hz. A missing package raises `ConfigError` that says what to install.
+Sound is float32 [T], mono, in [-1, 1]; `rate` in Hz.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -31,10 +29,6 @@ _SAME = {
     "mr": "mister", "mrs": "missus", "dr": "doctor", "ok": "okay", "alright": "all right", "percent": "per cent",
     "favourite": "favorite", "neighbour": "neighbor", "colour": "color", "grey": "gray", "goodbye": "good bye",
 }  # fmt: skip
-
-
-def missing(package: str, install: str) -> ConfigError:
-    return ConfigError(f"this judge needs {package}: expected it to be installed, found nothing; {install}")
 
 
 # ---------------------------------------------------------------- words
@@ -95,12 +89,9 @@ class Recogniser:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        try:
-            from faster_whisper import WhisperModel
+        from faster_whisper import WhisperModel
 
-            model = _bundled_whisper() if folder is None else Path(folder)
-        except ImportError as error:
-            raise missing(error.name or "faster-whisper", "pip install 'wan-streamer[eval]'") from error
+        model = _bundled_whisper() if folder is None else Path(folder)
         if not (model / "model.bin").is_file():
             raise ConfigError(f"{model}: expected a Whisper model with model.bin in it, found none")
         self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=1)
@@ -132,19 +123,22 @@ def _bundled_whisper() -> Path:
     return next((path.parent for path in root.rglob("model.bin")), root)
 
 
-# ---------------------------------------------------------------- opinion and activity
+# ---------------------------------------------------------------- opinion
 
 
 class MosPredictor:
-    """DistillMOS 0.9.1: the mean opinion score listeners would give, 1 (bad) to 5 (excellent)."""
+    """DistillMOS 0.9.1: the mean opinion score listeners would give, 1 (bad) to 5 (excellent).
+
+    Raises `ConfigError` that says what to install.
+    """
 
     def __init__(self) -> None:
         _stand_in_for_torchaudio()
         try:
             from distillmos import ConvTransformerSQAModel
         except ImportError as error:
-            install = "pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0"
-            raise missing(error.name or "distillmos", install) from error
+            install = "pip install --no-deps distillmos==0.9.1 xls-r-sqa==0.1.0"  # in no extra: it asks for torchaudio
+            raise ConfigError(f"opinion scores need the package {error.name or 'distillmos'}: {install}") from error
         with contextlib.redirect_stdout(None):  # it prints where its weights are
             self._model = ConvTransformerSQAModel().eval()
 
@@ -159,69 +153,3 @@ def _stand_in_for_torchaudio() -> None:
     """DistillMOS imports torchaudio for its command line only; an empty module is enough for the model."""
     if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
         sys.modules["torchaudio"] = ModuleType("torchaudio")
-
-
-class VoiceActivity:
-    """silero-vad 6, read from the package's ONNX file, so that torchaudio is not needed."""
-
-    _BLOCK, _CONTEXT = 512, 64  # samples at 16 kHz that go in at a time, and how many of the last block go before them
-
-    def __init__(self) -> None:
-        spec = importlib.util.find_spec("silero_vad")
-        package = Path(spec.origin).parent if spec and spec.origin else None
-        if package is None or importlib.util.find_spec("onnxruntime") is None:
-            raise missing("silero-vad and onnxruntime", "pip install --no-deps silero-vad==6.2.3 onnxruntime")
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session: Any = onnxruntime.InferenceSession(
-            str(package / "data" / "silero_vad.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-
-    def probability(self, audio_T: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
-        """Probability of speech for every whole or begun 32 ms."""
-        audio_T = resample(audio_T, rate, JUDGE_RATE)
-        padded = np.pad(audio_T, (self._CONTEXT, -len(audio_T) % self._BLOCK))
-        state, out = np.zeros((2, 1, 128), np.float32), []
-        for start in range(0, len(padded) - self._CONTEXT, self._BLOCK):
-            block = padded[None, start : start + self._CONTEXT + self._BLOCK]
-            speech, state = self._session.run(
-                None, {"input": block, "state": state, "sr": np.array(JUDGE_RATE, np.int64)}
-            )
-            out.append(float(speech.squeeze()))
-        return np.array(out, np.float32)
-
-    def __call__(self, audio_T: np.ndarray, rate: int = SAMPLE_RATE) -> list[tuple[float, float]]:
-        """Spans of speech in seconds."""
-        return speech_spans(self.probability(audio_T, rate), self._BLOCK / JUDGE_RATE)
-
-
-def speech_spans(
-    probability_T: np.ndarray,
-    step: float,
-    start: float = 0.5,
-    stop: float = 0.35,
-    pause: float = 0.2,
-    shortest: float = 0.2,
-) -> list[tuple[float, float]]:
-    """Spans in seconds: speech begins above `start`, ends after `pause` seconds below `stop`, lasts `shortest` or more.
-
-    step  seconds between two probabilities
-    """
-    spans: list[tuple[float, float]] = []
-    began: float | None = None
-    quiet: float | None = None
-    for i, value in enumerate([*probability_T.tolist(), *([0.0] * (int(pause / step) + 2))]):
-        now = min(i, len(probability_T)) * step
-        if began is None:
-            began = now if value >= start else None
-        elif value >= stop:
-            quiet = None
-        else:
-            quiet = now if quiet is None else quiet
-            if i * step - quiet >= pause:
-                if quiet - began >= shortest:
-                    spans.append((round(began, 3), round(quiet, 3)))
-                began = quiet = None
-    return spans

@@ -160,7 +160,7 @@ def _alike(seen_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
 
 @cache
 def face_reader() -> Reader:
-    """The reader of the agent. Raises `ConfigError` if faces cannot be rendered here."""
+    """The reader of the agent. It has to draw faces, which needs the extra `simulate`."""
     rng = np.random.default_rng(0)
     poses = [_some_pose(rng) for _ in range(RENDERS)]
     renderer = FaceRenderer(AGENT_IDENTITY, HEIGHT, WIDTH)

@@ -1,7 +1,4 @@
-"""A recording becomes an observation: when the agent is heard, what it says, what its face does.
-
-`Observer`  the ears and eyes that all recordings of a suite share
-"""
+"""A recording becomes an observation: when the agent is heard, what it says, what its face does."""
 
 from collections.abc import Callable
 

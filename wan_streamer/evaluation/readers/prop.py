@@ -1,7 +1,5 @@
 """Which thing somebody holds up beside the face, read by comparing the picture with drawings of every thing.
 
-`read_prop`  a clip -> (colour, what) or None
-
 Every thing of `person.PROPS` in every colour and three tilts is laid over every place beside the face at a quarter of
 the resolution; the best of them are compared again at half of it. Whoever holds it and whatever room is behind it do
 not matter: only pixels of the thing count. What is read is almost always right; what fails is said to be nothing,

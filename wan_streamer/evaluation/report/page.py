@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,18 @@ import av
 import jinja2
 import numpy as np
 
-from wan_streamer.data.film import CAMERA_OFF, FAR, NEAR, fill
+from wan_streamer.data.film import CAMERA_OFF, FilmEncoder, both_voices, fill
 from wan_streamer.errors import ShapeError
 from wan_streamer.evaluation.records import Span
 from wan_streamer.evaluation.report import figures
 from wan_streamer.evaluation.report.figures import known, number
 from wan_streamer.files import write_bytes
-from wan_streamer.units import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, UNIT_MS
+from wan_streamer.units import SAMPLES_PER_FRAME, UNIT_MS
 
 HERE = Path(__file__).parent
 TRUTH = "replay"  # the baseline that is no baseline: the reference itself
 CLIP_SIZE = (192, 336)  # of a side, if neither has a picture
-CLIP_OPTIONS = {"preset": "veryfast", "crf": "26", "maxrate": "150k", "bufsize": "300k", "threads": "1"}
+CLIP_OPTIONS = {"preset": "veryfast", "crf": "26", "maxrate": "150k", "bufsize": "300k"}
 CLIP_SOUND = 56_000  # bits per second
 AXES = {
     "turn_taking": ("Turn-taking", "Does it speak when the user is done, and wait while the user only pauses?"),
@@ -101,26 +100,15 @@ def encode_clip(
         sides.append(fill(film, height, width))
     length = frames * SAMPLES_PER_FRAME
     left, right = (np.pad(x[:length], (0, max(0, length - len(x)))) for x in (user_audio, agent_audio))
-    stereo = np.clip(np.stack([NEAR * left + FAR * right, FAR * left + NEAR * right]), -1, 1).astype(np.float32)
+    stereo = both_voices(left, right)
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        video: Any = container.add_stream("libx264", rate=FPS, options=CLIP_OPTIONS)
-        video.width, video.height, video.pix_fmt = 2 * width, height, "yuv420p"
-        video.codec_context.time_base = Fraction(1, FPS)
-        audio: Any = container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
-        audio.bit_rate = CLIP_SOUND
+        encoder = FilmEncoder(container, CLIP_OPTIONS, CLIP_SOUND)
         for k in range(frames):
-            both = np.concatenate([film[min(k, len(film) - 1)] for film in sides], axis=1)
-            picture = av.VideoFrame.from_ndarray(both, format="rgb24").reformat(format="yuv420p")
-            picture.pts, picture.time_base = k, Fraction(1, FPS)
-            container.mux(video.encode(picture))
-            piece = np.ascontiguousarray(stereo[:, k * SAMPLES_PER_FRAME : (k + 1) * SAMPLES_PER_FRAME])
-            sound = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
-            sound.sample_rate, sound.time_base, sound.pts = SAMPLE_RATE, Fraction(1, SAMPLE_RATE), k * SAMPLES_PER_FRAME
-            container.mux(audio.encode(sound))
-        container.mux(video.encode(None))
-        container.mux(audio.encode(None))
+            encoder.picture(np.concatenate([film[min(k, len(film) - 1)] for film in sides], axis=1))
+            encoder.sound(stereo[:, k * SAMPLES_PER_FRAME : (k + 1) * SAMPLES_PER_FRAME])
+        encoder.finish()
     return buffer.getvalue()
 
 

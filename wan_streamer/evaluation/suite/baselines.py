@@ -1,17 +1,12 @@
 """Agents that any score must be seen beside. All but `replay` are blind: they know nothing of what is said or shown.
 
-    silent          a black picture, no sound              frozen_frame   a face that does not move, no sound
-    always_talking  never stops                            looped_video   four seconds of a talking face, no sound
-    metronome       "mm-hm" every three seconds            timer_0.5      talks when the user has been quiet for 0.5 s
-    replay          the reference itself: what a perfect agent scores      timer_1.0   the same after 1.0 s
-
-`BLIND` lists the blind ones; `open_baseline` opens one of them for a conversation, `Replay` plays a trial's reference.
+`DESCRIPTIONS` says what each of them does, `BLIND` lists the blind ones. `open_baseline` opens one of them for a
+conversation, `Replay` plays a trial's reference.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -53,9 +48,9 @@ class Canned:
 
 
 @functools.cache
-def canned(cache: str | None = None) -> Canned:
+def canned() -> Canned:
     """From a conversation outside every suite, in the agent's own voice and face."""
-    voice = AgentVoice(Path(cache) if cache else default_cache(), 1)
+    voice = AgentVoice(default_cache(), 1)
     plan = functools.partial(plan_exactly, ("explanation",), 0.2)
     episode = make_episode(99, "test", 0, voice, planner=plan)
     talk = next(e for e in episode.labels["events"] if e["type"] == "speech" and e["side"] == "agent")
@@ -118,11 +113,11 @@ class SilenceTimer:
         return False
 
 
-def open_baseline(name: str, cache: str | None = None) -> Script:
+def open_baseline(name: str) -> Script:
     """A fresh conversation with a blind agent. Raises `ConfigError` for an unknown name."""
     if name not in BLIND:
         raise ConfigError(f"baseline: expected one of {', '.join(BLIND)}, got {name!r}")
-    store = canned(cache)
+    store = canned()
     still, nothing = store.film[:1], np.zeros(1, np.float32)
 
     def never(unit: int, user: UserUnit) -> bool:

@@ -1,7 +1,4 @@
-"""From a suite that ran to files: the JSON, one line per trial, and the page.
-
-`run_and_write`  what the command `eval` does
-"""
+"""From a suite that ran to files: the JSON, one line per trial, and the page."""
 
 import json
 import os

@@ -115,19 +115,18 @@ class _Task:
     specs: tuple[TrialSpec, ...]
     baselines: tuple[str, ...]
     mos: bool
-    cache: str | None
     shown: frozenset[int]
 
     def __call__(self, number: int) -> tuple[int, dict[str, Case], Any]:
         spec = self.specs[number]
-        trial, see = make_trial(spec, self.cache), _observer(self.mos)
+        trial, see = make_trial(spec), _observer(self.mos)
         truth = see(play(Replay(trial), trial.units()))
         cases, story = {}, None
         for name in (AGENT, *self.baselines):
             if name == "replay":
                 seen = truth
             else:
-                recording = play(_open(name, self.checkpoint, spec.seed, self.cache), trial.units())
+                recording = play(_open(name, self.checkpoint, spec.seed), trial.units())
                 seen = see(recording, words=name == AGENT or trial.axis in ("content", "interruption"))
                 if name != AGENT:
                     seen = replace(seen, audio=seen.audio[:0])  # nobody asks for it, and a full suite has gigabytes
@@ -144,7 +143,6 @@ def run_suite(
     limit: int | None = None,
     processes: int = 1,
     mos: bool = False,
-    cache: str | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> SuiteResult:
     """Evaluate a checkpoint, or a baseline by its name.
@@ -153,9 +151,9 @@ def run_suite(
     """
     started = time.monotonic()
     specs = tuple(trial_list(suite, seeds)[:limit])
-    _open(AGENT, checkpoint, 0, cache)  # a wrong name fails here, not in a worker
+    _open(AGENT, checkpoint, 0)  # a wrong name fails here, not in a worker
     shown = frozenset(islice(_first_of_each(specs), STORIES))
-    job = _Task(checkpoint, specs, (*BLIND, "replay"), mos, cache, shown)
+    job = _Task(checkpoint, specs, (*BLIND, "replay"), mos, shown)
     rows: dict[int, dict[str, Case]] = {}
     stories: dict[int, Any] = {}
     for number, cases, story in run_jobs(job, range(len(specs)), Engine(processes=processes)):
@@ -166,12 +164,12 @@ def run_suite(
     result = SuiteResult({name: [rows[number][name] for number in sorted(rows)] for name in (AGENT, *BLIND, "replay")})
     result.stories = [stories[number] for number in sorted(stories)]
     horizon = SUITES[suite].horizon if limit is None else 30.0
-    long = _Long(checkpoint, specs[0].seed, horizon, cache)
+    long = _Long(checkpoint, specs[0].seed, horizon)
     for name, cases in run_jobs(long, range(1 + len(LONG)), Engine(processes=processes)):
         result.long[name] = cases
         progress("long conversation", len(result.long), 1 + len(LONG))
     torch.set_num_threads(processes)
-    result.latency = measure_latency(checkpoint, make_trial(specs[0], cache)) if checkpoint not in BLIND else None
+    result.latency = measure_latency(checkpoint, make_trial(specs[0])) if checkpoint not in BLIND else None
     result.seconds = time.monotonic() - started
     return result
 
@@ -190,22 +188,21 @@ class _Long:
     checkpoint: str
     seed: int
     seconds: float
-    cache: str | None
 
     def __call__(self, number: int) -> tuple[str, list[Case]]:
         name = (AGENT, *LONG)[number]
         see, cases = _observer(False), []
-        agent: Session | None = None if name == "replay" else _open(name, self.checkpoint, self.seed, self.cache)
-        for trial in long_conversation(self.seed, self.seconds, self.cache):
+        agent: Session | None = None if name == "replay" else _open(name, self.checkpoint, self.seed)
+        for trial in long_conversation(self.seed, self.seconds):
             truth = see(play(Replay(trial), trial.units()), words=False)
             seen = truth if agent is None else see(play(agent, trial.units()), words=False)
             cases.append(Case(trial.name, trial.axis, trial.episode.labels, seen, truth))
         return name, cases
 
 
-def _open(name: str, checkpoint: str, seed: int, cache: str | None) -> Session:
+def _open(name: str, checkpoint: str, seed: int) -> Session:
     name = checkpoint if name == AGENT and checkpoint in BLIND else name
-    return _loaded(checkpoint).session(seed=seed) if name == AGENT else open_baseline(name, cache)
+    return _loaded(checkpoint).session(seed=seed) if name == AGENT else open_baseline(name)
 
 
 @functools.cache

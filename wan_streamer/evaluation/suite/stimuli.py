@@ -8,7 +8,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -129,25 +128,25 @@ def trial_list(suite: str, seeds: Sequence[int] | None = None) -> list[TrialSpec
     return [spec for _, spec in sorted(specs, key=lambda pair: pair[0])]
 
 
-def make_trial(spec: TrialSpec, cache: str | Path | None = None) -> Trial:
-    """The trial of a specification; `cache` keeps the agent's synthesised sentences."""
+def make_trial(spec: TrialSpec) -> Trial:
+    """The trial of a specification."""
     kind = KINDS[spec.kind]
     index = 1000 * list(KINDS).index(spec.kind) + spec.number
-    episode = make_episode(spec.seed, "test", index, _voice(cache), planner=partial(_plan, kind))
+    episode = make_episode(spec.seed, "test", index, _voice(), planner=partial(_plan, kind))
     return Trial(spec.name, kind.axis, episode)
 
 
-def long_conversation(seed: int, seconds: float, cache: str | Path | None = None) -> Iterator[Trial]:
+def long_conversation(seed: int, seconds: float) -> Iterator[Trial]:
     """Ordinary conversations of the test split, one after the other, until `seconds` are full."""
     number, filled = 0, 0.0
     while filled < seconds:
-        episode = make_episode(seed, "test", 900_000 + number, _voice(cache))
+        episode = make_episode(seed, "test", 900_000 + number, _voice())
         yield Trial(f"horizon-{seed}-{number:03d}", "horizon", episode)
         filled, number = filled + episode.units * UNIT_S, number + 1
 
 
-def _voice(cache: str | Path | None) -> AgentVoice:
-    return AgentVoice(Path(cache) if cache else default_cache(), VARIANTS)
+def _voice() -> AgentVoice:
+    return AgentVoice(default_cache(), VARIANTS)
 
 
 def _plan(kind: Kind, agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:

@@ -10,8 +10,6 @@ import zlib
 from itertools import pairwise
 from typing import Any
 
-from wan_streamer.errors import ConfigError
-
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z' ,]*[.?!]?")
 _SHARES = {"train": range(8), "valid": range(8, 9), "test": range(9, 10)}
 _KEPT_OUT = re.compile(
@@ -25,12 +23,8 @@ WORDS = (3, 14)  # shortest and longest sentence
 @functools.cache
 def _conversations() -> tuple[tuple[str, ...], ...]:
     """One tuple per chat: what was said in turn, messages of one turn joined."""
-    try:
-        import chitchat_dataset
-    except ImportError as error:
-        raise ConfigError(
-            "real sentences need the package chitchat-dataset: pip install 'wan-streamer[simulate]'"
-        ) from error
+    import chitchat_dataset
+
     chats: Any = chitchat_dataset.Dataset()
     return tuple(tuple(" ".join(m["text"] for m in turn) for turn in chats[key]["messages"]) for key in sorted(chats))
 

@@ -8,8 +8,9 @@ and gives way `YIELD` seconds after a barge-in.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from wan_streamer.simulation.face.person import Prop
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.units import SAMPLE_RATE, UNIT_MS
 
+Sound = TypeVar("Sound", TimedWord, TimedPhoneme)
 GAP = (0.20, 0.60)  # from the user's last word to the agent's first, seconds; mostly near 0.32
 QUICK_GAP = (0.20, 0.28)
 YIELD = (0.16, 0.48)  # from the first sound of a barge-in to the agent's last, seconds
@@ -63,17 +65,15 @@ class Turn:
 
     def words(self) -> list[TimedWord]:
         """Words on the clock; a word that is cut ends at the cut."""
-        moved = [TimedWord(w.text, w.start + self.start, w.end + self.start) for w in self.speech.words]
-        return [
-            TimedWord(w.text, round(w.start, 4), round(min(w.end, self.end), 4)) for w in moved if w.start < self.end
-        ]
+        return self._on_clock(self.speech.words)
 
     def phonemes(self) -> list[TimedPhoneme]:
-        moved = [TimedPhoneme(p.symbol, p.start + self.start, p.end + self.start) for p in self.speech.phonemes]
+        return self._on_clock(self.speech.phonemes)
+
+    def _on_clock(self, sounds: Sequence[Sound]) -> list[Sound]:
+        moved = [replace(s, start=s.start + self.start, end=s.end + self.start) for s in sounds]
         return [
-            TimedPhoneme(p.symbol, round(p.start, 4), round(min(p.end, self.end), 4))
-            for p in moved
-            if p.start < self.end
+            replace(s, start=round(s.start, 4), end=round(min(s.end, self.end), 4)) for s in moved if s.start < self.end
         ]
 
 

@@ -18,23 +18,23 @@ def _long_turn(scene: Scene, at: float) -> Draft:
     return scene.exchange(pick((*EXPLANATIONS, "ten"), scene.rng), at)
 
 
+def _answered_barge_in(scene: Scene, draft: Draft, intent: str, earliest: float, latest: float) -> Draft | None:
+    """The user breaks into the last turn of the draft with something that the agent answers."""
+    if scene.barge_in(draft, intent, earliest, latest) is None:
+        return None
+    draft.turns.append(scene.reply(intent, scene.after_barge_in(draft)))
+    return draft
+
+
 def barge_in_stop(scene: Scene, at: float) -> Draft | None:
     """The user breaks in with "stop"; the agent falls silent in mid word and says so."""
-    draft = _long_turn(scene, at)
-    if scene.barge_in(draft, "stop", 0.7, 3.2) is None:
-        return None
-    draft.turns.append(scene.reply("stop", scene.after_barge_in(draft)))
-    return draft
+    return _answered_barge_in(scene, _long_turn(scene, at), "stop", 0.7, 3.2)
 
 
 def barge_in_topic(scene: Scene, at: float) -> Draft | None:
     """The user breaks in with another question, which is answered."""
     draft = _long_turn(scene, at)
-    topic = pick(TOPICS, scene.rng)
-    if scene.barge_in(draft, topic, 0.8, 4.0) is None:
-        return None
-    draft.turns.append(scene.reply(topic, scene.after_barge_in(draft)))
-    return draft
+    return _answered_barge_in(scene, draft, pick(TOPICS, scene.rng), 0.8, 4.0)
 
 
 def barge_in_correction(scene: Scene, at: float) -> Draft | None:
@@ -50,14 +50,9 @@ def barge_in_correction(scene: Scene, at: float) -> Draft | None:
 def double_barge_in(scene: Scene, at: float) -> Draft | None:
     """Two barge-ins in a row; only the last one is answered in full."""
     draft = _long_turn(scene, at)
-    if scene.barge_in(draft, "ten", 0.8, 2.5) is None:
+    if _answered_barge_in(scene, draft, "ten", 0.8, 2.5) is None:
         return None
-    draft.turns.append(scene.reply("ten", scene.after_barge_in(draft)))
-    topic = pick((*TOPICS, "stop"), scene.rng)
-    if scene.barge_in(draft, topic, 0.6, 1.8) is None:
-        return None
-    draft.turns.append(scene.reply(topic, scene.after_barge_in(draft)))
-    return draft
+    return _answered_barge_in(scene, draft, pick((*TOPICS, "stop"), scene.rng), 0.6, 1.8)
 
 
 def user_backchannel(scene: Scene, at: float) -> Draft:

@@ -1,7 +1,4 @@
-"""Two people made audible and visible: a planned dialogue becomes two audio tracks, two films and their labels.
-
-`make_episode`  (seed, split, index) -> `data.shards.Episode`, a pure function of its arguments
-"""
+"""Two people made audible and visible: a planned dialogue becomes two audio tracks, two films and their labels."""
 
 import itertools
 from collections.abc import Callable
@@ -10,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wan_streamer.config import to_dict
 from wan_streamer.data.shards import SCHEMA, SIDES, Episode
 from wan_streamer.simulation.conversation.dialogue import (
     CUT_FADE,
@@ -112,7 +110,7 @@ def make_episode(
     pictures: bool = True,
     planner: Planner | None = None,
 ) -> Episode:
-    """One conversation with its exact truth.
+    """One conversation with its exact truth, a pure function of the arguments.
 
     natural   users speak with these voices in half of the episodes; None: always with espeak-ng
     pictures  False leaves both films out, for work on labels and sound alone
@@ -157,10 +155,10 @@ def make_episode(
         "fps": FPS,
         "scenarios": dialogue.scenarios,
         "user": {
-            "voice": human.labels() if human else asdict(user_voice), "identity": _plain(identity), "camera": camera,
+            "voice": human.labels() if human else asdict(user_voice), "identity": to_dict(identity), "camera": camera,
             "microphone": microphone,
         },
-        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": _plain(AGENT_IDENTITY), "camera": True},
+        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": to_dict(AGENT_IDENTITY), "camera": True},
         "words": {s: [asdict(w) for t in dialogue.turns if t.side == s for w in t.words()] for s in SIDES},
         "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
         "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
@@ -196,12 +194,3 @@ def _babble(split: str) -> Noise:
         return out_T
 
     return babble
-
-
-def _plain(identity: FaceIdentity) -> dict:
-    """As JSON gives it back: lists in place of tuples."""
-
-    def lists(value: object) -> object:
-        return [lists(v) for v in value] if isinstance(value, tuple) else value
-
-    return {key: lists(value) for key, value in asdict(identity).items()}

@@ -1,8 +1,8 @@
 """Everything that is said in the simulated world, by name, with slots in braces.
 
 `AGENT`    the agent's whole repertoire        `USER`     the user's wordings, by intent
-`FILLERS`  what may stand in a slot            `GERMAN`   the names whose text is German
-`fill`     a text with its slots filled        `agent_texts`  every sentence that the agent can say
+`FILLERS`  what may stand in a slot            `REPLIES`  what answers an intent
+`wording`  one of the user's, slots filled     `agent_texts`  every sentence that the agent can say
 """
 
 import itertools

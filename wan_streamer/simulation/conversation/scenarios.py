@@ -42,7 +42,9 @@ SCENARIOS: dict[str, Scenario] = {
     "knowledge": Scenario(
         talk.ask("Six small facts, and questions that the agent cannot answer.", *talk.KNOWLEDGE), 1.2
     ),
-    "explanation": Scenario(talk.explanation, 0.8),
+    "explanation": Scenario(
+        talk.ask("Three sentences about rain, bread, the moon, tea, or a story.", *talk.EXPLANATIONS), 0.8
+    ),
     "repeat_after_me": Scenario(talk.repeat_after_me, 1.0),
     "tells_name": Scenario(talk.tells_name, 0.8),
     "recalls_name": Scenario(talk.recalls_name, 0.7),

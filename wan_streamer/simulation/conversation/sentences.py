@@ -1,9 +1,8 @@
-"""Varied English from a small grammar, so that codecs hear every sound of the language.
-
-`codec_sentences`  as many different ones as wanted
-"""
+"""Varied English from a small grammar, so that codecs hear every sound of the language."""
 
 import numpy as np
+
+from wan_streamer.simulation.conversation.repertoire import pick
 
 _PEOPLE = (
     "the teacher", "my brother", "your sister", "an old farmer", "the young doctor", "our neighbour", "a good friend",
@@ -43,25 +42,21 @@ _SHORT = (
 )  # fmt: skip
 
 
-def _pick(words: tuple[str, ...], rng: np.random.Generator) -> str:
-    return words[int(rng.integers(len(words)))]
-
-
 def codec_sentence(rng: np.random.Generator) -> str:
     """One random sentence. Not meant to make sense, only to sound like English."""
     kind = int(rng.integers(10))
     if kind == 0:
-        return _pick(_SHORT, rng)
+        return pick(_SHORT, rng)
     if kind == 1:
         count = int(rng.integers(3, 7))
-        spoken = ", ".join(_pick(_NUMBERS, rng) for _ in range(count))
+        spoken = ", ".join(pick(_NUMBERS, rng) for _ in range(count))
         return spoken[0].upper() + spoken[1:] + "."
-    core = f"{_pick(_PEOPLE, rng)} {_pick(_VERBS, rng)} {_pick(_THINGS, rng)}"
-    place = f" {_pick(_PLACES, rng)}" if kind % 2 == 0 else ""
+    core = f"{pick(_PEOPLE, rng)} {pick(_VERBS, rng)} {pick(_THINGS, rng)}"
+    place = f" {pick(_PLACES, rng)}" if kind % 2 == 0 else ""
     if kind in (2, 3):
-        return f"{_pick(_ASKS, rng)} {core}{place}?"
+        return f"{pick(_ASKS, rng)} {core}{place}?"
     if kind in (4, 5, 6):
-        return f"{_pick(_STARTS, rng)} {core}{place}."
+        return f"{pick(_STARTS, rng)} {core}{place}."
     return core[0].upper() + core[1:] + place + "."
 
 

@@ -116,11 +116,6 @@ def recalls_colour(scene: Scene, at: float) -> Draft:
     return Draft([asked, answer])
 
 
-def explanation(scene: Scene, at: float) -> Draft:
-    """Three sentences about rain, bread, the moon, tea, or a story."""
-    return scene.exchange(pick(EXPLANATIONS, scene.rng), at)
-
-
 def pause_in_turn(scene: Scene, at: float) -> Draft:
     """The user stops to think in the middle of a request; the agent waits for the rest."""
     count = pick(("three", "five"), scene.rng)

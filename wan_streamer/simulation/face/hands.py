@@ -10,7 +10,7 @@ from typing import Any
 
 import skia
 
-from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, solid
+from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, outline, solid
 from wan_streamer.simulation.face.person import FaceIdentity, HandPose, Prop
 from wan_streamer.simulation.face.props import draw_prop
 
@@ -67,15 +67,6 @@ _HOLDING_THUMB: Finger = (-12, 10, -14, -1, -5, -10, 10.5)
 _PROP_Y = -36.0  # middle of the thing in hand space
 
 
-def _outline(curves: tuple[tuple[float, ...], ...]) -> Any:
-    path = skia.Path()
-    path.moveTo(*curves[0])
-    for curve in curves[1:]:
-        path.cubicTo(*curve)
-    path.close()
-    return path
-
-
 def _finger(shape: Finger) -> Any:
     """A bent capsule."""
     x0, y0, x1, y1, x2, y2, thick = shape
@@ -97,7 +88,7 @@ class _Drawn:
     """One hand shape as paths."""
 
     def __init__(self, design: _Design) -> None:
-        self.silhouette = _outline(design.palm)
+        self.silhouette = outline(*design.palm)
         for shape in design.outer:
             self.silhouette = skia.Op(self.silhouette, _finger(shape), skia.PathOp.kUnion_PathOp)
         self.border = _grown(self.silhouette, 1.3)
@@ -130,19 +121,19 @@ class Hands:
         self._drawn: dict[str, _Drawn] = {}
         self._thumb = _finger(_HOLDING_THUMB)
         self._thumb_border = _grown(self._thumb, 1.2)
-        self._forearm = _outline(
-            ((-9.5, -2), (-5, -12, 5, -12, 9.5, -2), (10, 12, 11, 24, 12, 40), (12, 44, -12, 44, -12, 40),
-             (-11, 24, -10, 12, -9.5, -2))
+        self._forearm = outline(
+            (-9.5, -2), (-5, -12, 5, -12, 9.5, -2), (10, 12, 11, 24, 12, 40), (12, 44, -12, 44, -12, 40),
+            (-11, 24, -10, 12, -9.5, -2)
         )  # fmt: skip
         self._forearm_border = _grown(self._forearm, 1.3)
-        self._sleeve = _outline(
-            ((-14, 26), (-6, 31, 6, 31, 14, 26), (17, 70, 21, 120, 22, 260), (10, 264, -10, 264, -22, 260),
-             (-21, 120, -17, 70, -14, 26))
+        self._sleeve = outline(
+            (-14, 26), (-6, 31, 6, 31, 14, 26), (17, 70, 21, 120, 22, 260), (10, 264, -10, 264, -22, 260),
+            (-21, 120, -17, 70, -14, 26)
         )  # fmt: skip
         self._sleeve_border = _grown(self._sleeve, 0.9)
-        self._cuff = _outline(
-            ((-14.3, 25), (-6, 30, 6, 30, 14.3, 25), (14.5, 28, 14.7, 31, 14.9, 33), (6, 38, -6, 38, -14.9, 33),
-             (-14.7, 31, -14.5, 28, -14.3, 25))
+        self._cuff = outline(
+            (-14.3, 25), (-6, 30, 6, 30, 14.3, 25), (14.5, 28, 14.7, 31, 14.9, 33), (6, 38, -6, 38, -14.9, 33),
+            (-14.7, 31, -14.5, 28, -14.3, 25)
         )  # fmt: skip
 
     def draw(self, canvas: Any, pose: HandPose, prop: Prop | None) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import skia
 
-from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, radial, solid
+from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, outline, radial, solid
 from wan_streamer.simulation.face.person import Color, FaceIdentity, FacePose
 
 
@@ -38,13 +38,10 @@ class Mouth:
         canvas.translate(pose.yaw * 1.5, 35)
         if self.who.beard == "moustache":
             self._moustache(canvas, up - thick_up)
-        inner = skia.Path()
-        inner.moveTo(-half, corner)
-        inner.cubicTo(-bend, up + corner * 0.12, -half * 0.2, up, 0, up + 0.6)
-        inner.cubicTo(half * 0.2, up, bend, up + corner * 0.12, half, corner)
-        inner.cubicTo(bend, down * 1.02 + 0.8, half * 0.25, down + 1.2, 0, down + 1.2)
-        inner.cubicTo(-half * 0.25, down + 1.2, -bend, down * 1.02 + 0.8, -half, corner)
-        inner.close()
+        inner = outline((-half, corner), (-bend, up + corner * 0.12, -half * 0.2, up, 0, up + 0.6),
+                        (half * 0.2, up, bend, up + corner * 0.12, half, corner),
+                        (bend, down * 1.02 + 0.8, half * 0.25, down + 1.2, 0, down + 1.2),
+                        (-half * 0.25, down + 1.2, -bend, down * 1.02 + 0.8, -half, corner))  # fmt: skip
         self._lips(canvas, half, bend, corner, up, down, thick_up, thick_down)
         if gap > 0.9:
             canvas.drawPath(inner, self.cavity)
@@ -62,10 +59,8 @@ class Mouth:
             canvas.drawRRect(skia.RRect.MakeRectXY(teeth, 5, 3.5), self.teeth_paint)
             canvas.restore()
         else:
-            seam = skia.Path()
-            seam.moveTo(-half, corner)
-            seam.cubicTo(-bend, 0.4 + corner * 0.1, -4, -0.2, 0, 0.6)
-            seam.cubicTo(4, -0.2, bend, 0.4 + corner * 0.1, half, corner)
+            seam = outline((-half, corner), (-bend, 0.4 + corner * 0.1, -4, -0.2, 0, 0.6),
+                           (4, -0.2, bend, 0.4 + corner * 0.1, half, corner), close=False)  # fmt: skip
             canvas.drawPath(seam, self.lip_line)
         for side in (-1, 1):
             canvas.drawLine(side * half, corner, side * (half + 1.6), corner - 1.2 * smile, self.lip_line)
@@ -78,12 +73,9 @@ class Mouth:
         canvas.restore()
 
     def _moustache(self, canvas: Any, lip: float) -> None:
-        path = skia.Path()
-        path.moveTo(0, lip - 6)
-        path.cubicTo(-8, lip - 8, -18, lip - 2, -23, lip + 6)
-        path.cubicTo(-14, lip + 3, -8, lip + 2, 0, lip + 1)
-        path.cubicTo(8, lip + 2, 14, lip + 3, 23, lip + 6)
-        path.cubicTo(18, lip - 2, 8, lip - 8, 0, lip - 6)
+        path = outline((0, lip - 6), (-8, lip - 8, -18, lip - 2, -23, lip + 6), (-14, lip + 3, -8, lip + 2, 0, lip + 1),
+                       (8, lip + 2, 14, lip + 3, 23, lip + 6),
+                       (18, lip - 2, 8, lip - 8, 0, lip - 6), close=False)  # fmt: skip
         canvas.drawPath(path, self.beard_paint)
 
     def _lips(
@@ -91,21 +83,14 @@ class Mouth:
         thick_down: float,
     ) -> None:  # fmt: skip
         top = up - thick_up
-        upper = skia.Path()
-        upper.moveTo(-half, corner)
-        upper.cubicTo(-bend, top * 0.75 + corner * 0.2, -6, top - 0.6, -3.5, top - 0.4)
-        upper.cubicTo(-2, top, -1, top + 1.1, 0, top + 1.2)
-        upper.cubicTo(1, top + 1.1, 2, top, 3.5, top - 0.4)
-        upper.cubicTo(6, top - 0.6, bend, top * 0.75 + corner * 0.2, half, corner)
-        upper.cubicTo(bend, up + 1.5, -bend, up + 1.5, -half, corner)
-        upper.close()
+        upper = outline((-half, corner), (-bend, top * 0.75 + corner * 0.2, -6, top - 0.6, -3.5, top - 0.4),
+                        (-2, top, -1, top + 1.1, 0, top + 1.2), (1, top + 1.1, 2, top, 3.5, top - 0.4),
+                        (6, top - 0.6, bend, top * 0.75 + corner * 0.2, half, corner),
+                        (bend, up + 1.5, -bend, up + 1.5, -half, corner))  # fmt: skip
         bottom = down + thick_down
-        lower = skia.Path()
-        lower.moveTo(-half, corner)
-        lower.cubicTo(-bend, down, bend, down, half, corner)
-        lower.cubicTo(bend + 1, bottom * 0.96, half * 0.3, bottom + 0.4, 0, bottom + 0.4)
-        lower.cubicTo(-half * 0.3, bottom + 0.4, -bend - 1, bottom * 0.96, -half, corner)
-        lower.close()
+        lower = outline((-half, corner), (-bend, down, bend, down, half, corner),
+                        (bend + 1, bottom * 0.96, half * 0.3, bottom + 0.4, 0, bottom + 0.4),
+                        (-half * 0.3, bottom + 0.4, -bend - 1, bottom * 0.96, -half, corner))  # fmt: skip
         canvas.save()
         canvas.translate(0, down)
         canvas.drawOval(skia.Rect.MakeLTRB(-9, thick_down + 1.5, 9, thick_down + 6), self.chin_shadow)

@@ -1,4 +1,4 @@
-"""Colours and Skia paints used by all parts of a face."""
+"""Colours, Skia paints and paths used by all parts of a face."""
 
 from typing import Any
 
@@ -36,3 +36,14 @@ def radial(x: float, y: float, radius: float, colors: list[Any], stops: list[flo
 def linear(x0: float, y0: float, x1: float, y1: float, colors: list[Any], stops: list[float] | None = None) -> Any:
     shader = skia.GradientShader.MakeLinear([(x0, y0), (x1, y1)], colors, stops)
     return skia.Paint(AntiAlias=True, Shader=shader)
+
+
+def outline(*commands: tuple[float, ...], close: bool = True) -> Any:
+    """Two numbers go on with a line, four with a quadratic, six with a cubic; the first two start."""
+    path = skia.Path()
+    path.moveTo(*commands[0])
+    for command in commands[1:]:
+        {2: path.lineTo, 4: path.quadTo, 6: path.cubicTo}[len(command)](*command)
+    if close:
+        path.close()
+    return path

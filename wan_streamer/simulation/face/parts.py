@@ -10,7 +10,7 @@ import skia
 
 from wan_streamer.simulation.face.hair import Hair
 from wan_streamer.simulation.face.mouth import Mouth
-from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, radial, solid
+from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, outline, radial, solid
 from wan_streamer.simulation.face.person import FaceIdentity, FacePose
 
 
@@ -119,12 +119,8 @@ class Parts:
         canvas.translate(shift, lift)
         wide = 84.0 if self.who.feminine else 98.0
         neck = 20.0 if self.who.feminine else 25.0
-        body = skia.Path()
-        body.moveTo(-wide - 22, 130)
-        body.cubicTo(-wide - 14, 88, -wide + 18, 82, -neck - 8, 70)
-        body.cubicTo(-neck, 78, neck, 78, neck + 8, 70)
-        body.cubicTo(wide - 18, 82, wide + 14, 88, wide + 22, 130)
-        body.close()
+        body = outline((-wide - 22, 130), (-wide - 14, 88, -wide + 18, 82, -neck - 8, 70),
+                       (-neck, 78, neck, 78, neck + 8, 70), (wide - 18, 82, wide + 14, 88, wide + 22, 130))  # fmt: skip
         canvas.drawPath(body, self.shirt_paint)
         throat = skia.Path()
         lean = head_x * 0.65
@@ -142,27 +138,22 @@ class Parts:
     def _clothes(self, canvas: Any, neck: float, depth: float) -> None:
         if self.who.clothes == "collar":
             for side in (-1, 1):
-                flap = skia.Path()
-                flap.moveTo(side * (neck + 5), 62)
-                flap.lineTo(side * (neck + 17), 76)
-                flap.lineTo(side * 13, 104)
-                flap.lineTo(0, 92)
-                flap.close()
+                flap = outline((side * (neck + 5), 62), (side * (neck + 17), 76), (side * 13, 104), (0, 92))
                 canvas.drawPath(flap, self.shirt_light)
                 canvas.drawPath(flap, self.shirt_line)
         elif self.who.clothes == "hoodie":
             for side in (-1, 1):
-                hood = skia.Path()
-                hood.moveTo(side * (neck + 3), 58)
-                hood.cubicTo(side * (neck + 30), 62, side * (neck + 30), 84, side * 4, 104)
-                hood.cubicTo(side * (neck + 4), 88, side * (neck + 8), 78, side * (neck + 3), 58)
+                hood = outline(
+                    (side * (neck + 3), 58),
+                    (side * (neck + 30), 62, side * (neck + 30), 84, side * 4, 104),
+                    (side * (neck + 4), 88, side * (neck + 8), 78, side * (neck + 3), 58),
+                    close=False,
+                )
                 canvas.drawPath(hood, self.shirt_dark)
                 canvas.drawLine(side * 9, 98, side * 10, 128, self.shirt_light)
         else:
-            edge = skia.Path()
-            edge.moveTo(-neck - 11, 71)
-            edge.cubicTo(-neck * 0.8, depth - 8, -neck * 0.3, depth + 1, 0, depth + 1)
-            edge.cubicTo(neck * 0.3, depth + 1, neck * 0.8, depth - 8, neck + 11, 71)
+            edge = outline((-neck - 11, 71), (-neck * 0.8, depth - 8, -neck * 0.3, depth + 1, 0, depth + 1),
+                           (neck * 0.3, depth + 1, neck * 0.8, depth - 8, neck + 11, 71), close=False)  # fmt: skip
             rim = line(self.who.shirt, 5.0)
             canvas.drawPath(edge, rim)
             canvas.drawPath(edge, self.shirt_line)
@@ -200,41 +191,26 @@ class Parts:
     def _face_path(self, pose: FacePose) -> Any:
         half, jaw, turn = self.half, self.half * 0.8 * self.who.jaw, pose.yaw * 3
         chin = 61 + pose.mouth_open * 6 + pose.pitch * 2
-        path = skia.Path()
-        path.moveTo(0, -64)
-        path.cubicTo(half * 0.66, -64, half, -44, half, -8)
-        path.cubicTo(half, 12, half * 0.97, 22, jaw + turn, 36)
-        path.cubicTo(jaw * 0.8 + turn, 50, 20 + turn, chin, turn * 1.5, chin)
-        path.cubicTo(-20 + turn, chin, -jaw * 0.8 + turn, 50, -jaw + turn, 36)
-        path.cubicTo(-half * 0.97, 22, -half, 12, -half, -8)
-        path.cubicTo(-half, -44, -half * 0.66, -64, 0, -64)
-        path.close()
+        path = outline((0, -64), (half * 0.66, -64, half, -44, half, -8), (half, 12, half * 0.97, 22, jaw + turn, 36),
+                       (jaw * 0.8 + turn, 50, 20 + turn, chin, turn * 1.5, chin),
+                       (-20 + turn, chin, -jaw * 0.8 + turn, 50, -jaw + turn, 36),
+                       (-half * 0.97, 22, -half, 12, -half, -8), (-half, -44, -half * 0.66, -64, 0, -64))  # fmt: skip
         return path
 
     def _beard(self, canvas: Any, pose: FacePose) -> None:
         half, x, y = self.half, pose.yaw * 8, pose.pitch * 4
-        path = skia.Path()
-        path.moveTo(-half - 4, -6)
-        path.cubicTo(-half + 9, 14, -half + 12, 22, -22 + x, 23 + y)
-        path.cubicTo(-12 + x, 18 + y, 12 + x, 18 + y, 22 + x, 23 + y)
-        path.cubicTo(half - 12, 22, half - 9, 14, half + 4, -6)
-        path.lineTo(half + 8, 80)
-        path.lineTo(-half - 8, 80)
-        path.close()
+        path = outline((-half - 4, -6), (-half + 9, 14, -half + 12, 22, -22 + x, 23 + y),
+                       (-12 + x, 18 + y, 12 + x, 18 + y, 22 + x, 23 + y), (half - 12, 22, half - 9, 14, half + 4, -6),
+                       (half + 8, 80), (-half - 8, 80))  # fmt: skip
         canvas.drawPath(path, self.beard_paint)
 
     def _nose(self, canvas: Any, yaw: float) -> None:
         size, x = self.who.nose, yaw * 3
-        side = skia.Path()
-        side.moveTo(3 + x * 0.3, -10)
-        side.cubicTo(5, 0, 7 * size + x, 8, 8 * size + x, 14)
-        side.cubicTo(5 * size + x, 17, 2 + x, 17, x, 17)
-        side.cubicTo(2, 8, 1, 0, 3 + x * 0.3, -10)
+        side = outline((3 + x * 0.3, -10), (5, 0, 7 * size + x, 8, 8 * size + x, 14),
+                       (5 * size + x, 17, 2 + x, 17, x, 17), (2, 8, 1, 0, 3 + x * 0.3, -10), close=False)  # fmt: skip
         canvas.drawPath(side, self.nose_side)
-        tip = skia.Path()
-        tip.moveTo(-7.5 * size + x, 13)
-        tip.cubicTo(-7 * size + x, 17.5, -3.5 * size + x, 15.5, x, 18)
-        tip.cubicTo(3.5 * size + x, 15.5, 7 * size + x, 17.5, 7.5 * size + x, 13)
+        tip = outline((-7.5 * size + x, 13), (-7 * size + x, 17.5, -3.5 * size + x, 15.5, x, 18),
+                      (3.5 * size + x, 15.5, 7 * size + x, 17.5, 7.5 * size + x, 13), close=False)  # fmt: skip
         canvas.drawPath(tip, self.nose_line)
         canvas.save()
         canvas.translate(x, 0)
@@ -250,9 +226,7 @@ class Parts:
         low = 4.6 * size * (0.35 + 0.65 * min(open_, 1.0)) - pose.smile * 0.6
         high = low - (tall + 4.6 * size) * open_
         inner, outer = (-side * half, side * half)
-        upper = skia.Path()
-        upper.moveTo(inner, 1.6)
-        upper.cubicTo(inner * 0.55, high * 1.12, outer * 0.55, high * 1.18, outer, -0.6)
+        upper = outline((inner, 1.6), (inner * 0.55, high * 1.12, outer * 0.55, high * 1.18, outer, -0.6), close=False)
         if open_ > 0.08:
             almond = skia.Path(upper)
             almond.cubicTo(outer * 0.6, low, inner * 0.5, low + 0.8, inner, 1.6)
@@ -268,9 +242,7 @@ class Parts:
             shadow = skia.Path(upper)
             shadow.cubicTo(outer * 0.55, high * 1.18 + 3, inner * 0.55, high * 1.12 + 3, inner, 1.6)
             canvas.drawPath(shadow, self.eye_shadow)
-            lower = skia.Path()
-            lower.moveTo(outer, -0.6)
-            lower.cubicTo(outer * 0.6, low, inner * 0.5, low + 0.8, inner, 1.6)
+            lower = outline((outer, -0.6), (outer * 0.6, low, inner * 0.5, low + 0.8, inner, 1.6), close=False)
             canvas.drawPath(lower, self.lower_lash)
         canvas.drawPath(upper, self.lash)
         if self.who.feminine:

@@ -11,7 +11,7 @@ from typing import Any
 
 import skia
 
-from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, solid
+from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, outline, solid
 from wan_streamer.simulation.face.person import Color, Prop
 
 PAINTS: dict[str, Color] = {
@@ -63,17 +63,6 @@ def _contrast(tone: Color) -> Color:
     return (70, 72, 80) if tone[0] * 0.3 + tone[1] * 0.6 + tone[2] * 0.1 > 185 else WHITE
 
 
-def _path(*commands: tuple[float, ...], close: bool = True) -> Any:
-    """Two numbers go on with a line, four with a quadratic, six with a cubic; the first two start."""
-    path = skia.Path()
-    path.moveTo(*commands[0])
-    for command in commands[1:]:
-        {2: path.lineTo, 4: path.quadTo, 6: path.cubicTo}[len(command)](*command)
-    if close:
-        path.close()
-    return path
-
-
 def _oval(left: float, top: float, right: float, bottom: float) -> Any:
     return skia.Path().addOval(skia.Rect.MakeLTRB(left, top, right, bottom))
 
@@ -84,18 +73,18 @@ def _box(left: float, top: float, right: float, bottom: float, corner: float = 0
 
 def _star() -> Any:
     turns = [(math.pi * i / 5, 30.0 if i % 2 == 0 else 12.5) for i in range(10)]
-    return _path(*((r * math.sin(turn), 2 - r * math.cos(turn)) for turn, r in turns))
+    return outline(*((r * math.sin(turn), 2 - r * math.cos(turn)) for turn, r in turns))
 
 
 def _heart() -> Any:
-    return _path((0, 27), (-12, 16, -29, 6, -28, -9), (-27, -26, -6, -28, 0, -13), (6, -28, 27, -26, 28, -9),
+    return outline((0, 27), (-12, 16, -29, 6, -28, -9), (-27, -26, -6, -28, 0, -13), (6, -28, 27, -26, 28, -9),
                  (29, 6, 12, 16, 0, 27))  # fmt: skip
 
 
 _SHAPES: dict[str, Callable[[], Any]] = {
     "circle": lambda: _oval(-27, -27, 27, 27),
     "square": lambda: _box(-25, -25, 25, 25, 1.5),
-    "triangle": lambda: _path((0, -28), (30, 25), (-30, 25)),
+    "triangle": lambda: outline((0, -28), (30, 25), (-30, 25)),
     "star": _star,
     "heart": _heart,
 }
@@ -122,14 +111,14 @@ def _card(name: str, tone: Color, colour: str) -> Layers:
     card = _box(-23, -30, 23, 30, 4)
     board: Color = (58, 62, 72) if dark else WHITE
     stroke = line(tone, 8.6)
-    spine = _path(*_DIGITS[name], close=False)
+    spine = outline(*_DIGITS[name], close=False)
     spine.offset(0, -4)
     return [(card, line((60, 60, 66), 3.0)), (card, fill(board)), (spine, stroke)]
 
 
 def _cup(tone: Color) -> Layers:
-    body = _path((-25, -19), (13, -19), (12, 10), (12, 24, 6, 27, -2, 27), (-10, 27), (-18, 27, -24, 24, -24, 10))
-    handle = _path((12, -10), (30, -14, 31, 14, 10, 13), close=False)
+    body = outline((-25, -19), (13, -19), (12, 10), (12, 24, 6, 27, -2, 27), (-10, 27), (-18, 27, -24, 24, -24, 10))
+    handle = outline((12, -10), (30, -14, 31, 14, 10, 13), close=False)
     coffee = _oval(-24, -24, 12, -14)
     return [
         (handle, _edge(tone, 9.5)),
@@ -143,7 +132,7 @@ def _cup(tone: Color) -> Layers:
 def _book(tone: Color) -> Layers:
     label = _contrast(tone)
     pages, cover = _box(-17, -26, 23, 29, 2), _box(-22, -29, 19, 26, 2)
-    lines = _path((-8, -17), (13, -17), close=False)
+    lines = outline((-8, -17), (13, -17), close=False)
     lines.moveTo(-8, -9)
     lines.lineTo(8, -9)
     return [
@@ -172,8 +161,8 @@ def _phone(tone: Color) -> Layers:
 def _ball(tone: Color) -> Layers:
     other = WHITE if sum(tone) < 660 else (176, 182, 192)
     ball = _oval(-27, -27, 27, 27)
-    stripes = _path((-4, -27), (-30, -14, -30, 14, -4, 27), (-14, 12, -14, -12, -4, -27))
-    stripes.addPath(_path((6, -26), (14, -10, 14, 10, 6, 26), (32, 16, 32, -16, 6, -26)))
+    stripes = outline((-4, -27), (-30, -14, -30, 14, -4, 27), (-14, 12, -14, -12, -4, -27))
+    stripes.addPath(outline((6, -26), (14, -10, 14, 10, 6, 26), (32, 16, 32, -16, 6, -26)))
     return [
         *_solid(ball, tone),
         (stripes, fill(other)),
@@ -183,10 +172,10 @@ def _ball(tone: Color) -> Layers:
 
 
 def _apple(tone: Color) -> Layers:
-    body = _path((0, -13), (-8, -20, -28, -18, -27, 3), (-26, 20, -12, 31, 0, 26), (12, 31, 26, 20, 27, 3),
+    body = outline((0, -13), (-8, -20, -28, -18, -27, 3), (-26, 20, -12, 31, 0, 26), (12, 31, 26, 20, 27, 3),
                  (28, -18, 8, -20, 0, -13))  # fmt: skip
-    stem = _path((0, -12), (0, -22, 4, -28), close=False)
-    leaf = _path((3, -21), (6, -33, 18, -32, 22, -28), (20, -19, 9, -17, 3, -21))
+    stem = outline((0, -12), (0, -22, 4, -28), close=False)
+    leaf = outline((3, -21), (6, -33, 18, -32, 22, -28), (20, -19, 9, -17, 3, -21))
     return [
         *_solid(body, tone),
         (stem, line((88, 56, 36), 3.6)),
@@ -201,8 +190,8 @@ def _flower(tone: Color) -> Layers:
     for i in range(6):
         x, y = 13.5 * math.sin(math.pi * i / 3), -12 - 13.5 * math.cos(math.pi * i / 3)
         petals.addCircle(x, y, 8.6)
-    stem = _path((0, 0), (-2, 16, 0, 36), close=False)
-    leaf = _path((-1, 18), (6, 6, 18, 6, 20, 8), (18, 18, 8, 20, -1, 18))
+    stem = outline((0, 0), (-2, 16, 0, 36), close=False)
+    leaf = outline((-1, 18), (6, 6, 18, 6, 20, 8), (18, 18, 8, 20, -1, 18))
     centre = (250, 204, 50) if sum(tone[:2]) < 440 or tone[2] > 200 else (122, 72, 34)
     return [
         (stem, line((30, 92, 40), 5.0)),
@@ -216,7 +205,7 @@ def _flower(tone: Color) -> Layers:
 
 def _key(tone: Color) -> Layers:
     ring = _oval(-12, -30, 12, -6)
-    shaft = _path((0, -4), (0, 28), close=False)
+    shaft = outline((0, -4), (0, 28), close=False)
     for y, reach in ((6, 11), (15, 14)):
         shaft.moveTo(0, y)
         shaft.lineTo(reach, y)
@@ -224,16 +213,16 @@ def _key(tone: Color) -> Layers:
 
 
 def _hat(tone: Color) -> Layers:
-    crown = _path((-16, 14), (-19, -26), (-8, -31, 8, -31, 19, -26), (16, 14))
-    band = _path((-16.8, 3), (-8, 7, 8, 7, 16.8, 3), (16, 15), (8, 18, -8, 18, -16, 15))
+    crown = outline((-16, 14), (-19, -26), (-8, -31, 8, -31, 19, -26), (16, 14))
+    band = outline((-16.8, 3), (-8, 7, 8, 7, 16.8, 3), (16, 15), (8, 18, -8, 18, -16, 15))
     return [*_solid(_oval(-31, 8, 31, 25), tone), *_solid(crown, tone), (band, fill(_contrast(tone)))]
 
 
 def _car(tone: Color) -> Layers:
-    body = _path((-31, 12), (-31, 2, -29, -2, -20, -3), (-14, -17, -10, -19, -2, -19), (6, -19),
+    body = outline((-31, 12), (-31, 2, -29, -2, -20, -3), (-14, -17, -10, -19, -2, -19), (6, -19),
                  (13, -19, 16, -12, 20, -3), (30, -1, 31, 4, 31, 12), (30, 16), (-30, 16))  # fmt: skip
-    windows = _path((-14, -4), (-10, -13, -8, -14, -3, -14), (-1, -14), (-1, -4))
-    windows.addPath(_path((3, -14), (6, -14), (10, -14, 12, -10, 14, -4), (3, -4)))
+    windows = outline((-14, -4), (-10, -13, -8, -14, -3, -14), (-1, -14), (-1, -4))
+    windows.addPath(outline((3, -14), (6, -14), (10, -14, 12, -10, 14, -4), (3, -4)))
     wheels, hubs = skia.Path(), skia.Path()
     for x in (-17, 17):
         wheels.addCircle(x, 15, 8)
@@ -248,11 +237,11 @@ def _car(tone: Color) -> Layers:
 
 
 def _fish(tone: Color) -> Layers:
-    body = _path((-30, 0), (-22, -22, 6, -24, 16, -3), (22, -10, 26, -15, 31, -17), (27, -4, 27, 4, 31, 17),
+    body = outline((-30, 0), (-22, -22, 6, -24, 16, -3), (22, -10, 26, -15, 31, -17), (27, -4, 27, 4, 31, 17),
                  (26, 15, 22, 10, 16, 3), (6, 24, -22, 22, -30, 0))  # fmt: skip
     mark = _contrast(tone)
-    gill = _path((-10, -12), (-5, 0, -10, 12), close=False)
-    fin = _path((-2, -1), (8, -6, 10, 5, 0, 4))
+    gill = outline((-10, -12), (-5, 0, -10, 12), close=False)
+    fin = outline((-2, -1), (8, -6, 10, 5, 0, 4))
     return [
         *_solid(body, tone),
         (gill, line(mix(tone, DARK, 0.45), 2.0)),
@@ -263,24 +252,24 @@ def _fish(tone: Color) -> Layers:
 
 
 def _umbrella(tone: Color) -> Layers:
-    canopy = _path((-31, 0), (-30, -36, 30, -36, 31, 0), (24, -7, 16, -7, 10, 0), (5, -7, -5, -7, -10, 0),
+    canopy = outline((-31, 0), (-30, -36, 30, -36, 31, 0), (24, -7, 16, -7, 10, 0), (5, -7, -5, -7, -10, 0),
                    (-16, -7, -24, -7, -31, 0))  # fmt: skip
-    ribs = _path((-10, 0), (-8, -16, 0, -27), close=False)
-    ribs.addPath(_path((10, 0), (8, -16, 0, -27), close=False))
-    handle = _path((0, -26), (0, 34), close=False)
+    ribs = outline((-10, 0), (-8, -16, 0, -27), close=False)
+    ribs.addPath(outline((10, 0), (8, -16, 0, -27), close=False))
+    handle = outline((0, -26), (0, 34), close=False)
     return [
         (handle, line((70, 46, 34), 4.4)),
-        (_path((0, -32), (0, -27), close=False), line((70, 46, 34), 3.6)),
+        (outline((0, -32), (0, -27), close=False), line((70, 46, 34), 3.6)),
         *_solid(canopy, tone),
         (ribs, line(mix(tone, DARK, 0.4), 1.6)),
     ]
 
 
 def _balloon(tone: Color) -> Layers:
-    body = _path((0, 14), (-14, 8, -24, -4, -22, -14), (-20, -36, 20, -36, 22, -14), (24, -4, 14, 8, 0, 14))
+    body = outline((0, 14), (-14, 8, -24, -4, -22, -14), (-20, -36, 20, -36, 22, -14), (24, -4, 14, 8, 0, 14))
     return [
-        (_path((0, 17), (-5, 24, 3, 28, 0, 40), close=False), line((84, 84, 92), 1.8)),
-        (_path((0, 12), (4.5, 19), (-4.5, 19)), fill(mix(tone, DARK, 0.35))),
+        (outline((0, 17), (-5, 24, 3, 28, 0, 40), close=False), line((84, 84, 92), 1.8)),
+        (outline((0, 12), (4.5, 19), (-4.5, 19)), fill(mix(tone, DARK, 0.35))),
         *_solid(body, tone),
         (_oval(-14, -24, -7, -11), fill(WHITE, 150)),
     ]

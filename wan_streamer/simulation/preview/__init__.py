@@ -1,3 +1,3 @@
 """Simulated conversations for people to watch.
 In: shards
-Out: films and still pictures with a timeline of what happens"""
+Out: films with a timeline of what happens"""

@@ -8,18 +8,16 @@ The user is left, the agent right. Labels of any kind are shown: an event type t
 
 import os
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 
-from wan_streamer.data.film import FAR, NEAR, fill
+from wan_streamer.data.film import FilmEncoder, both_voices, fill
 from wan_streamer.data.shards import SIDES, Episode, read_episodes
 from wan_streamer.errors import ConfigError
-from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_FRAME
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_FRAME
 
 HEIGHT, WIDTH = 192, 336  # of one side
 CRF = "20"
@@ -70,28 +68,14 @@ def render_preview(episode: Episode, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
-    voices = episode.user_audio, episode.agent_audio
-    stereo_CT = np.stack([NEAR * voices[0] + FAR * voices[1], FAR * voices[0] + NEAR * voices[1]])
-    stereo_CT = np.clip(stereo_CT, -1, 1).astype(np.float32)
+    stereo_CT = both_voices(episode.user_audio, episode.agent_audio)
     try:
-        with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as film:
-            options = {"crf": CRF, "preset": "veryfast", "threads": "1"}
-            video: Any = film.add_stream("libx264", rate=FPS, options=options)
-            audio: Any = film.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
+        with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            film = FilmEncoder(container, {"crf": CRF, "preset": "veryfast"})
             for number, picture in enumerate(preview_frames(episode)):
-                if number == 0:
-                    video.height, video.width, video.pix_fmt = *picture.shape[:2], "yuv420p"
-                    video.codec_context.time_base = Fraction(1, FPS)
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, FPS)
-                film.mux(video.encode(frame))
-                first = number * SAMPLES_PER_FRAME
-                piece_CT = np.ascontiguousarray(stereo_CT[:, first : first + SAMPLES_PER_FRAME])
-                sound = av.AudioFrame.from_ndarray(piece_CT, format="fltp", layout="stereo")
-                sound.sample_rate, sound.pts, sound.time_base = SAMPLE_RATE, first, Fraction(1, SAMPLE_RATE)
-                film.mux(audio.encode(sound))
-            film.mux(video.encode(None))
-            film.mux(audio.encode(None))
+                film.picture(picture)
+                film.sound(stereo_CT[:, number * SAMPLES_PER_FRAME : (number + 1) * SAMPLES_PER_FRAME])
+            film.finish()
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

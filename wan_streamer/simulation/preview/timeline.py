@@ -81,6 +81,13 @@ def spoken(words: list[dict[str, Any]], time: float) -> tuple[list[str], bool]:
     return [word["text"] for word in begun[first:]], time <= begun[-1]["end"] + 1 / FPS
 
 
+def last_words(words: list[str], font: Any | None, room: float) -> list[str]:
+    """As many of the last words as fit into `room` pixels, after "…" if some are left out."""
+    while len(words) > 1 and text_width(" ".join(words), font) > room:
+        words = ["…", *words[2:]] if words[0] == "…" else ["…", *words[1:]]
+    return words
+
+
 def camera_off(height: int, width: int) -> np.ndarray:
     """The picture of somebody without a camera: uint8 [height, width, 3]."""
     pixels = np.zeros((height, width, 4), np.uint8)
@@ -132,9 +139,7 @@ class Timeline:
 
     def _caption(self, side: str, left: float, time: float) -> None:
         words, now = spoken(self.episode.labels["words"][side], time)
-        room = self.width / 2 - 24
-        while len(words) > 1 and text_width(" ".join(words), self._bold) > room:
-            words = ["…", *words[2:]] if words[0] == "…" else ["…", *words[1:]]
+        words = last_words(words, self._bold, self.width / 2 - 24)
         self._canvas.drawCircle(left + 10, 12, 3, fill(SIDE_COLORS[side] if words else LANE))
         x = left + 18
         for number, word in enumerate(words):

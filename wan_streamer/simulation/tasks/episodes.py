@@ -8,7 +8,6 @@ A task is an episode of `UNITS` units like any other, with the labels "task", "t
 of the agent that are no targets are what they are while nothing happens: an idle face, silence. See docs/tasks.md.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from wan_streamer.config import to_dict
 from wan_streamer.data.shards import SCHEMA, SIDES, Episode
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.conversation.dialogue import episode_rng
-from wan_streamer.simulation.conversation.partners import FACE_PARAMETERS, GENERATOR, HEIGHT, NOD, SOUND_GAIN, WIDTH
+from wan_streamer.simulation.conversation.partners import (
+    FACE_PARAMETERS,
+    GENERATOR,
+    HEIGHT,
+    NOD,
+    SOUND_GAIN,
+    WIDTH,
+)
 from wan_streamer.simulation.face.motion import gesture_tracks, pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, FacePose, HandPose, Prop
 from wan_streamer.simulation.face.renderer import FaceRenderer
@@ -125,11 +132,11 @@ def make_task(
         "targets": list(plan.targets),
         "user": {
             "voice": plan.voices.get("user", {}), "camera": plan.user is not None, "microphone": microphone,
-            "identity": _plain(plan.user.identity) if plan.user else {},
+            "identity": to_dict(plan.user.identity) if plan.user else {},
         },
         "agent": {
             "voice": plan.voices.get("agent", {"engine": "piper", "speaker": "joe"}), "camera": True,
-            "identity": _plain(AGENT_IDENTITY),
+            "identity": to_dict(AGENT_IDENTITY),
         },
         "words": {side: _words(plan, side) for side in SIDES},
         "phonemes": {s: [asdict(p) for t in plan.turns if t.side == s for p in t.phonemes()] for s in SIDES},
@@ -143,7 +150,7 @@ def make_task(
     if plan.prompt:
         labels["prompt"] = plan.prompt
     if plan.shown:
-        labels["agent"]["shown"] = _plain(plan.shown.identity)
+        labels["agent"]["shown"] = to_dict(plan.shown.identity)
     user_video = shots["user"][0].film() if pictures and plan.user else None
     agent_video = np.concatenate([shot.film() for shot in shots["agent"]]) if pictures else None
     return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
@@ -268,8 +275,3 @@ def _events(plan: Plan, units: int, shots: dict[str, list[_Shot]]) -> list[dict]
         for at in (at for shot in shots[side] for at in shot.nods if at + NOD < seconds):
             add("nod", side, at, at + NOD)
     return sorted(events, key=lambda e: (e["start"], e["type"], e["side"]))
-
-
-def _plain(identity: FaceIdentity) -> dict:
-    """As JSON gives it back: lists in place of tuples."""
-    return json.loads(json.dumps(asdict(identity)))

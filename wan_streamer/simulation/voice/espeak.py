@@ -1,8 +1,7 @@
 """espeak-ng as a library inside this process.
 
-`Espeak`           samples with phoneme events, or the phonemes alone
-`match_words`      written words on the spans of spoken ones
-`missing_package`  the error for a synthesiser that is not installed
+`Espeak`       samples with phoneme events, or the phonemes alone
+`match_words`  written words on the spans of spoken ones
 """
 
 import _ctypes
@@ -15,10 +14,6 @@ import numpy as np
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.voice.speech import TimedWord
-
-
-def missing_package(package: str) -> ConfigError:
-    return ConfigError(f"simulation needs the package {package}: pip install 'wan-streamer[simulate]'")
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -96,10 +91,8 @@ class Espeak:
         return cls._one
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ImportError as error:
-            raise missing_package("espeakng-loader") from error
+        import espeakng_loader
+
         self._file = espeakng_loader.get_library_path()
         self._path = espeakng_loader.get_data_path().encode()
         self._pieces: list[np.ndarray] = []

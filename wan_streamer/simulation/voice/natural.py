@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from wan_streamer.errors import ConfigError
-from wan_streamer.simulation.voice.agent import load_renderings, save_renderings, with_output
-from wan_streamer.simulation.voice.espeak import Espeak, match_words, missing_package
+from wan_streamer.simulation.voice.agent import load_renderings, save_renderings, session_options, with_output
+from wan_streamer.simulation.voice.espeak import Espeak, match_words
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord, level_speech
 from wan_streamer.units import SAMPLE_RATE
 
@@ -139,16 +139,11 @@ class NaturalVoices:
 
     @functools.cached_property
     def _session(self) -> Any:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise missing_package("onnxruntime") from error
+        import onnxruntime
+
         model = with_output((self.folder / "kokoro.onnx").read_bytes(), b"/encoder/Clip_output_0")  # frames per token
         onnxruntime.set_seed(0)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
 
     def _synthesise(self, voice: str, text: str, speed: float) -> Speech:
         sounds = spell(text, "en-us" if voice.startswith("a") else "en", frozenset(self._vocabulary))

@@ -33,12 +33,6 @@ class TaskClips:
         self.names = np.array([labels["task"] for labels in reader.store.labels])
         self.fit = np.array(LENGTHS)[np.searchsorted(LENGTHS, reader.length)]  # units of the batch of each task
 
-    @property
-    def padded_share(self) -> float:
-        """Share of the units of drawn batches that hold nothing."""
-        share = self.reader.length / self.reader.length.sum()  # of the rows
-        return 1 - float((share * self.reader.length).sum() / (share * self.fit).sum())
-
     def batch(self, seed: int, step: int, rows: range) -> Example:
         """These rows of the batch of `step`. Tasks are drawn in proportion to their length."""
         lengths = self.reader.length

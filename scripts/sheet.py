@@ -1,4 +1,4 @@
-"""Still pictures of conversations for documents: PNG, dark ground.
+"""Still pictures of conversations for documents (`world_pictures.py`): PNG, dark ground.
 
 `contact_sheet`   a grid of conversations, each with its user, the agent and what happens in it
 `frame_strip`     one conversation over time, with what is said at every moment
@@ -25,6 +25,7 @@ from wan_streamer.simulation.preview.timeline import (
     event_color,
     event_name,
     label_font,
+    last_words,
     spoken,
     text_width,
 )
@@ -118,9 +119,7 @@ class _Sheet:
 
     def caption(self, words: list[dict[str, Any]], time: float, left: float, base: float, color: Any) -> None:
         texts, now = spoken(words, time)
-        room = CELL_W - text_width("… ", self._bold)
-        while len(texts) > 1 and text_width(" ".join(texts), self._bold) > room:
-            texts = ["…", *texts[2:]] if texts[0] == "…" else ["…", *texts[1:]]
+        texts = last_words(texts, self._bold, CELL_W - text_width("… ", self._bold))
         for number, text in enumerate(texts):
             last = now and number == len(texts) - 1
             left = draw_text(
