@@ -9,6 +9,7 @@ second what it heard and saw. Typed text is repeated; "crash", "error" and "hang
 import argparse
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -134,9 +135,11 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--checkpoint", help="serve this instead of a stand-in")
     parser.add_argument("--agent", choices=("StandInAgent", "EchoAgent", "ClapAgent"), default="StandInAgent")
-    parser.add_argument("--transport", default="", help="aiortc or own: whose jitter buffers")
+    parser.add_argument("--transport", default="", help="aiortc, own, or own+MS with that video playout delay")
     options = parser.parse_args()
-    config = ServingConfig(own_jitter_buffers=options.transport != "aiortc")
+    buffers, _, delay = options.transport.partition("+")
+    changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
+    config = replace(ServingConfig(), **changed) if buffers else ServingConfig()
     factory = None if options.checkpoint else globals()[options.agent]
     serve(options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 from aiortc.jitterbuffer import JitterFrame
-from aiortc.rtp import RtpPacket
+from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpParameters
+from aiortc.rtp import HeaderExtensions, RtpPacket, unpack_header_extensions
 
 from wan_streamer.errors import ServingError
 from wan_streamer.serving import jitter
@@ -111,9 +112,19 @@ def test_the_private_names_of_aiortc_that_are_replaced_exist() -> None:
             transceiver = pc.addTransceiver(kind)
             jitter.use_low_latency(transceiver.receiver)
             assert isinstance(transceiver.receiver._RTCRtpReceiver__jitter_buffer, cls)  # type: ignore[attr-defined]
+        jitter.use_playout_delay(transceiver.sender, 40)
         await pc.close()
 
     asyncio.run(replace())
+
+
+def test_the_playout_delay_extension_has_the_published_layout() -> None:
+    extensions = jitter._PlayoutDelayMap(120)
+    assert extensions.set(HeaderExtensions()) == (0, b"")  # not negotiated: nothing is sent
+    extensions.configure(RTCRtpParameters(
+        headerExtensions=[RTCRtpHeaderExtensionParameters(id=6, uri=jitter.PLAYOUT_DELAY_URI)]))  # fmt: skip
+    profile, value = extensions.set(HeaderExtensions())
+    assert unpack_header_extensions(profile, value) == [(6, bytes([0x00, 0xC0, 0x0C]))]  # 12 and 12 units of 10 ms
 
 
 # -------------------------------------------------------------------------------------------------------- uplink

@@ -1,6 +1,6 @@
 """Measures a call from the visitor's side, in a real browser: how late an answer is, how far sound and picture part.
 
-    python tests/browser/measure_latency.py [--seconds 60] [--transport aiortc own] [--json OUT.json]
+    python tests/browser/measure_latency.py [--seconds 60] [--transport aiortc own own+0] [--json OUT.json]
 
 An echo agent (20 ms of work per unit) gives back what it hears and sees. The made-up camera flashes and the microphone
 clicks at irregular times; the page's own picture and sound of them are compared with the agent's. The figures hold
@@ -104,7 +104,7 @@ def call(page: Page, seconds: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--transport", nargs="+", default=["aiortc", "own"], help="see standin.py")
+    parser.add_argument("--transport", nargs="+", default=["aiortc", "own", "own+0"], help="see standin.py")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     report: dict[str, dict] = {}

@@ -1,8 +1,9 @@
-"""Low-latency replacements for what aiortc does between the network and the decoder.
+"""Low-latency replacements for what aiortc does between the network and the decoder, and one RTP extension.
 
 `VideoJitterBuffer`     a frame is complete on its marker bit, not when the next frame begins
 `AudioJitterBuffer`     a packet in order is delivered at once, not after four more
 `use_low_latency`       puts them into a receiver
+`use_playout_delay`     asks the browser to show our video without its render delay
 
 aiortc has no hook for any of this, so private attributes of aiortc 1.16 are replaced (the dependency is pinned and
 `tests/test_serving_buffers.py` fails if they move). Its own buffers add about 70 ms to audio, stay full after a loss,
@@ -12,9 +13,17 @@ and hold each video frame until the next one starts.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aiortc import RTCRtpReceiver
+from aiortc import RTCRtpReceiver, RTCRtpSender
+from aiortc.codecs import HEADER_EXTENSIONS
 from aiortc.jitterbuffer import JitterFrame
-from aiortc.rtp import RtpPacket
+from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpParameters
+from aiortc.rtp import (
+    HeaderExtensions,
+    HeaderExtensionsMap,
+    RtpPacket,
+    pack_header_extensions,
+    unpack_header_extensions,
+)
 
 from wan_streamer.errors import ServingError
 
@@ -24,6 +33,7 @@ PLI_EVERY_MS = 300
 MAX_PACKETS = 512
 AUDIO_HOLD = 2  # packets that may arrive behind a hole before it counts as lost: 40 ms
 RESTART = 1_000  # a jump of the sequence number beyond this is a new stream
+PLAYOUT_DELAY_URI = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 
 
 class _Sequence:
@@ -190,3 +200,35 @@ def use_low_latency(receiver: RTCRtpReceiver) -> None:
 
     video = _private(receiver, "_RTCRtpReceiver__kind") == "video"
     receiver._RTCRtpReceiver__jitter_buffer = VideoJitterBuffer(emit, is_key) if video else AudioJitterBuffer(emit)  # type: ignore[attr-defined]
+
+
+class _PlayoutDelayMap(HeaderExtensionsMap):
+    """Adds the playout-delay extension (12 bits minimum, 12 bits maximum, in units of 10 ms) to every packet."""
+
+    def __init__(self, delay_ms: int) -> None:
+        super().__init__()
+        steps = max(0, min(delay_ms // 10, 0xFFF))
+        self._value = (steps << 12 | steps).to_bytes(3, "big")
+        self._id: int | None = None
+
+    def configure(self, parameters: RTCRtpParameters) -> None:
+        super().configure(parameters)
+        self._id = next((ext.id for ext in parameters.headerExtensions if ext.uri == PLAYOUT_DELAY_URI), None)
+
+    def set(self, values: HeaderExtensions) -> tuple[int, bytes]:
+        profile, packed = super().set(values)
+        if self._id is None:
+            return profile, packed
+        return pack_header_extensions([*unpack_header_extensions(profile, packed), (self._id, self._value)])
+
+
+def accept_playout_delay() -> None:
+    """Let answers accept the extension when a browser offers it. Process-wide, harmless to call twice."""
+    if all(ext.uri != PLAYOUT_DELAY_URI for ext in HEADER_EXTENSIONS["video"]):
+        HEADER_EXTENSIONS["video"].append(RTCRtpHeaderExtensionParameters(id=4, uri=PLAYOUT_DELAY_URI))
+
+
+def use_playout_delay(sender: RTCRtpSender, delay_ms: int) -> None:
+    """Stamp the sender's packets with minimum = maximum = delay_ms. Call before the answer is applied."""
+    _private(sender, "_RTCRtpSender__rtp_header_extensions_map")
+    sender._RTCRtpSender__rtp_header_extensions_map = _PlayoutDelayMap(delay_ms)  # type: ignore[attr-defined]

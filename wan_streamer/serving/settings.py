@@ -12,6 +12,8 @@ class ServingConfig:
     model_timeout_s      a worker that owes an answer for this long is ended and restarted
     max_recoveries       how many lost model sessions one call survives
     own_jitter_buffers   deliver what arrived at once instead of aiortc's deep buffers (see `jitter`)
+    video_playout_ms     wish sent to the browser in the playout-delay RTP extension; None: the browser keeps lips and
+                         voice together. 0 shows the picture at once, well before its sound is heard.
     prebuffer_ms         audio and video kept back before the first unit is played; late units add to it by themselves
     max_playout_ms       a playout queue longer than this is cut back
     """
@@ -21,5 +23,6 @@ class ServingConfig:
     model_timeout_s: float = 8.0
     max_recoveries: int = 3
     own_jitter_buffers: bool = True
+    video_playout_ms: int | None = None
     prebuffer_ms: int = 20
     max_playout_ms: int = 480

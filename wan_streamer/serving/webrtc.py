@@ -69,6 +69,8 @@ class Peer:
     async def answer(self, sdp: str) -> str:
         """The SDP answer to the page's offer. Raises `ServingError` if it is not a usable offer."""
         try:
+            if self._config.video_playout_ms is not None:
+                jitter.accept_playout_delay()
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp=sdp, type="offer"))
             transceivers = self._pc.getTransceivers()
             if not transceivers:
@@ -76,6 +78,8 @@ class Peer:
             for transceiver in transceivers:
                 if self._config.own_jitter_buffers:
                     jitter.use_low_latency(transceiver.receiver)
+                if transceiver.kind == "video" and self._config.video_playout_ms is not None:
+                    jitter.use_playout_delay(transceiver.sender, self._config.video_playout_ms)
             self._attach(self.call.playout.audio)
             self._attach(self.call.playout.video)
             await self._pc.setLocalDescription(await self._pc.createAnswer())
