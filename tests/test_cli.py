@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import wan_streamer
 from wan_streamer.cli.app import app
-from wan_streamer.flow.guidance import Guidance
+from wan_streamer.flow.joint import Guidance
 from wan_streamer.training.distill.student import DistillConfig
 from wan_streamer.training.stages.run import RunOptions
 

@@ -18,8 +18,7 @@ from wan_streamer.codecs.folder import load_codecs
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import FlowConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
-from wan_streamer.flow.guidance import Guidance
-from wan_streamer.flow.joint import denoise, each
+from wan_streamer.flow.joint import Guidance, denoise, each
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights, save_weights

@@ -9,8 +9,7 @@ from tiny import assert_close
 from torch import Tensor, nn
 
 from wan_streamer.config import FlowConfig
-from wan_streamer.flow.guidance import Guidance, guide
-from wan_streamer.flow.joint import advance, denoise, each, mix
+from wan_streamer.flow.joint import Guidance, advance, denoise, each, guide, mix
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import shift_tau, velocity_target
 from wan_streamer.flow.sampler import draw_unit

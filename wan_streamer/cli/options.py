@@ -20,8 +20,6 @@ Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol, paper-
 OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
-
-
 EngineKind = Literal["local", "ray"]
 
 

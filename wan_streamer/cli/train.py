@@ -9,14 +9,8 @@ import typer
 from wan_streamer.cli.options import Compiled, Preset, expand
 
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
-
-
 Codec = Literal["audio", "video"]
-
-
 Method = Literal["consistency", "matching"]
-
-
 Talks = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversations, from [b]encode[/b].")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
@@ -206,7 +200,7 @@ def train_distill(
     Example: [b]wan-streamer train distill --method consistency --teacher runs/duplex --data data/latents
     --out runs/student[/b]
     """
-    from wan_streamer.flow.guidance import Guidance
+    from wan_streamer.flow.joint import Guidance
     from wan_streamer.training.distill.run import train_distill as run
     from wan_streamer.training.distill.student import DistillConfig
     from wan_streamer.training.stages.run import RunOptions

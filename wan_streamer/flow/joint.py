@@ -4,6 +4,7 @@ A time is a number, or a tensor [..., 2] (video, audio) for latents [..., tokens
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import TAU_FLOOR
 
 Time = float | Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far classifier-free guidance goes: 0 ignores the text, 1 is the model as it is, more exaggerates."""
+
+    video: float = 1.5
+    audio: float = 2.5
 
 
 def each(change: Callable[..., Tensor], *latents: Latents) -> Latents:
@@ -53,6 +62,11 @@ def denoise(noisy: Latents, velocity: Latents, tau: Time) -> Latents:
     function has to do there.
     """
     return advance(noisy, velocity, tau)
+
+
+def guide(conditional: Latents, unconditional: Latents, weight: Guidance) -> Latents:
+    """unconditional + weight (conditional - unconditional); exactly the conditional at weight 1."""
+    return each(torch.lerp, unconditional, conditional, Latents(weight.video, weight.audio))  # type: ignore[arg-type]
 
 
 def _of_each(time: Time) -> Latents:

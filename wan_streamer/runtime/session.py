@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
 from wan_streamer.errors import ConfigError
@@ -70,7 +69,8 @@ class Session:
             stage=timed,
         )
         with timed("text"):
-            text, transcript = self._read(token_SL)
+            lanes = zip(self.lanes, token_SL.T.tolist(), strict=True)
+            text, transcript = (lane.push(tokens) for lane, tokens in lanes)
         with timed("decode"):
             audio, video = self.decoder.decode(stack([self.last]))
         self.index += 1
@@ -84,8 +84,3 @@ class Session:
             self.typed.extend([*self.text.encode(user.text), END])
         typed = [self.typed.popleft() if self.typed else SILENCE for _ in range(self.config.text.slots)]
         return UserInput(audio, frames, torch.tensor(typed, device=device))
-
-    def _read(self, token_SL: Tensor) -> list[str]:
-        """What the tokens add to the text of each lane."""
-        pairs = zip(self.lanes, token_SL.T.tolist(), strict=True)
-        return [lane.push(tokens) for lane, tokens in pairs]

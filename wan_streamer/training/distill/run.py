@@ -11,7 +11,7 @@ from pathlib import Path
 from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.errors import ConfigError, TrainingError
 from wan_streamer.files import write_json
-from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights
+from wan_streamer.model.pretrained import find_checkpoint, load_weights
 from wan_streamer.training.distill import consistency, matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import MatchingStage
@@ -54,18 +54,15 @@ def train_distill(
     check_same_kind(weights.config, weights.config, codecs, weights.codec_hash)
     if not options.resume:
         options = dataclasses.replace(options, start=options.start or teacher)
-        _check_start(load_weights(find_checkpoint(str(options.start))), weights)
+        start = load_weights(find_checkpoint(str(options.start)))
+        check_same_kind(start.config, weights.config, start.codec_hash, weights.codec_hash)
+        if start.text.tokenizer.to_str() != weights.text.tokenizer.to_str():
+            raise ConfigError("expected student and teacher with one tokenizer, got two; begin with a student of it")
     streamer, text = starting_point(options, lambda _: weights.text)
     _remember(options, {"method": method, **dataclasses.asdict(settings)})
     stage_class, config = METHODS[method]
     stage = stage_class(streamer, text, data, options.apply(config), weights, settings)
     return run(stage, options, world)
-
-
-def _check_start(start: Weights, teacher: Weights) -> None:
-    check_same_kind(start.config, teacher.config, start.codec_hash, teacher.codec_hash)
-    if start.text.tokenizer.to_str() != teacher.text.tokenizer.to_str():
-        raise ConfigError("expected student and teacher with the same tokenizer, got two; begin with a student of it")
 
 
 def _remember(options: RunOptions, settings: dict) -> None:

@@ -18,8 +18,7 @@ from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.flow.guidance import Guidance
-from wan_streamer.flow.joint import advance, denoise, each
+from wan_streamer.flow.joint import Guidance, advance, denoise, each
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.solver import time_grid
 from wan_streamer.model.layout import Latents

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wan_streamer.config import FlowConfig, StreamerConfig
 from wan_streamer.errors import CheckpointError
-from wan_streamer.flow.guidance import Guidance, guide
+from wan_streamer.flow.joint import Guidance, guide
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.clips import Example, hide

@@ -6,7 +6,6 @@ Both are replaced as a whole, so that a kill or a full disk leaves the state bef
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from wan_streamer.errors import TrainingError
+from wan_streamer.files import write_json
 from wan_streamer.tensors import save_atomically
 from wan_streamer.training.loop.parallel import World, shard_like
 
@@ -41,9 +41,7 @@ def save_state(tensors: dict[str, Tensor], meta: dict[str, str], out: Path, worl
     dist.barrier()
     dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(out / folder), save_distributed=True))
     if world.main:
-        half = out / f"{INDEX}.partial"
-        half.write_text(json.dumps({"folder": folder, **meta}))
-        os.replace(half, out / INDEX)
+        write_json(out / INDEX, {"folder": folder, **meta})
         _remove_folders(out, keep=folder)
         (out / FILE).unlink(missing_ok=True)
     dist.barrier()
