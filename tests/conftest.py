@@ -1,0 +1,16 @@
+"""Tests marked `moonshine` need the package moonshine-voice: they run only when asked for, with `-m moonshine`."""
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "moonshine: needs the package moonshine-voice; run with -m moonshine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "moonshine" in str(config.getoption("-m")):
+        return
+    left_out = [item for item in items if item.get_closest_marker("moonshine")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -1,0 +1,1 @@
+"""Ears: speech, teacher, distillation and scores. Needed for training only."""

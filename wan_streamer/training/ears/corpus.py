@@ -1,0 +1,133 @@
+"""Distinct speech to learn to hear from, as one growing file of samples per source.
+
+`Clip`          one utterance: where its samples are, who says it, what is said
+`CorpusWriter`  appends utterances; a stopped writer goes on where it was
+`load_corpus`   the utterances of every source of a folder, of one split
+
+`NAME.pcm` holds int16 samples at 24 kHz without a header, `NAME.jsonl` one line per utterance. A line is written after
+its samples, so a reader never sees half an utterance, and training may read while a writer still adds.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wan_streamer.errors import DataError, ShapeError
+from wan_streamer.units import SAMPLE_RATE
+
+SCALE = 32767
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One utterance.
+
+    source   name of the file of samples
+    start    first sample in it
+    samples  how many, at 24 kHz
+    voice    who speaks; "" if unknown
+    text     what is said; "" if nobody wrote it down
+    split    "train", "valid" or "test"
+    slots    of an utterance without text, words that are known to be in it
+    """
+
+    source: str
+    start: int
+    samples: int
+    voice: str
+    text: str
+    split: str
+    slots: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+
+class CorpusWriter:
+    """Appends utterances of one source. `count` is the number of lines so far."""
+
+    def __init__(self, folder: str | Path, source: str) -> None:
+        self.source = source
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.pcm, self.index = folder / f"{source}.pcm", folder / f"{source}.jsonl"
+        clips = []
+        if self.index.exists():
+            clips = read_index(self.index)
+            whole = [line for line in self.index.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            os.truncate(self.index, sum(map(len, whole)))
+        self.count = len(clips)
+        self.end = max((clip.start + clip.samples for clip in clips), default=0)
+        with self.pcm.open("ab") as file:
+            file.truncate(2 * self.end)  # a writer that was stopped may have left a part of an utterance
+
+    def add(self, audio_T: np.ndarray, voice: str, text: str, split: str, slots: str = "") -> Clip:
+        """Append float32 [T], mono, 24 kHz. Raises `ShapeError`."""
+        if audio_T.ndim != 1 or not len(audio_T) or not np.isfinite(audio_T).all():
+            raise ShapeError(f"audio_T: expected finite float32 [T], got {audio_T.dtype} {list(audio_T.shape)}")
+        clip = Clip(self.source, self.end, len(audio_T), voice, text, split, slots)
+        with self.pcm.open("ab") as file:
+            file.write(np.round(np.clip(audio_T, -1, 1) * SCALE).astype("<i2").tobytes())
+        with self.index.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(clip), ensure_ascii=False) + "\n")
+        self.count, self.end = self.count + 1, self.end + len(audio_T)
+        return clip
+
+
+def load_corpus(
+    folder: str | Path, split: str, sources: Iterable[str] | None = None, heard: bool = False
+) -> list[Clip]:
+    """Utterances of `split`, sources in the order of their names (or as given). Raises `DataError` if there are none.
+
+    heard  where nobody wrote down what is said, take what the teacher heard (`NAME.heard.json`)
+    """
+    folder = Path(folder)
+    names = sorted(path.stem for path in folder.glob("*.jsonl")) if sources is None else list(sources)
+    clips = []
+    for name in names:
+        texts = _heard(folder, name) if heard else {}
+        for clip in read_index(folder / f"{name}.jsonl"):
+            if clip.split == split:
+                clips.append(replace(clip, text=clip.text or texts.get(str(clip.start), "")))
+    if not clips:
+        raise DataError(f"{folder}: expected utterances of split {split!r}, found none; make a corpus first")
+    return clips
+
+
+def read_clip(folder: str | Path, clip: Clip) -> np.ndarray:
+    """Its samples, float32 [T], mono, 24 kHz. Raises `DataError`."""
+    path = Path(folder) / f"{clip.source}.pcm"
+    try:
+        pcm = np.fromfile(path, "<i2", clip.samples, offset=2 * clip.start)
+    except OSError as error:
+        raise DataError(f"{path}: expected samples of a corpus ({error})") from error
+    if len(pcm) != clip.samples:
+        raise DataError(f"{path}: expected {clip.samples} samples from {clip.start}, found {len(pcm)}; make it again")
+    return pcm.astype(np.float32) / SCALE
+
+
+def save_heard(folder: str | Path, source: str, texts: dict[str, str]) -> None:
+    """What the teacher heard in utterances without text, by their first sample."""
+    path = Path(folder) / f"{source}.heard.json"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(texts, indent=0, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _heard(folder: Path, source: str) -> dict[str, str]:
+    path = folder / f"{source}.heard.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_index(path: Path) -> list[Clip]:
+    """All utterances of one source, of every split. Raises `DataError`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [Clip(**json.loads(line)) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: expected one utterance a line ({error})") from error

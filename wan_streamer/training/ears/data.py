@@ -1,0 +1,176 @@
+"""Streams to learn to hear from: clips of the corpus one after the other, as they arrive in a call.
+
+`StreamConfig`   how streams are made
+`Stream`         one of them: what the ears hear, and which clip is where
+`StreamMaker`    makes row `row` of step `step`, a pure function of those, the seed and the corpus
+
+A clip is placed with a gap, a level, a speed (which moves pitch and formants too: another speaker), an equaliser. The
+stream then goes through a room, noise, other people, the agent's echo, a microphone and a call, see
+`wan_streamer.simulation.microphone`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from wan_streamer.errors import ConfigError, DataError
+from wan_streamer.simulation.microphone import background, capture, speech_rms
+from wan_streamer.simulation.noises import fast_size
+from wan_streamer.training.ears.corpus import Clip, load_corpus, read_clip
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
+
+SHARES = MappingProxyType({"kokoro": 0.28, "extra": 0.18, "espeak": 0.16, "orders": 0.14, "piper": 0.14, "reader": 0.1})
+OTHER_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How streams are made.
+
+    units       of a stream
+    shares      how often a clip of a source is taken (of others: `OTHER_SHARE`); in a source, the longer the oftener
+    gaps        units of silence between clips, drawn alike
+    gain_db     level of a clip;  level_db  of the stream
+    speed       clips are this much faster or slower, logarithmically
+    equalised   share of clips;  tilt_db  at seven frequencies
+    degraded    strength of `capture`: 2 puts every stream through room, noise, microphone or call
+    noisy       share of streams with more noise, snr_db above it
+    babble, echo  share of streams that may have other people or the agent's voice in them
+    agents      source whose clips are the agent's voice
+    """
+
+    units: int = 68
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
+    gaps: tuple[int, ...] = (0, 0, 1, 2, 4, 8, 20)
+    gain_db: tuple[float, float] = (-6.0, 3.0)
+    level_db: tuple[float, float] = (-14.0, 5.0)
+    speed: float = 0.11
+    equalised: float = 0.25
+    tilt_db: tuple[float, float] = (-9.0, 6.0)
+    degraded: float = 1.2
+    noisy: float = 0.25
+    snr_db: tuple[float, float] = (8.0, 30.0)
+    babble: float = 0.3
+    echo: float = 0.3
+    agents: str = "piper"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A clip in a stream: `first` unit, and its clean samples [T], a whole number of units, as the teacher hears it."""
+
+    clip: Clip
+    first: int
+    clean_T: np.ndarray
+
+    @property
+    def units(self) -> int:
+        return len(self.clean_T) // SAMPLES_PER_UNIT
+
+
+@dataclass(frozen=True)
+class Stream:
+    """audio_T float32 [units x 3 840] at 24 kHz, and the clips in it, in order and apart from each other."""
+
+    audio_T: np.ndarray
+    placed: tuple[Placed, ...]
+
+
+class StreamMaker:
+    """Streams of one split. Raises `ConfigError` or `DataError`."""
+
+    def __init__(self, folder: str | Path, split: str, config: StreamConfig, seed: int) -> None:
+        if config.units < 1 or not config.gaps:
+            raise ConfigError(f"units, gaps: expected at least one of each, got {config.units} and {config.gaps}")
+        self.folder, self.split, self.config, self.seed = Path(folder), split, config, seed
+        self.reload()
+
+    def reload(self) -> None:
+        """Look at the corpus again: it may have grown."""
+        c = self.config
+        longest = (c.units - 1) * SAMPLES_PER_UNIT * math.exp(-c.speed) - SAMPLES_PER_UNIT
+        known = load_corpus(self.folder, self.split, heard=True)
+        clips = [clip for clip in known if clip.samples <= longest and clip.text]
+        if not clips:
+            raise DataError(f"{self.folder}: expected clips with a text that fit {c.units} units, found none")
+        self.clips = sorted(clips, key=lambda clip: clip.samples)
+        self.samples_N = np.array([clip.samples for clip in self.clips])
+        roots_N, sources_N = np.sqrt(self.samples_N), np.array([clip.source for clip in self.clips])
+        parts = {name: c.shares.get(name, OTHER_SHARE) / roots_N[sources_N == name].sum() for name in set(sources_N)}
+        self.sums_N = np.cumsum(roots_N * np.array([parts[name] for name in sources_N]))
+        self.agents = [clip for clip in self.clips if clip.source == c.agents]
+
+    def make(self, step: int, row: int) -> Stream:
+        c, rng = self.config, np.random.default_rng((self.seed, step, row))
+        audio_T = np.zeros(c.units * SAMPLES_PER_UNIT, np.float32)
+        at, placed = int(rng.integers(0, 11)), []
+        while (clip := self._draw(c.units - at, rng)) is not None:
+            clean_T = self._played(clip, rng)
+            one = Placed(clip, at, clean_T)
+            placed.append(one)
+            heard_T = clean_T * np.float32(10 ** (rng.uniform(*c.gain_db) / 20))
+            if rng.random() < c.equalised:
+                heard_T = equalise(heard_T, rng, c.tilt_db)
+            audio_T[at * SAMPLES_PER_UNIT :][: len(heard_T)] += heard_T
+            at += one.units + int(rng.choice(c.gaps))
+        return Stream(self._captured(audio_T, rng), tuple(placed))
+
+    def _draw(self, units: int, rng: np.random.Generator) -> Clip | None:
+        """A clip that surely fits so many units at any speed, with the unit that its start may be moved by."""
+        limit = (units - 1) * SAMPLES_PER_UNIT * math.exp(-self.config.speed) - SAMPLES_PER_UNIT
+        count = int(np.searchsorted(self.samples_N, limit, "right"))
+        if count == 0:
+            return None
+        return self.clips[int(np.searchsorted(self.sums_N[:count], rng.random() * self.sums_N[count - 1]))]
+
+    def _played(self, clip: Clip, rng: np.random.Generator) -> np.ndarray:
+        """Its samples at some speed, begun somewhere in a unit, up to a whole number of units."""
+        audio_T = stretch(read_clip(self.folder, clip), math.exp(rng.uniform(-1, 1) * self.config.speed))
+        before = int(rng.integers(SAMPLES_PER_UNIT))
+        return np.pad(audio_T, (before, -(before + len(audio_T)) % SAMPLES_PER_UNIT))
+
+    def _captured(self, audio_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        c, level = self.config, speech_rms(audio_T)
+        echo_T = self._filled(self.agents, len(audio_T), rng) if self.agents and rng.random() < c.echo else None
+        others = self._babble if rng.random() < c.babble else None
+        audio_T, _ = capture(audio_T, rng, echo_T, c.degraded, others)
+        if rng.random() < c.noisy:
+            loud_T, _ = background(np.zeros_like(audio_T), 1.0, rng, None, str(rng.choice(["white", "pink", "brown"])))
+            wanted = level * 10 ** (-rng.uniform(*c.snr_db) / 20)
+            audio_T = audio_T + loud_T * np.float32(wanted / max(float(np.sqrt(np.mean(np.square(loud_T)))), 1e-9))
+        return np.clip(audio_T * np.float32(10 ** (rng.uniform(*c.level_db) / 20)), -1, 1).astype(np.float32)
+
+    def _filled(self, clips: list[Clip], samples: int, rng: np.random.Generator) -> np.ndarray:
+        """Clips one after the other, with pauses."""
+        pieces: list[np.ndarray] = [np.zeros(int(rng.integers(SAMPLE_RATE)), np.float32)]
+        while sum(len(piece) for piece in pieces) < samples:
+            pieces.append(read_clip(self.folder, clips[int(rng.integers(len(clips)))]))
+            pieces.append(np.zeros(int(rng.integers(SAMPLE_RATE // 4, SAMPLE_RATE)), np.float32))
+        return np.concatenate(pieces)[:samples]
+
+    def _babble(self, samples: int, rng: np.random.Generator) -> np.ndarray:
+        """One to three other people who talk."""
+        people = [self._filled(self.clips, samples, rng) for _ in range(int(rng.integers(1, 4)))]
+        return np.stack(people).sum(0)
+
+
+def stretch(audio_T: np.ndarray, speed: float) -> np.ndarray:
+    """Played `speed` times as fast, pitch with it; band-limited."""
+    size = fast_size(len(audio_T) + 64)
+    made = round(size / speed / 2) * 2
+    spectrum = np.fft.rfft(audio_T, size)
+    spectrum = np.pad(spectrum, (0, max(0, made // 2 + 1 - len(spectrum))))[: made // 2 + 1]
+    return (np.fft.irfft(spectrum, made) * (made / size))[: round(len(audio_T) * made / size)].astype(np.float32)
+
+
+def equalise(audio_T: np.ndarray, rng: np.random.Generator, tilt_db: tuple[float, float]) -> np.ndarray:
+    """Louder and softer at seven frequencies up to 8.4 kHz."""
+    size = fast_size(len(audio_T) + 2400)
+    spectrum = np.fft.rfft(audio_T, size)
+    hz = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
+    gain_db = np.interp(hz, np.linspace(0, 8400, 7), rng.uniform(*tilt_db, 7))
+    return np.fft.irfft(spectrum * 10 ** (gain_db / 20), size)[: len(audio_T)].astype(np.float32)

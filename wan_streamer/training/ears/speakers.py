@@ -1,0 +1,221 @@
+"""Makes the corpus: many voices that say many sentences, and people.
+
+`make_corpus`   adds utterances of one source until it has so many minutes
+`SOURCES`       what there is: Kokoro, Piper, espeak-ng, flite (test only), and folders of recordings
+
+Every utterance is a pure function of (source, number); a stopped run goes on with the next number. Synthesisers and
+recordings are needed for training only.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wan_streamer.data.media import read_sound
+from wan_streamer.errors import ConfigError, DataError
+from wan_streamer.simulation.natural import HELD_OUT, NaturalVoices, natural_speakers_of
+from wan_streamer.simulation.speech import level_speech
+from wan_streamer.simulation.voices import AgentVoice, UserVoice
+from wan_streamer.training.ears.corpus import CorpusWriter
+from wan_streamer.training.ears.texts import for_test, load_sentences
+from wan_streamer.units import SAMPLE_RATE
+
+DBFS = -21.0
+FLITE = ("awb", "kal16", "rms", "slt")
+KINDS = {"topical": 0.4, "meetings": 0.3, "orders": 0.2, "chat": 0.1}
+"""How often a synthesised sentence is of this kind."""
+TEST_ALSO = ("bm_fable",)
+"""Of Kokoro, a test voice beside those that the simulator keeps for its tests."""
+SPLITS = {"train": 0.92, "valid": 0.02, "test": 0.06}
+"""How often a synthesised utterance belongs to this split."""
+HUMAN_SPLITS = {"test": 0.15, "valid": 0.03}
+"""Shares of recordings, by a hash of the file's name."""
+READER_TEST = 0.2
+"""Of the reader's clips, the last by name: by its scores, an earlier training kept them out (`docs/hearing.md`)."""
+
+Said = tuple[np.ndarray, str, str, str, str]
+"""float32 [T] at 24 kHz, voice, text, split, slots."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are.
+
+    texts   `ami/words.tsv.gz` and `talk/*` (every synthesiser)
+    people  `commands/*.opus` with `labels.json`, `reader/*.opus` with `transcripts.tsv`
+    kokoro  what scripts/fetch_kokoro.sh wrote
+    extra   recordings without texts: one folder of sound files, each a few seconds
+    split   of synthesised utterances, None for a mixture
+    """
+
+    texts: Path | None = None
+    people: Path | None = None
+    kokoro: Path | None = None
+    extra: Path | None = None
+    split: str | None = None
+
+
+def make_corpus(
+    out_dir: str | Path,
+    source: str,
+    folders: Folders,
+    minutes: float,
+    name: str | None = None,
+    split: str | None = None,
+) -> float:
+    """Add utterances of `source` to `out_dir` until it has `minutes` or no more; returns how many minutes it has.
+
+    name   of the files, if another than the source's (so that two runs may write side by side)
+    split  what synthesised utterances all belong to, None for the usual mixture
+
+    Raises `ConfigError` for an unknown source or a missing folder, `DataError` if a file is not what it should be.
+    """
+    if source not in SOURCES:
+        raise ConfigError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
+    writer = CorpusWriter(out_dir, name or source)
+    seed = int(hashlib.sha256((name or source).encode()).hexdigest()[:7], 16)
+    for said in SOURCES[source](replace(folders, split=split), seed, writer.count):
+        writer.add(*said)
+        if writer.end / SAMPLE_RATE >= 60 * minutes:
+            break
+    return writer.end / SAMPLE_RATE / 60
+
+
+def _need(folder: Path | None, what: str) -> Path:
+    if folder is None or not folder.is_dir():
+        raise ConfigError(f"{what}: expected a folder, got {folder}")
+    return folder
+
+
+class _Sentences:
+    """Which split and which sentence utterance `number` has."""
+
+    def __init__(self, folders: Folders, seed: int) -> None:
+        self.seed, self.split = seed, folders.split
+        self.by_split: dict[bool, dict[str, list[str]]] = {False: {}, True: {}}
+        for kind, sentences in load_sentences(_need(folders.texts, "texts")).items():
+            for test in (False, True):
+                self.by_split[test][kind] = [text for text in sentences if for_test(text) == test]
+
+    def draw(self, number: int) -> tuple[str, str, np.random.Generator]:
+        rng = np.random.default_rng((self.seed, number))
+        split = self.split or str(rng.choice(list(SPLITS), p=list(SPLITS.values())))
+        sentences = self.by_split[split != "train"][str(rng.choice(list(KINDS), p=list(KINDS.values())))]
+        return split, sentences[int(rng.integers(len(sentences)))], rng
+
+
+def kokoro_voices(split: str) -> tuple[str, ...]:
+    """The voices of Kokoro that only this split uses: the simulator's, and one more of them in the test."""
+    names = natural_speakers_of(split)
+    if split == "train":
+        return names
+    others = tuple(voice for voice in HELD_OUT["valid"] if voice in TEST_ALSO)
+    return (*names, *others) if split == "test" else tuple(voice for voice in names if voice not in others)
+
+
+def _kokoro(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    sentences = _Sentences(folders, seed)
+    with tempfile.TemporaryDirectory() as cache:
+        voices = NaturalVoices(_need(folders.kokoro, "kokoro"), cache)
+        for number in itertools.count(first):
+            split, text, rng = sentences.draw(number)
+            voice = str(rng.choice(kokoro_voices(split)))
+            yield voices.rendering(voice, text).audio, voice, text, split, ""
+            for path in Path(cache).iterdir():
+                path.unlink()
+
+
+def _piper(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    sentences = _Sentences(folders, seed)
+    with tempfile.TemporaryDirectory() as cache:
+        voice = AgentVoice(cache, variants=1)
+        for number in itertools.count(first):
+            split, text, rng = sentences.draw(number)
+            yield voice.speak(text, rng).audio, "joe", text, split, ""
+            for path in Path(cache).iterdir():
+                path.unlink()
+
+
+def _espeak(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    sentences = _Sentences(folders, seed)
+    for number in itertools.count(first):
+        split, text, rng = sentences.draw(number)
+        voice = UserVoice.sample(rng, split)
+        yield level_speech(voice.speak(text).audio, DBFS), f"{voice.accent}+{voice.variant}", text, split, ""
+
+
+def _flite(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    """Four voices of a synthesiser that is never trained on."""
+    if shutil.which("flite") is None:
+        raise ConfigError("source flite: expected the program flite, found none; install it with the system's packages")
+    sentences = _Sentences(replace(folders, split="test"), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in itertools.count(first):
+            _, text, _ = sentences.draw(number)
+            voice, path = FLITE[number % len(FLITE)], Path(folder) / "said.wav"
+            subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True, capture_output=True)
+            yield level_speech(read_sound(path), DBFS), voice, text, "test", ""
+
+
+def human_split(name: str) -> str:
+    """The split of a recording, a fixed random choice by the name of its file."""
+    place = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+    if place < HUMAN_SPLITS["test"]:
+        return "test"
+    return "valid" if place < HUMAN_SPLITS["test"] + HUMAN_SPLITS["valid"] else "train"
+
+
+def _recordings(
+    folder: Path, first: int, said: dict[str, tuple[str, str]], voice: str, split_of: Callable[[str], str] = human_split
+) -> Iterator[Said]:
+    """Sound files in the order of their names; `said` has text and slots by the stem of the name."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in SOUNDS)
+    if not paths:
+        raise DataError(f"{folder}: expected sound files, found none")
+    for path in paths[first:]:
+        text, slots = said.get(path.stem, ("", ""))
+        who = voice or path.parent.name
+        yield level_speech(read_sound(path), DBFS), who, text, split_of(path.stem), slots
+
+
+SOUNDS = frozenset({".opus", ".ogg", ".wav", ".flac", ".g722"})
+
+
+def _orders(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    folder = _need(folders.people, "people") / "commands"
+    try:
+        labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        said = {Path(name).stem: ("", " ".join(what["slots"].values())) for name, what in labels.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: expected labels.json with the slots of every clip ({error})") from error
+    yield from _recordings(folder, first, said, "")
+
+
+def _reader(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    folder = _need(folders.people, "people") / "reader"
+    try:
+        lines = (folder / "transcripts.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        said = {name: (text, "") for name, text in (line.split("\t") for line in lines)}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: expected transcripts.tsv with a clip and its text a line ({error})") from error
+    names = sorted(said)
+    kept = frozenset(names[round((1 - READER_TEST) * len(names)) :])
+    yield from _recordings(folder, first, said, "reader", lambda name: "test" if name in kept else "train")
+
+
+def _extra(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    yield from _recordings(_need(folders.extra, "extra"), first, {}, "")
+
+
+SOURCES: dict[str, Callable[[Folders, int, int], Iterator[Said]]] = {
+    "kokoro": _kokoro, "piper": _piper, "espeak": _espeak, "flite": _flite, "orders": _orders, "reader": _reader,
+    "extra": _extra,
+}  # fmt: skip
