@@ -501,7 +501,7 @@ def test_reading_with_a_cache_is_reading_at_once():
 def test_training_resumes_as_if_it_had_not_stopped(corpus, tmp_path):
     from wan_streamer.tensors import load_tensors
     from wan_streamer.training.ears.stage import CONFIG, FOLDER, EarsStage
-    from wan_streamer.training.trainer import Trainer
+    from wan_streamer.training.loop.trainer import Trainer
 
     config = dataclasses.replace(CONFIG, batch=1, warmup=1, steps=4)
 

@@ -6,7 +6,7 @@
 
 A clip is placed with a gap, a level, a speed (which moves pitch and formants too: another speaker), an equaliser. The
 stream then goes through a room, noise, other people, the agent's echo, a microphone and a call, see
-`wan_streamer.simulation.microphone`.
+`wan_streamer.simulation.sound.microphone`.
 """
 
 import math
@@ -18,8 +18,8 @@ from types import MappingProxyType
 import numpy as np
 
 from wan_streamer.errors import ConfigError, DataError
-from wan_streamer.simulation.microphone import background, capture, speech_rms
-from wan_streamer.simulation.noises import fast_size
+from wan_streamer.simulation.sound.microphone import background, capture, speech_rms
+from wan_streamer.simulation.sound.noises import fast_size
 from wan_streamer.training.ears.corpus import Clip, load_corpus, read_clip
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
 

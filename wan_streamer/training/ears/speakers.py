@@ -21,9 +21,9 @@ import numpy as np
 
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import ConfigError, DataError
-from wan_streamer.simulation.natural import HELD_OUT, NaturalVoices, natural_speakers_of
-from wan_streamer.simulation.speech import level_speech
-from wan_streamer.simulation.voices import AgentVoice, UserVoice
+from wan_streamer.simulation.voice.natural import HELD_OUT, NaturalVoices, natural_speakers_of
+from wan_streamer.simulation.voice.speech import level_speech
+from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.training.ears.corpus import CorpusWriter
 from wan_streamer.training.ears.texts import for_test, load_sentences
 from wan_streamer.units import SAMPLE_RATE

@@ -24,9 +24,9 @@ from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.ears.moonshine import Tokenizer, encoder_weights
 from wan_streamer.training.ears.reader import load_reader
 from wan_streamer.training.ears.teacher import Teacher
-from wan_streamer.training.parallel import join
-from wan_streamer.training.stage import Stage, TrainConfig
-from wan_streamer.training.trainer import Trainer
+from wan_streamer.training.loop.parallel import join
+from wan_streamer.training.loop.stage import Stage, TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
 
 FOLDER = "ears"
 """Where a run writes what `load_ears` reads."""
@@ -146,7 +146,7 @@ CONFIG = TrainConfig(
     steps=2000, lr=2.5e-4, batch=4, warmup=30, betas=(0.9, 0.98), weight_decay=0.005, ema=0.99, precision="fp32",
     log_every=5, validate_every=100, save_every=25,
 )  # fmt: skip
-"""fp32, because processors without bfloat16 arithmetic are twelve times slower in it; give `precision` where there is."""
+"""fp32, because processors without bfloat16 arithmetic are twelve times slower in it; elsewhere give `precision`."""
 
 
 def train_ears(
