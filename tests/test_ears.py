@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wan_streamer.config import EarsConfig
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, ShapeError
-from wan_streamer.perception.ears import Ears, EarsConfig, load_ears, rotate, save_ears, turns
+from wan_streamer.perception.ears import Ears, load_ears, rotate, save_ears, turns
 from wan_streamer.perception.resampling import Resampler
 from wan_streamer.training.ears.corpus import CorpusWriter, load_corpus, read_clip, read_index, save_heard
 from wan_streamer.training.ears.data import StreamConfig, StreamMaker, stretch
@@ -471,6 +472,18 @@ def test_the_teacher_is_the_original():
     assert torch.nn.functional.cosine_similarity(ours_BTD, theirs_BTD, dim=2).mean() > 0.99
 
 
+def test_the_teacher_hears_clips_of_a_batch_as_if_alone(ears):
+    from wan_streamer.training.ears.teacher import Teacher
+
+    teacher = Teacher(ears.state_dict(), ears.config)
+    long_BT, short_BT = sound(5), sound(2, seed=3)
+    batch_BT = torch.cat([long_BT, torch.nn.functional.pad(short_BT, (0, long_BT.shape[1] - short_BT.shape[1]))])
+    together = teacher(batch_BT, torch.tensor([5, 2]))
+    for row, alone_BT in enumerate((long_BT, short_BT)):
+        for layer, alone_BTD in zip(together, teacher(alone_BT), strict=True):
+            torch.testing.assert_close(layer[row, : alone_BTD.shape[1]], alone_BTD[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.moonshine
 def test_the_vocabulary_goes_there_and_back():
     from wan_streamer.training.ears.moonshine import Tokenizer
@@ -484,16 +497,16 @@ def test_the_vocabulary_goes_there_and_back():
 @pytest.mark.moonshine
 def test_reading_with_a_cache_is_reading_at_once():
     """Greedy tokens, read step by step, are the likeliest at once."""
-    from wan_streamer.training.ears.reader import load_reader
+    from wan_streamer.training.ears.reader import load_reader, padded_texts
 
     reader = load_reader()
     features_BTD = torch.randn(2, 40, 288, generator=torch.Generator().manual_seed(0))
     frames_B = torch.tensor([40, 25])
     texts = reader.transcribe(features_BTD, frames_B)
     assert all(texts)
-    best = reader.cross_entropy(features_BTD[1:, :25], frames_B[1:], [texts[1]])
-    torch.testing.assert_close(reader.cross_entropy(features_BTD[1:], frames_B[1:], [texts[1]]), best)
-    worse = reader.cross_entropy(features_BTD[1:], frames_B[1:], [[token + 1 for token in texts[1]]])
+    best = reader.cross_entropy(features_BTD[1:, :25], frames_B[1:], padded_texts([texts[1]]))
+    torch.testing.assert_close(reader.cross_entropy(features_BTD[1:], frames_B[1:], padded_texts([texts[1]])), best)
+    worse = reader.cross_entropy(features_BTD[1:], frames_B[1:], padded_texts([[token + 1 for token in texts[1]]]))
     assert worse > best
 
 

@@ -1,7 +1,7 @@
 """Frozen configurations that reject what they do not know.
 
 `AudioVAEConfig`, `VideoVAEConfig`   the two codecs
-`PerceptionConfig`                   encoders of the user's audio and video
+`EarsConfig`, `PerceptionConfig`     encoders of the user's audio and video
 `BackboneConfig`, `TextConfig`       the Transformer and its text lanes
 `CacheConfig`                        which history is kept (`full` or `window`)
 `FlowConfig`                         the flow-matching path and the solver
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wan_streamer.errors import ConfigError
-from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, FPS, SAMPLE_RATE, UNIT_MS
+from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, FPS, FRAMES_PER_UNIT, SAMPLE_RATE, TICKS_PER_UNIT, UNIT_MS
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,128 @@ class VideoVAEConfig:
 
 
 @dataclass(frozen=True)
-class PerceptionConfig:
-    """Causal encoders of the user: 4 audio tokens and 4 x `video_grid` video tokens in a unit."""
+class EarsConfig:
+    """Shape of the ears, a speech encoder that is trained before the model (`perception/ears.py`).
 
+    rate         Hz, what the first convolution sees
+    kernels      of the three convolutions;  strides  likewise
+    wide         channels of the second convolution, as a multiple of `width`
+    rotary       how many of a head's channels are rotated
+    feed         inner channels of a layer's feed-forward part, as a multiple of `width`
+    window       frames before a unit that it can attend to
+    decay        how much of the running level stays after a unit without new sound
+    spread       variance of a whole clip against that of its active speech, measured
+    floor        added to that variance
+    piece        units computed at once when many are given; bounds the memory
+    """
+
+    rate: int = 16_800
+    kernels: tuple[int, int, int] = (127, 7, 3)
+    strides: tuple[int, int, int] = (64, 3, 2)
+    width: int = 288
+    wide: int = 2
+    layers: int = 6
+    heads: int = 8
+    rotary: int = 32
+    feed: int = 4
+    theta: float = 10_000.0
+    window: int = 170
+    decay: float = 0.95
+    spread: float = 0.45
+    floor: float = 3e-5
+    piece: int = 100
+
+    def __post_init__(self) -> None:
+        if self.rate * UNIT_MS % 1000 or self.samples % self.hop:
+            raise ConfigError(f"rate: expected whole hops of {self.hop} in {UNIT_MS} ms, got {self.rate} Hz")
+        if any(kernel < stride for kernel, stride in zip(self.kernels, self.strides, strict=True)):
+            raise ConfigError(f"kernels: expected none below its stride, got {self.kernels} and {self.strides}")
+        if self.width % self.heads or self.rotary > self.head or self.rotary % 2:
+            raise ConfigError(
+                f"heads: expected {self.width} channels to split, an even part rotated; got {self.heads}, {self.rotary}"
+            )
+        if min(self.window, self.piece, self.layers) < 1:
+            raise ConfigError("window, piece, layers: expected at least 1")
+
+    @property
+    def hop(self) -> int:
+        """Samples from one feature to the next."""
+        return self.strides[0] * self.strides[1] * self.strides[2]
+
+    @property
+    def samples(self) -> int:
+        """Samples of a unit after resampling."""
+        return self.rate * UNIT_MS // 1000
+
+    @property
+    def frames(self) -> int:
+        """Features per unit."""
+        return self.samples // self.hop
+
+    @property
+    def coarse(self) -> int:
+        """Frames of the first convolution per unit."""
+        return self.samples // self.strides[0]
+
+    @property
+    def overlaps(self) -> tuple[int, int, int]:
+        """What each convolution keeps of its input from unit to unit."""
+        first, second, third = (kernel - stride for kernel, stride in zip(self.kernels, self.strides, strict=True))
+        return first, second, third
+
+    @property
+    def head(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class PerceptionConfig:
+    """Causal encoders of the user.
+
+    hearing      "mel": a small encoder that learns with the model, 4 audio tokens in a unit. "ears": `ears`, trained
+                 before, frozen, all its frames are tokens
+    video_ticks  times in a unit that have video tokens of their own: 4, 2 or 1
+    video_grid   tokens of a tick, rows x columns
+    video_blocks residual blocks at 1/8 of the size
+    """
+
+    hearing: str = "mel"
     mel_bins: int = 64
     audio_dim: int = 192
     audio_blocks: int = 4
     video_height: int = 96
     video_width: int = 168
     video_channels: tuple[int, int, int] = (32, 64, 128)  # at 1/4, 1/8 and 1/24 of the size above
-    video_grid: tuple[int, int] = (1, 1)  # tokens per frame, rows x columns
+    video_grid: tuple[int, int] = (1, 1)
+    video_ticks: int = FRAMES_PER_UNIT
+    video_blocks: int = 0
+    ears: EarsConfig = field(default_factory=EarsConfig)
+
+    def __post_init__(self) -> None:
+        if self.hearing not in ("mel", "ears"):
+            raise ConfigError(f"perception.hearing: expected 'mel' or 'ears', got {self.hearing!r}")
+        if self.video_ticks not in (1, 2, 4):
+            raise ConfigError(f"perception.video_ticks: expected 1, 2 or 4, got {self.video_ticks}")
+
+    @property
+    def audio_tokens(self) -> int:
+        """Per unit."""
+        return TICKS_PER_UNIT if self.hearing == "mel" else self.ears.frames
+
+    @property
+    def audio_features(self) -> int:
+        """Numbers of an audio token."""
+        return self.audio_dim if self.hearing == "mel" else self.ears.width
+
+    @property
+    def video_features(self) -> int:
+        """Numbers of a video token: those of its frames side by side."""
+        return self.video_channels[-1] * FRAMES_PER_UNIT // self.video_ticks
+
+    @property
+    def lead_units(self) -> int:
+        """Units of sound before a clip that a training step has to hear, so that it hears the clip as in a call."""
+        return 0 if self.hearing == "mel" else -(-self.ears.window // self.ears.frames)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ QWEN3_VOCAB = 3 + 151_936
 
 def nano() -> StreamerConfig:
     """The embedded default: runs live on two CPU cores."""
-    return StreamerConfig(name="nano")
+    eyes = PerceptionConfig(
+        hearing="ears", video_channels=(48, 96, 192), video_grid=(2, 3), video_ticks=1, video_blocks=2
+    )
+    return StreamerConfig(name="nano", perception=eyes)
 
 
 def smol() -> StreamerConfig:

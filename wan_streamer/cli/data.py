@@ -1,5 +1,7 @@
 """The commands that make data: simulate, prepare, encode. `wan_streamer.cli.app` puts them on the command line."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +53,15 @@ def simulate(
     speech: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --codecs: real recordings that join the other voices.")
     ] = None,
+    encode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep no films: encode at once with the codecs of this agent or folder, which go beside OUT_DIR.",
+        ),
+    ] = None,
+    preset: Preset = "nano",
+    device: Annotated[str, typer.Option(help="Where the codecs of --encode run: cpu, cuda or cuda:1.")] = "cpu",
     workers: Workers = Workers(),
     preview: Annotated[
         bool, typer.Option("--preview", help="Also film the first conversations of OUT_DIR, in OUT_DIR/preview.")
@@ -68,12 +79,22 @@ def simulate(
         raise ConfigError("simulate: --preview and --natural go with --hours, not with --codecs")
     if speech and not codecs:
         raise ConfigError("simulate: --speech goes with --codecs")
+    if encode and (codecs or preview):
+        raise ConfigError("simulate: --encode goes with --hours, and keeps no films that --preview could show")
     from rich.progress import Progress
 
+    from wan_streamer.presets import get_preset
     from wan_streamer.simulation import make_codec_data
     from wan_streamer.simulation import simulate as run
 
     engine = workers.open()
+    latents = None
+    if encode is not None:
+        from wan_streamer.model.pretrained import find_checkpoint
+        from wan_streamer.simulation.generate import Latents
+
+        copy_codecs([find_checkpoint(encode)], out_dir.resolve().parent)
+        latents = Latents(out_dir.resolve().parent, get_preset(preset), device)
     with Progress(transient=True) as progress:
         task = progress.add_task("simulating", total=None)
         if codecs:
@@ -82,7 +103,7 @@ def simulate(
             update = partial(progress.update, task)
             kind = "tasks" if tasks else "conversations"
             run(
-                out_dir, hours, seed, split, engine, natural=natural, kind=kind,
+                out_dir, hours, seed, split, engine, natural=natural, kind=kind, latents=latents,
                 progress=lambda done, all_: update(completed=done, total=all_),
             )  # fmt: skip
         if preview:
@@ -140,8 +161,6 @@ def encode(
 
     Example: [b]wan-streamer encode data/world data/latents --codecs runs/audio --codecs runs/video[/b]
     """
-    import shutil
-
     from rich.progress import Progress
 
     from wan_streamer.codecs.folder import load_codecs
@@ -149,10 +168,7 @@ def encode(
     from wan_streamer.presets import get_preset
 
     config = get_preset(preset)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for path in [path for folder in codecs or [] for path in folder.glob("*_vae.*")]:
-        if path.resolve() != (out_dir / path.name).resolve():
-            shutil.copy(path, out_dir)
+    copy_codecs(codecs or [], out_dir)
     audio_vae, video_vae = load_codecs(config, out_dir)
     engine = workers.open()
     for split in ("train", "valid"):
@@ -168,3 +184,11 @@ def encode(
                 progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
             )
         typer.echo(f"{split}: {written} conversations encoded")
+
+
+def copy_codecs(folders: Sequence[Path], out_dir: Path) -> None:
+    """Keep the codecs beside what they encoded."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for path in [path for folder in folders for path in folder.glob("*_vae.*")]:
+        if path.resolve() != (out_dir / path.name).resolve():
+            shutil.copy(path, out_dir)

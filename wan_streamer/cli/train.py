@@ -70,6 +70,14 @@ class ModelRun(Schedule, Start):
         bool, typer.Option("--new-codecs", help="The data may come from other codecs than those of --from; learn them.")
     ] = False
     compiled: Compiled = False
+    ears: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Hear with these ears, from [b]train ears[/b]; the rest is --from's."),
+    ] = None
+    heard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Speech to write down, the corpus of [b]train ears[/b]: 3 steps in 10."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,29 @@ def train_codec(
         decoder_only=decoder_only,
     )  # fmt: skip
     _print_scores(scores)
+
+
+@train_app.command("ears")
+def train_ears(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Speech, see docs/hearing.md.")],
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these ears instead of the teacher's own.")
+    ] = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Streams of 10.9 s in a step.")] = None,
+    lr: Rate = None,
+    device: Device = "auto",
+) -> None:
+    """The ears, before the model: distil a recogniser that hears whole clips into one that hears unit by unit.
+
+    Example: [b]wan-streamer train ears --data data/corpus --out runs/ears[/b]
+    """
+    from wan_streamer.training.ears.stage import train_ears as run
+
+    _print_scores(run(data, out, start, resume, steps, minutes, lr, batch, device=device))
 
 
 @train_app.command("pretrain")

@@ -1,5 +1,6 @@
 """One shard of conversations -> one safetensors file per conversation.
 
+`Encoder`         codecs, ready to write files;   `make_encoder`  them
 `encode_episode`  the tensors of one conversation
 `encode_shard`    writes the files of a shard that are missing or stale
 `stale_reason`    what a file was made for, against what is wanted
@@ -11,6 +12,7 @@ A file holds user_audio i16 [U x 3840], audio f16 [U, 4, C] and, if there is a f
 size of the user's pictures and hash of the source.
 """
 
+import copy
 import hashlib
 import json
 import tarfile
@@ -24,9 +26,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import PerceptionConfig
 from wan_streamer.data.shards import Episode, read_shard
+from wan_streamer.device import working_dtype
 from wan_streamer.errors import DataError
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.tensors import save_atomically
@@ -48,6 +52,21 @@ class Encoder:
     video_vae: VideoVAE
     perception: PerceptionConfig
     fingerprint: str
+
+    def write(self, episode: Episode, path: Path, source: str | None = None) -> None:
+        """The file of one conversation; `source` is its hash in `source_hashes`, None if it is in no shard."""
+        tensors = encode_episode(episode, self.audio_vae, self.video_vae, self.perception)
+        metadata = stamp(self.fingerprint, self.perception, source) | {"labels": json.dumps(episode.labels)}
+        save_atomically(tensors, path, metadata)
+
+
+def make_encoder(
+    audio_vae: AudioVAE, video_vae: VideoVAE, perception: PerceptionConfig, device: torch.device | None = None
+) -> Encoder:
+    """Copies of the codecs on `device` (default: where they are); the video codec as in a session there."""
+    fingerprint, device = codec_hash(audio_vae, video_vae), device or video_vae.device
+    audio_vae, video_vae = (copy.deepcopy(vae).to(device) for vae in (audio_vae, video_vae))
+    return Encoder(audio_vae, video_vae.to(working_dtype(device)), perception, fingerprint)
 
 
 def stamp(fingerprint: str, perception: PerceptionConfig | None = None, source: str | None = None) -> dict[str, str]:
@@ -104,9 +123,10 @@ def encode_episode(
     episode: Episode, audio_vae: AudioVAE, video_vae: VideoVAE, perception: PerceptionConfig
 ) -> dict[str, Tensor]:
     """The tensors of one conversation (see the module's docstring). Raises `DataError` for a film of another size."""
-    audio, _ = audio_vae.encode(torch.from_numpy(episode.agent_audio)[None])
+    device = video_vae.device
+    audio, _ = audio_vae.encode(torch.from_numpy(episode.agent_audio)[None].to(device))
     tensors = {
-        "audio": audio[0].unflatten(0, (episode.units, -1)).half(),
+        "audio": audio[0].unflatten(0, (episode.units, -1)).half().cpu(),
         "user_audio": torch.from_numpy((episode.user_audio.clip(-1, 1) * 32767).astype(np.int16)),
     }
     if episode.agent_video is not None:
@@ -115,7 +135,7 @@ def encode_episode(
             raise DataError(f"{episode.key}: expected a film of {size}, got {episode.agent_video.shape[1:3]}")
         tensors["video"] = _encode_video(episode.agent_video, video_vae)
     if episode.user_video is not None:
-        tensors["user_video"] = scale_frames(episode.user_video, perception)
+        tensors["user_video"] = scale_frames(torch.from_numpy(episode.user_video).to(device), perception).cpu()
     return tensors
 
 
@@ -123,10 +143,10 @@ def _encode_video(film_THWC: np.ndarray, video_vae: VideoVAE) -> Tensor:
     kind = video_vae.dtype
     latents, state = [], None
     for chunk_THWC in torch.from_numpy(film_THWC).split(CHUNK_UNITS * FRAMES_PER_UNIT):
-        video_BTCHW = chunk_THWC.float().div_(127.5).sub_(1).to(kind).movedim(3, 1)[None]
+        video_BTCHW = chunk_THWC.to(video_vae.device).float().div_(127.5).sub_(1).to(kind).movedim(3, 1)[None]
         latent, state = video_vae.encode(video_BTCHW, state)
         latents.append(latent[0])
-    return torch.cat(latents).half()
+    return torch.cat(latents).half().cpu()
 
 
 def encode_shard(shard: Path, out_dir: Path, encoder: Encoder) -> tuple[int, int]:
@@ -139,9 +159,7 @@ def encode_shard(shard: Path, out_dir: Path, encoder: Encoder) -> tuple[int, int
         return 0, len(wanted)
     for episode in read_shard(shard):
         if episode.key in stale:
-            tensors = encode_episode(episode, encoder.audio_vae, encoder.video_vae, encoder.perception)
-            metadata = wanted[episode.key] | {"labels": json.dumps(episode.labels)}
-            save_atomically(tensors, out_dir / target_name(shard, episode.key), metadata)
+            encoder.write(episode, out_dir / target_name(shard, episode.key), wanted[episode.key]["source"])
     return len(stale), len(wanted)
 
 

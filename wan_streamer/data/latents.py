@@ -6,7 +6,6 @@
 The files are described in `wan_streamer.data.encode`.
 """
 
-import copy
 import json
 import tarfile
 from collections.abc import Callable
@@ -16,15 +15,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from wan_streamer.codecs.audio_vae import AudioVAE
-from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import PerceptionConfig
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.encode import (
     Encoder,
     encode_shard,
+    make_encoder,
     read_metadata,
     source_hashes,
     stale_reason,
@@ -32,7 +32,6 @@ from wan_streamer.data.encode import (
     target_name,
 )
 from wan_streamer.data.shards import shard_paths
-from wan_streamer.device import working_dtype
 from wan_streamer.errors import DataError
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
@@ -56,11 +55,9 @@ def encode_shards(
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    fingerprint = codec_hash(audio_vae, video_vae)
     paths = shard_paths(shards)
     total = sum(map(_count, paths))
-    dtype = working_dtype(video_vae.device)
-    encoder = Encoder(audio_vae, copy.deepcopy(video_vae).to(dtype), perception, fingerprint)
+    encoder = make_encoder(audio_vae, video_vae, perception)
     written = done = 0
     try:
         job = partial(_encode_number, paths, out_dir, encoder)
@@ -118,29 +115,31 @@ class LatentStore:
                 raise DataError(f"{path}: {reason}; encode the shards again")
             self.labels.append(json.loads(metadata["labels"]))
 
-    def read(self, number: int, first: int, units: int) -> dict[str, Tensor]:
+    def read(self, number: int, first: int, units: int, lead: int = 0) -> dict[str, Tensor]:
         """Units [first, first + units) of a conversation; the agent's latents from one unit before (zeros at 0).
 
-        user_audio float [units x 3840], audio float [units + 1, 4, C] and, where there is a film, video float
+        lead  units of the user's sound before them (silence before the beginning)
+
+        user_audio float [(lead + units) x 3840], audio float [units + 1, 4, C] and, where there is a film, video float
         [units + 1, C, h, w] and user_video uint8 [4 units, h, w, 3]. Raises `DataError` if the file has gone.
         """
-        before, end = max(0, first - 1), first + units
         try:
-            return self._read(self.paths[number], first, before, end)
+            return self._read(self.paths[number], first, first + units, lead)
         except (SafetensorError, OSError) as error:
             raise DataError(
                 f"{self.paths[number]}: cannot be read any more ({error}); encode the shards again"
             ) from error
 
     @staticmethod
-    def _read(path: Path, first: int, before: int, end: int) -> dict[str, Tensor]:
+    def _read(path: Path, first: int, end: int, lead: int) -> dict[str, Tensor]:
+        before, heard = max(0, first - 1), max(0, first - lead)
         with safe_open(path, "pt") as file:
             names = file.keys()
             clip = {name: file.get_slice(name)[before:end].float() for name in ("audio", "video") if name in names}
             if first == 0:
                 clip = {name: torch.cat([torch.zeros_like(z[:1]), z]) for name, z in clip.items()}
-            sound = file.get_slice("user_audio")[first * SAMPLES_PER_UNIT : end * SAMPLES_PER_UNIT]
-            clip["user_audio"] = sound.float() / 32768
+            sound = file.get_slice("user_audio")[heard * SAMPLES_PER_UNIT : end * SAMPLES_PER_UNIT]
+            clip["user_audio"] = F.pad(sound.float() / 32768, ((lead - (first - heard)) * SAMPLES_PER_UNIT, 0))
             if "user_video" in names:
                 clip["user_video"] = file.get_slice("user_video")[first * FRAMES_PER_UNIT : end * FRAMES_PER_UNIT]
         return clip

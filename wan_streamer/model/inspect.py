@@ -216,7 +216,8 @@ def _gflop(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict
     """
     config, perception = streamer.config, streamer.config.perception
     live, last = _live(streamer), streamer.silence()
-    streamer.hearing = _HearingNetwork(streamer.hearing)  # type: ignore[assignment]
+    if isinstance(streamer.hearing, AudioPerception):
+        streamer.hearing = _HearingNetwork(streamer.hearing)
     sound = torch.empty(SAMPLES_PER_UNIT, device=META)
     shape = (FRAMES_PER_UNIT, perception.video_height, perception.video_width, 3)
     frames = torch.empty(shape, dtype=torch.uint8, device=META)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wan_streamer.config import StreamerConfig
-from wan_streamer.units import FRAMES_PER_UNIT, TICKS_PER_UNIT
+from wan_streamer.units import TICKS_PER_UNIT
 
 LANES = ("response", "transcript")
 
@@ -44,7 +44,7 @@ class UnitLayout:
     """Token indices inside one block, derived once from the config.
 
     kind_N, rank_N       int64 [N]
-    position_N3          int64 [N, 3]: tick, row and column ids relative to the first tick of unit k. Row and column
+    position_N3          float64 [N, 3]: tick, row and column ids relative to the first tick of unit k. Row and column
                          ids are offsets on top of the tick, so text and audio have the same id on all three axes.
     """
 
@@ -80,9 +80,9 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
     """The layout of one block of `config`."""
     kinds: list[int] = []
     ranks: list[int] = []
-    positions: list[tuple[int, int, int]] = []
+    positions: list[tuple[float, float, float]] = []
 
-    def add(kind: Kind, rank: int, ids: list[tuple[int, int, int]]) -> slice:
+    def add(kind: Kind, rank: int, ids: list[tuple[float, int, int]]) -> slice:
         start = len(kinds)
         kinds.extend([int(kind)] * len(ids))
         ranks.extend([rank] * len(ids))
@@ -93,17 +93,19 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
     patches = [(0, row, column) for row in range(rows) for column in range(columns)]
     ticks = [(tick, 0, 0) for tick in range(TICKS_PER_UNIT)]
     last_unit = -TICKS_PER_UNIT
-    user_rows, user_columns = config.perception.video_grid
+    perception = config.perception
+    user_rows, user_columns = perception.video_grid
+    heard = [(_spread(i, perception.audio_tokens), 0, 0) for i in range(perception.audio_tokens)]
     user_patches = [
-        (tick, row, column)
-        for tick in range(FRAMES_PER_UNIT)
+        (_spread(i, perception.video_ticks), row, column)
+        for i in range(perception.video_ticks)
         for row in range(user_rows)
         for column in range(user_columns)
     ]
     slots = config.text.slots
     agent_video = add(Kind.VIDEO, 0, [(tick + last_unit, row, column) for tick, row, column in patches])
     agent_audio = add(Kind.AUDIO, 0, [(tick + last_unit, 0, 0) for tick, _, _ in ticks])
-    user_audio = add(Kind.AUDIO, 1, ticks)
+    user_audio = add(Kind.AUDIO, 1, heard)
     user_video = add(Kind.VIDEO, 1, user_patches)
     user_text = add(Kind.TEXT, 1, [(slot, 0, 0) for slot in range(slots)])
     lane_start = add(Kind.TEXT, 2, [(0, 0, 0)] * len(LANES))
@@ -113,7 +115,7 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
     return UnitLayout(
         torch.tensor(kinds),
         torch.tensor(ranks),
-        torch.tensor(positions),
+        torch.tensor(positions, dtype=torch.float64),
         agent_video,
         agent_audio,
         user_audio,
@@ -124,6 +126,11 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
         noisy_video,
         noisy_audio,
     )
+
+
+def _spread(number: int, count: int) -> float:
+    """Tick of the token `number` of `count` that share a unit."""
+    return number * TICKS_PER_UNIT / count
 
 
 def window_units(config: StreamerConfig) -> Tensor:

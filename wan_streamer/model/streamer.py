@@ -20,7 +20,8 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.model.backbone import Backbone
 from wan_streamer.model.cache import KVCache
 from wan_streamer.model.layout import LANES, Latents
-from wan_streamer.perception.audio import AudioPerception, AudioPerceptionState
+from wan_streamer.perception.audio import AudioPerceptionState, hearing
+from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerception, VideoPerceptionState
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -33,7 +34,8 @@ class ClipBatch:
 
     video_BKNP    float [B, K + 1, video tokens, patch_dim]: standardised agent latents; entry 0 is before the clip
     audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
-    user_audio_BT float [B, K x 3840];       microphone_BK bool: False where it is off
+    user_audio_BT float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
+    microphone_BK bool: False where it is off
     user_video    uint8 [B, 4 K, h, w, 3];   camera_BK bool
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
     written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance)
@@ -55,7 +57,7 @@ class LiveState:
     """Everything that a live session carries from unit to unit."""
 
     cache: KVCache
-    hearing: AudioPerceptionState | None = None
+    hearing: AudioPerceptionState | EarsState | None = None
     seeing: VideoPerceptionState | None = None
 
 
@@ -66,10 +68,10 @@ class Streamer(nn.Module):
         D = config.backbone.dim
         self.backbone = Backbone(config)
         self.layout = self.backbone.layout
-        self.hearing = AudioPerception(config.perception)
+        self.hearing = hearing(config.perception)
         self.seeing = VideoPerception(config.perception)
-        self.user_audio_in = nn.Linear(config.perception.audio_dim, D)
-        self.user_video_in = nn.Linear(config.perception.video_channels[-1], D)
+        self.user_audio_in = nn.Linear(config.perception.audio_features, D)
+        self.user_video_in = nn.Linear(config.perception.video_features, D)
         self.off = nn.Parameter(torch.randn(2, D) * 0.02)  # microphone off, camera off
         self.video_in = nn.Linear(config.patch_dim, D)
         self.audio_in = nn.Linear(config.audio_vae.latent_dim, D)
@@ -106,7 +108,7 @@ class Streamer(nn.Module):
     def _embed_user(
         self, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text: Tensor
     ) -> list[Tensor]:
-        """Features [..., 4, Da], bool [...], [..., 4 n, Dv], bool [...], ids [..., S] -> parts of [..., n, D]."""
+        """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S] -> parts of [..., n, D]."""
         audio = torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))
         video = torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))
         return [audio, video, self.text_in(text)]
@@ -137,10 +139,12 @@ class Streamer(nn.Module):
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         K = batch.microphone_BK.shape[1]
-        heard, _ = self.hearing(batch.user_audio_BT)
+        lead = self.config.perception.lead_units
+        with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need a lead are not trained
+            heard, _ = self.hearing(batch.user_audio_BT)
         seen, _ = self.seeing(batch.user_video)
         user = self._embed_user(
-            heard.unflatten(1, (K, -1)),
+            heard.unflatten(1, (lead + K, -1))[:, lead:],
             batch.microphone_BK,
             seen.unflatten(1, (K, -1)).flatten(2, 3),
             batch.camera_BK,

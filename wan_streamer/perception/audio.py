@@ -1,4 +1,7 @@
-"""Causal encoder of the user's audio: 24 kHz -> one feature per tick (40 ms), no look-ahead."""
+"""Causal encoder of the user's audio: 24 kHz -> one feature per tick (40 ms), no look-ahead.
+
+`AudioPerception`  it;   `hearing`  it, or the ears, as a configuration says
+"""
 
 from dataclasses import dataclass, field
 
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 from wan_streamer.codecs.causal import ConvNeXt1d, State
 from wan_streamer.config import PerceptionConfig
+from wan_streamer.perception.ears import Ears
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 HOP = SAMPLES_PER_FRAME // 4  # 10 ms
@@ -62,3 +66,8 @@ class AudioPerception(nn.Module):
             hidden, kept = block(hidden, kept)
             after.append(kept)
         return hidden, AudioPerceptionState(padded[:, -HOP:], after)
+
+
+def hearing(config: PerceptionConfig) -> nn.Module:
+    """What turns the user's sound into features: `AudioPerception` or frozen `Ears`."""
+    return AudioPerception(config) if config.hearing == "mel" else Ears(config.ears).requires_grad_(False)

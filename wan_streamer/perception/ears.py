@@ -1,6 +1,5 @@
 """Ears: a streaming speech encoder, distilled from Moonshine tiny (MIT licence).
 
-`EarsConfig`   its shape
 `EarsState`    what it remembers between two units
 `Ears`         24 kHz sound -> 7 features per unit of 160 ms, no look-ahead beyond the unit
 `load_ears`, `save_ears`   a folder with `config.json` and `model.safetensors`
@@ -22,89 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.config import from_dict, to_dict
-from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
+from wan_streamer.config import EarsConfig, from_dict, to_dict
+from wan_streamer.errors import CheckpointError, ShapeError
 from wan_streamer.perception.resampling import Resampler
 from wan_streamer.tensors import load_module, save_atomically
-from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
 
 EPSILON = 1e-5
 TAIL_SHARE = 0.1  # of the floor, added to the weight of every unit so that silence has one at all
-
-
-@dataclass(frozen=True)
-class EarsConfig:
-    """Shape of the encoder.
-
-    rate         Hz, what the first convolution sees
-    kernels      of the three convolutions;  strides  likewise
-    wide         channels of the second convolution, as a multiple of `width`
-    rotary       how many of a head's channels are rotated
-    feed         inner channels of a layer's feed-forward part, as a multiple of `width`
-    window       frames before a unit that it can attend to
-    decay        how much of the running level stays after a unit without new sound
-    spread       variance of a whole clip against that of its active speech, measured
-    floor        added to that variance
-    piece        units computed at once when many are given; bounds the memory
-    """
-
-    rate: int = 16_800
-    kernels: tuple[int, int, int] = (127, 7, 3)
-    strides: tuple[int, int, int] = (64, 3, 2)
-    width: int = 288
-    wide: int = 2
-    layers: int = 6
-    heads: int = 8
-    rotary: int = 32
-    feed: int = 4
-    theta: float = 10_000.0
-    window: int = 170
-    decay: float = 0.95
-    spread: float = 0.45
-    floor: float = 3e-5
-    piece: int = 100
-
-    def __post_init__(self) -> None:
-        if self.rate * UNIT_MS % 1000 or self.samples % self.hop:
-            raise ConfigError(f"rate: expected whole hops of {self.hop} in {UNIT_MS} ms, got {self.rate} Hz")
-        if any(kernel < stride for kernel, stride in zip(self.kernels, self.strides, strict=True)):
-            raise ConfigError(f"kernels: expected none below its stride, got {self.kernels} and {self.strides}")
-        if self.width % self.heads or self.rotary > self.head or self.rotary % 2:
-            raise ConfigError(
-                f"heads: expected {self.width} channels to split, an even part rotated; got {self.heads}, {self.rotary}"
-            )
-        if min(self.window, self.piece, self.layers) < 1:
-            raise ConfigError("window, piece, layers: expected at least 1")
-
-    @property
-    def hop(self) -> int:
-        """Samples from one feature to the next."""
-        return self.strides[0] * self.strides[1] * self.strides[2]
-
-    @property
-    def samples(self) -> int:
-        """Samples of a unit after resampling."""
-        return self.rate * UNIT_MS // 1000
-
-    @property
-    def frames(self) -> int:
-        """Features per unit."""
-        return self.samples // self.hop
-
-    @property
-    def coarse(self) -> int:
-        """Frames of the first convolution per unit."""
-        return self.samples // self.strides[0]
-
-    @property
-    def overlaps(self) -> tuple[int, int, int]:
-        """What each convolution keeps of its input from unit to unit."""
-        first, second, third = (kernel - stride for kernel, stride in zip(self.kernels, self.strides, strict=True))
-        return first, second, third
-
-    @property
-    def head(self) -> int:
-        return self.width // self.heads
 
 
 @dataclass(frozen=True)

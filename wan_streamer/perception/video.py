@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wan_streamer.config import PerceptionConfig
+from wan_streamer.units import FRAMES_PER_UNIT
 
 
 @dataclass
@@ -15,31 +16,48 @@ class VideoPerceptionState:
     last_BCHW: Tensor | None = None  # last frame, scaled
 
 
-def scale_frames(frames_THWC: np.ndarray, config: PerceptionConfig) -> Tensor:
+def scale_frames(frames_THWC: np.ndarray | Tensor, config: PerceptionConfig) -> Tensor:
     """uint8 frames of any size -> uint8 [T, h, w, 3] of the encoder's size: centre crop to its shape, area average."""
     _, H, W, _ = frames_THWC.shape
     h, w = config.video_height, config.video_width
+    frames = torch.as_tensor(frames_THWC)
     if (h, w) == (H, W):
-        return torch.from_numpy(frames_THWC)
+        return frames
     crop_h, crop_w = min(H, max(1, W * h // w)), min(W, max(1, H * w // h))
     top, left = (H - crop_h) // 2, (W - crop_w) // 2
-    cropped = np.ascontiguousarray(frames_THWC[:, top : top + crop_h, left : left + crop_w])
-    video = torch.from_numpy(cropped).permute(0, 3, 1, 2).float()
+    video = frames[:, top : top + crop_h, left : left + crop_w].permute(0, 3, 1, 2).float()
     return F.interpolate(video, size=(h, w), mode="area").round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+class Residual(nn.Module):
+    """x + a small change of it, the same size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.second(F.silu(self.first(x_BCHW)))
+
+
 class VideoPerception(nn.Module):
-    """`forward(frames_BTHWC uint8, state) -> (feature_BTNC, state)`, N = rows x columns of the grid."""
+    """`forward(frames_BTHWC uint8, state) -> (feature_BTNC, state)`: T frames -> T x ticks / 4 times N tokens.
+
+    N = rows x columns of the grid. A token has the features of its place in all frames of its tick.
+    """
 
     def __init__(self, config: PerceptionConfig) -> None:
         super().__init__()
-        self.grid = config.video_grid
+        self.grid, self.ticks = config.video_grid, config.video_ticks
         c4, c8, c24 = config.video_channels
         self.layers = nn.Sequential(
             nn.Conv2d(6, c4, 4, stride=4),
             nn.SiLU(),
             nn.Conv2d(c4, c8, 3, stride=2, padding=1),
             nn.SiLU(),
+            *(Residual(c8) for _ in range(config.video_blocks)),
             nn.Conv2d(c8, c24, 3, stride=3),
             nn.SiLU(),
         )
@@ -52,5 +70,7 @@ class VideoPerception(nn.Module):
         last = video[:, :1] if state is None or state.last_BCHW is None else state.last_BCHW.unsqueeze(1)
         change = video - torch.cat([last, video[:, :-1]], dim=1)
         hidden = self.layers(torch.cat([video, change], dim=2).flatten(0, 1))
-        feature = F.adaptive_avg_pool2d(hidden, self.grid).flatten(2).transpose(1, 2)
-        return feature.unflatten(0, (B, T)), VideoPerceptionState(video[:, -1])
+        cells = F.adaptive_avg_pool2d(hidden, self.grid).flatten(2).transpose(1, 2)  # [B T, N, C]
+        frames = FRAMES_PER_UNIT // self.ticks
+        feature = cells.unflatten(0, (B, T // frames, frames)).transpose(2, 3).flatten(3)
+        return feature, VideoPerceptionState(video[:, -1])

@@ -3,14 +3,19 @@
 `simulate`  a pure function of (seed, split): the first shards do not depend on how many hours are asked for
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wan_streamer.codecs.folder import load_codecs
+from wan_streamer.config import StreamerConfig
 from wan_streamer.data.cluster import Engine, run_jobs
+from wan_streamer.data.encode import Encoder, make_encoder, target_name
 from wan_streamer.data.shards import Episode, shard_name, write_shard
+from wan_streamer.device import find_device
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
 from wan_streamer.simulation.conversation.partners import make_episode
@@ -41,6 +46,33 @@ def shard_count(hours: float, seed: int, split: str) -> int:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Encode what is made at once, instead of keeping films: what training reads, in a fourth of the time.
+
+    folder  of both codecs;  config  of the model that is to be trained;  device  of the codecs
+    """
+
+    folder: Path
+    config: StreamerConfig
+    device: str = "cpu"
+
+    def write(self, episodes: Iterator[Episode], shard: Path) -> None:
+        """The files of a shard, unless all of them are there already."""
+        done = shard.with_suffix(".done")
+        if done.exists():
+            return
+        encoder = _encoder(self.folder, self.config, self.device)
+        for episode in episodes:
+            encoder.write(episode, shard.parent / target_name(shard, episode.key))
+        done.touch()
+
+
+@functools.cache
+def _encoder(folder: Path, config: StreamerConfig, device: str) -> Encoder:
+    return make_encoder(*load_codecs(config, folder), config.perception, find_device(device))
+
+
+@dataclass(frozen=True)
 class _FillCache:
     """Synthesise one of the agent's sentences, given as (text, language)."""
 
@@ -61,10 +93,13 @@ class _MakeShard:
     cache: Path
     natural: Path | None
     tasks: bool
+    latents: Latents | None
 
     def __call__(self, number: int) -> None:
         path = self.out / shard_name(number)
-        if not path.exists():
+        if self.latents is not None:
+            self.latents.write(self._episodes(number), path)
+        elif not path.exists():
             write_shard(path, self._episodes(number))
 
     def _episodes(self, number: int) -> Iterator[Episode]:
@@ -87,6 +122,7 @@ def simulate(
     cache: str | Path | None = None,
     natural: str | Path | None = None,
     kind: str = "conversations",
+    latents: Latents | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write at least `hours` into `out_dir` and return the number of shards.
@@ -96,6 +132,7 @@ def simulate(
     cache     folder of synthesised sentences (default: the user's cache folder)
     natural   folder with Kokoro (scripts/fetch_kokoro.sh): half of the users have a natural voice
     kind      "conversations", or "tasks" for the independent tasks of `simulation.tasks`
+    latents   write encoded conversations (`wan_streamer.data.latents`) instead of shards
     progress  called with (shards done, shards in all)
 
     Shards that are already there are kept, so an interrupted run goes on where it stopped.
@@ -121,7 +158,7 @@ def simulate(
         texts = [(text, "de" if is_german(label) else "en") for text, label in agent_texts().items()]
     for _ in run_jobs(_FillCache(folder, tuple(texts)), range(len(texts)), engine):
         pass
-    job = _MakeShard(out, seed, split, folder, voices, kind == "tasks")
+    job = _MakeShard(out, seed, split, folder, voices, kind == "tasks", latents)
     for done, _ in enumerate(run_jobs(job, range(total), engine), start=1):
         if progress is not None:
             progress(done, total)

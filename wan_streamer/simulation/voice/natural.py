@@ -120,9 +120,13 @@ class NaturalVoices:
         return NaturalVoice(name, self, float(np.round(rng.uniform(-25.0, -18.0), 2)))
 
     def rendering(self, voice: str, text: str) -> Speech:
-        """`text` in `voice`, about -21 dBFS, from the cache or synthesised now."""
-        if voice not in VOICES:
-            raise ConfigError(f"voice: expected one of {', '.join(VOICES)}, got {voice!r}")
+        """`text` in `voice`, about -21 dBFS, from the cache or synthesised now.
+
+        "A+B+B" is a speaker of its own: the mean of the styles of A, B and B.
+        """
+        unknown = [name for name in voice.split("+") if name not in VOICES]
+        if unknown:
+            raise ConfigError(f"voice: expected one of {', '.join(VOICES)} or a blend A+B, got {voice!r}")
         digest = hashlib.sha256(f"kokoro|{VERSION}|{voice}|{text}".encode()).hexdigest()
         path = self.cache / f"{digest[:20]}.npz"
         if not path.is_file():
@@ -150,7 +154,8 @@ class NaturalVoices:
         tokens = [self._vocabulary[c] for sound in sounds for c in sound.tokens]
         if not 1 <= len(tokens) <= MAX_TOKENS:
             raise ConfigError(f"text: expected something to say of at most {MAX_TOKENS} sounds, got {len(tokens)}")
-        style_TD = np.fromfile(self._path(voice), np.float32).reshape(-1, 256)
+        styles = [np.fromfile(self._path(name), np.float32).reshape(-1, 256) for name in voice.split("+")]
+        style_TD = np.mean(styles, axis=0)
         audio_T, frames = self._session.run(
             ["audio", "/encoder/Clip_output_0"],
             {

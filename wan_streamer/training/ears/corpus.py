@@ -20,6 +20,7 @@ from wan_streamer.errors import DataError, ShapeError
 from wan_streamer.units import SAMPLE_RATE
 
 SCALE = 32767
+Words = tuple[tuple[str, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Clip:
     text     what is said; "" if nobody wrote it down
     split    "train", "valid" or "test"
     slots    of an utterance without text, words that are known to be in it
+    words    (word, start, end) in seconds from its first sample; () if unknown
     """
 
     source: str
@@ -42,6 +44,7 @@ class Clip:
     text: str
     split: str
     slots: str = ""
+    words: Words = ()
 
     @property
     def seconds(self) -> float:
@@ -66,11 +69,11 @@ class CorpusWriter:
         with self.pcm.open("ab") as file:
             file.truncate(2 * self.end)  # a writer that was stopped may have left a part of an utterance
 
-    def add(self, audio_T: np.ndarray, voice: str, text: str, split: str, slots: str = "") -> Clip:
+    def add(self, audio_T: np.ndarray, voice: str, text: str, split: str, slots: str = "", words: Words = ()) -> Clip:
         """Append float32 [T], mono, 24 kHz. Raises `ShapeError`."""
         if audio_T.ndim != 1 or not len(audio_T) or not np.isfinite(audio_T).all():
             raise ShapeError(f"audio_T: expected finite float32 [T], got {audio_T.dtype} {list(audio_T.shape)}")
-        clip = Clip(self.source, self.end, len(audio_T), voice, text, split, slots)
+        clip = Clip(self.source, self.end, len(audio_T), voice, text, split, slots, words)
         with self.pcm.open("ab") as file:
             file.write(np.round(np.clip(audio_T, -1, 1) * SCALE).astype("<i2").tobytes())
         with self.index.open("a", encoding="utf-8") as file:
@@ -128,6 +131,7 @@ def read_index(path: Path) -> list[Clip]:
     """All utterances of one source, of every split. Raises `DataError`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [Clip(**json.loads(line)) for line in lines if line.endswith("\n")]
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [Clip(**row | {"words": tuple(map(tuple, row.get("words", ())))}) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: expected one utterance a line ({error})") from error

@@ -20,10 +20,10 @@ import numpy as np
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.simulation.sound.microphone import background, capture, speech_rms
 from wan_streamer.simulation.sound.noises import fast_size
-from wan_streamer.training.ears.corpus import Clip, load_corpus, read_clip
-from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
+from wan_streamer.training.ears.corpus import Clip, Words, load_corpus, read_clip
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S
 
-SHARES = MappingProxyType({"kokoro": 0.28, "extra": 0.18, "espeak": 0.16, "orders": 0.14, "piper": 0.14, "reader": 0.1})
+SHARES = MappingProxyType({"kokoro": 0.42, "espeak": 0.14, "orders": 0.14, "extra": 0.12, "reader": 0.1, "piper": 0.08})
 OTHER_SHARE = 0.1
 
 
@@ -32,7 +32,8 @@ class StreamConfig:
     """How streams are made.
 
     units       of a stream
-    shares      how often a clip of a source is taken (of others: `OTHER_SHARE`); in a source, the longer the oftener
+    shares      how often a clip of a kind is taken (of others: `OTHER_SHARE`); in a kind, the longer the oftener. The
+                kind is the name of the source up to a hyphen
     gaps        units of silence between clips, drawn alike
     gain_db     level of a clip;  level_db  of the stream
     speed       clips are this much faster or slower, logarithmically
@@ -40,7 +41,8 @@ class StreamConfig:
     degraded    strength of `capture`: 2 puts every stream through room, noise, microphone or call
     noisy       share of streams with more noise, snr_db above it
     babble, echo  share of streams that may have other people or the agent's voice in them
-    agents      source whose clips are the agent's voice
+    agents      kind whose clips are the agent's voice
+    timed       take only clips whose words have times
     """
 
     units: int = 68
@@ -57,15 +59,22 @@ class StreamConfig:
     babble: float = 0.3
     echo: float = 0.3
     agents: str = "piper"
+    timed: bool = False
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A clip in a stream: `first` unit, and its clean samples [T], a whole number of units, as the teacher hears it."""
+    """A clip in a stream.
+
+    first    unit
+    clean_T  its samples, a whole number of units, as the teacher hears it
+    words    (word, start, end) in seconds from the start of the stream; () if unknown
+    """
 
     clip: Clip
     first: int
     clean_T: np.ndarray
+    words: Words = ()
 
     @property
     def units(self) -> int:
@@ -91,26 +100,28 @@ class StreamMaker:
 
     def reload(self) -> None:
         """Look at the corpus again: it may have grown."""
-        c = self.config
-        longest = (c.units - 1) * SAMPLES_PER_UNIT * math.exp(-c.speed) - SAMPLES_PER_UNIT
+        config = self.config
+        longest = (config.units - 1) * SAMPLES_PER_UNIT * math.exp(-config.speed) - SAMPLES_PER_UNIT
         known = load_corpus(self.folder, self.split, heard=True)
-        clips = [clip for clip in known if clip.samples <= longest and clip.text]
+        clips = [c for c in known if c.samples <= longest and c.text and (c.words or not self.config.timed)]
         if not clips:
-            raise DataError(f"{self.folder}: expected clips with a text that fit {c.units} units, found none")
+            raise DataError(f"{self.folder}: expected clips with a text that fit {config.units} units, found none")
         self.clips = sorted(clips, key=lambda clip: clip.samples)
         self.samples_N = np.array([clip.samples for clip in self.clips])
         roots_N, sources_N = np.sqrt(self.samples_N), np.array([clip.source for clip in self.clips])
-        parts = {name: c.shares.get(name, OTHER_SHARE) / roots_N[sources_N == name].sum() for name in set(sources_N)}
+        parts = {
+            name: config.shares.get(name, OTHER_SHARE) / roots_N[sources_N == name].sum() for name in set(sources_N)
+        }
         self.sums_N = np.cumsum(roots_N * np.array([parts[name] for name in sources_N]))
-        self.agents = [clip for clip in self.clips if clip.source == c.agents]
+        self.agents = [clip for clip in self.clips if clip.source == config.agents]
 
     def make(self, step: int, row: int) -> Stream:
         c, rng = self.config, np.random.default_rng((self.seed, step, row))
         audio_T = np.zeros(c.units * SAMPLES_PER_UNIT, np.float32)
         at, placed = int(rng.integers(0, 11)), []
         while (clip := self._draw(c.units - at, rng)) is not None:
-            clean_T = self._played(clip, rng)
-            one = Placed(clip, at, clean_T)
+            clean_T, words = self._played(clip, at, rng)
+            one = Placed(clip, at, clean_T, words)
             placed.append(one)
             heard_T = clean_T * np.float32(10 ** (rng.uniform(*c.gain_db) / 20))
             if rng.random() < c.equalised:
@@ -127,11 +138,14 @@ class StreamMaker:
             return None
         return self.clips[int(np.searchsorted(self.sums_N[:count], rng.random() * self.sums_N[count - 1]))]
 
-    def _played(self, clip: Clip, rng: np.random.Generator) -> np.ndarray:
-        """Its samples at some speed, begun somewhere in a unit, up to a whole number of units."""
-        audio_T = stretch(read_clip(self.folder, clip), math.exp(rng.uniform(-1, 1) * self.config.speed))
+    def _played(self, clip: Clip, at: int, rng: np.random.Generator) -> tuple[np.ndarray, Words]:
+        """Its samples at some speed, begun somewhere in unit `at`, up to a whole number of units; and its words."""
+        speed = math.exp(rng.uniform(-1, 1) * self.config.speed)
+        audio_T = stretch(read_clip(self.folder, clip), speed)
         before = int(rng.integers(SAMPLES_PER_UNIT))
-        return np.pad(audio_T, (before, -(before + len(audio_T)) % SAMPLES_PER_UNIT))
+        start = at * UNIT_S + before / SAMPLE_RATE
+        words = tuple((word, start + first / speed, start + last / speed) for word, first, last in clip.words)
+        return np.pad(audio_T, (before, -(before + len(audio_T)) % SAMPLES_PER_UNIT)), words
 
     def _captured(self, audio_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         c, level = self.config, speech_rms(audio_T)

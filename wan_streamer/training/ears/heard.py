@@ -32,7 +32,7 @@ def transcribe_corpus(folder: str | Path, source: str) -> int:
     texts = {}
     for clip in read_index(Path(folder) / f"{source}.jsonl"):
         if not clip.text and clip.seconds <= LONGEST:
-            features_TD = teacher(padded(read_clip(folder, clip)))[-1]
+            features_TD = teacher(padded(read_clip(folder, clip))[None])[-1][0]
             tokens = reader.transcribe(features_TD[None], torch.tensor([len(features_TD)]))[0]
             texts[str(clip.start)] = tokenizer.decode(tokens)
     save_heard(folder, source, texts)

@@ -1,6 +1,7 @@
 """Readers of the ears' features: Moonshine's decoder, frozen. It makes the losses on text and the scores.
 
 `Reader`       cross-entropy of texts, and greedy transcripts
+`padded_texts` texts as one tensor
 `load_reader`  with the original weights
 """
 
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.perception.ears import EarsConfig, rotate, turns
+from wan_streamer.config import EarsConfig
+from wan_streamer.perception.ears import rotate, turns
 from wan_streamer.training.ears.moonshine import BEGIN, END, decoder_weights
 
 IGNORED = -100
@@ -91,19 +93,15 @@ class Reader(nn.Module):
             kept.append(pair)
         return self.norm(x_BND), kept
 
-    def cross_entropy(self, features_BTD: Tensor, frames_B: Tensor, texts: list[list[int]]) -> Tensor:
-        """Mean over all tokens and the end marks, in nats."""
-        longest = max(len(text) for text in texts) + 1
-        tokens_BN = torch.full((len(texts), longest), END)
-        targets_BN = torch.full((len(texts), longest), IGNORED)
-        for row, text in enumerate(texts):
-            tokens_BN[row, : len(text) + 1] = torch.tensor([BEGIN, *text])
-            targets_BN[row, : len(text) + 1] = torch.tensor([*text, END])
-        tokens_BN, targets_BN = tokens_BN.to(features_BTD.device), targets_BN.to(features_BTD.device)
-        sound, mask_B11T = self._sound(features_BTD, frames_B)
-        hidden_BND, _ = self._read(tokens_BN, sound, mask_B11T, None)
+    def cross_entropy(self, features_BTD: Tensor, frames_B: Tensor, tokens_BN: Tensor) -> Tensor:
+        """Mean over all tokens and the end marks, in nats. `tokens_BN` is made by `padded_texts`."""
+        targets_BN = tokens_BN[:, 1:]
         real_BN = targets_BN != IGNORED
-        return F.cross_entropy(self.head(hidden_BND[real_BN]).float(), targets_BN[real_BN])
+        sound, mask_B11T = self._sound(features_BTD, frames_B)
+        hidden_BND, _ = self._read(tokens_BN[:, :-1].clamp(min=0), sound, mask_B11T, None)
+        logits_BNV = self.head(hidden_BND).float()
+        error = F.cross_entropy(logits_BNV.flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED, reduction="sum")
+        return error / real_BN.sum()
 
     @torch.no_grad()
     def transcribe(self, features_BTD: Tensor, frames_B: Tensor) -> list[list[int]]:
@@ -123,6 +121,12 @@ class Reader(nn.Module):
                 else:
                     texts[row].append(token)
         return texts
+
+
+def padded_texts(texts: list[list[int]]) -> Tensor:
+    """Texts as int64 [B, N] with their marks, `IGNORED` behind the shorter ones."""
+    rows = [torch.tensor([BEGIN, *text, END]) for text in texts]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
 
 def load_reader() -> Reader:

@@ -22,9 +22,9 @@ import numpy as np
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.simulation.voice.natural import HELD_OUT, NaturalVoices, natural_speakers_of
-from wan_streamer.simulation.voice.speech import level_speech
+from wan_streamer.simulation.voice.speech import Speech, level_speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
-from wan_streamer.training.ears.corpus import CorpusWriter
+from wan_streamer.training.ears.corpus import CorpusWriter, Words
 from wan_streamer.training.ears.texts import for_test, load_sentences
 from wan_streamer.units import SAMPLE_RATE
 
@@ -32,6 +32,8 @@ DBFS = -21.0
 FLITE = ("awb", "kal16", "rms", "slt")
 KINDS = {"topical": 0.4, "meetings": 0.3, "orders": 0.2, "chat": 0.1}
 """How often a synthesised sentence is of this kind."""
+BLENDED = 2
+"""Most voices that are mixed into another."""
 TEST_ALSO = ("bm_fable",)
 """Of Kokoro, a test voice beside those that the simulator keeps for its tests."""
 SPLITS = {"train": 0.92, "valid": 0.02, "test": 0.06}
@@ -41,8 +43,8 @@ HUMAN_SPLITS = {"test": 0.15, "valid": 0.03}
 READER_TEST = 0.2
 """Of the reader's clips, the last by name: by its scores, an earlier training kept them out (`docs/hearing.md`)."""
 
-Said = tuple[np.ndarray, str, str, str, str]
-"""float32 [T] at 24 kHz, voice, text, split, slots."""
+Said = tuple[np.ndarray, str, str, str, str, Words]
+"""float32 [T] at 24 kHz, voice, text, split, slots, words: what `CorpusWriter.add` takes."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class _Sentences:
         return split, sentences[int(rng.integers(len(sentences)))], rng
 
 
+def _spoken(speech: Speech, voice: str, split: str) -> Said:
+    words = tuple((word.text, word.start, word.end) for word in speech.words)
+    return level_speech(speech.audio, DBFS), voice, speech.text, split, "", words
+
+
 def kokoro_voices(split: str) -> tuple[str, ...]:
     """The voices of Kokoro that only this split uses: the simulator's, and one more of them in the test."""
     names = natural_speakers_of(split)
@@ -121,14 +128,22 @@ def kokoro_voices(split: str) -> tuple[str, ...]:
     return (*names, *others) if split == "test" else tuple(voice for voice in names if voice not in others)
 
 
+def _speaker(names: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One of the voices, or more often a blend of up to three of one accent: there are too few to learn from alone."""
+    first = str(rng.choice(names))
+    alike = [name for name in names if name[0] == first[0]]
+    others = rng.choice(alike, size=int(rng.integers(0, BLENDED + 1)))
+    return "+".join([first, *map(str, others)])
+
+
 def _kokoro(folders: Folders, seed: int, first: int) -> Iterator[Said]:
     sentences = _Sentences(folders, seed)
     with tempfile.TemporaryDirectory() as cache:
         voices = NaturalVoices(_need(folders.kokoro, "kokoro"), cache)
         for number in itertools.count(first):
             split, text, rng = sentences.draw(number)
-            voice = str(rng.choice(kokoro_voices(split)))
-            yield voices.rendering(voice, text).audio, voice, text, split, ""
+            voice = _speaker(kokoro_voices(split), rng)
+            yield _spoken(voices.rendering(voice, text), voice, split)
             for path in Path(cache).iterdir():
                 path.unlink()
 
@@ -139,7 +154,7 @@ def _piper(folders: Folders, seed: int, first: int) -> Iterator[Said]:
         voice = AgentVoice(cache, variants=1)
         for number in itertools.count(first):
             split, text, rng = sentences.draw(number)
-            yield voice.speak(text, rng).audio, "joe", text, split, ""
+            yield _spoken(voice.speak(text, rng), "joe", split)
             for path in Path(cache).iterdir():
                 path.unlink()
 
@@ -149,7 +164,7 @@ def _espeak(folders: Folders, seed: int, first: int) -> Iterator[Said]:
     for number in itertools.count(first):
         split, text, rng = sentences.draw(number)
         voice = UserVoice.sample(rng, split)
-        yield level_speech(voice.speak(text).audio, DBFS), f"{voice.accent}+{voice.variant}", text, split, ""
+        yield _spoken(voice.speak(text), f"{voice.accent}+{voice.variant}", split)
 
 
 def _flite(folders: Folders, seed: int, first: int) -> Iterator[Said]:
@@ -162,7 +177,7 @@ def _flite(folders: Folders, seed: int, first: int) -> Iterator[Said]:
             _, text, _ = sentences.draw(number)
             voice, path = FLITE[number % len(FLITE)], Path(folder) / "said.wav"
             subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True, capture_output=True)
-            yield level_speech(read_sound(path), DBFS), voice, text, "test", ""
+            yield level_speech(read_sound(path), DBFS), voice, text, "test", "", ()
 
 
 def human_split(name: str) -> str:
@@ -183,7 +198,7 @@ def _recordings(
     for path in paths[first:]:
         text, slots = said.get(path.stem, ("", ""))
         who = voice or path.parent.name
-        yield level_speech(read_sound(path), DBFS), who, text, split_of(path.stem), slots
+        yield level_speech(read_sound(path), DBFS), who, text, split_of(path.stem), slots, ()
 
 
 SOUNDS = frozenset({".opus", ".ogg", ".wav", ".flac", ".g722"})

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.perception.ears import Ears, load_ears, save_ears
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.ears.moonshine import Tokenizer, encoder_weights
-from wan_streamer.training.ears.reader import load_reader
+from wan_streamer.training.ears.reader import load_reader, padded_texts
 from wan_streamer.training.ears.teacher import Teacher
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import Stage, TrainConfig
@@ -48,6 +49,21 @@ class EarsLoss:
     trusted: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({"espeak": 0.4}))
 
 
+class Streams(NamedTuple):
+    """A batch: B streams that hold C clips.
+
+    audio_BT   float32, what the ears hear;  clean_CT  what the teacher hears, zeros behind the end of a clip
+    place_C3   int64: stream, first unit, units
+    tokens_CN  int64, see `padded_texts`;  trust_C  float32
+    """
+
+    audio_BT: Tensor
+    clean_CT: Tensor
+    place_C3: Tensor
+    tokens_CN: Tensor
+    trust_C: Tensor
+
+
 class EarsStage(Stage):
     """folder  the corpus;  start  folder of ears to begin from, None for the teacher's own
 
@@ -65,7 +81,8 @@ class EarsStage(Stage):
         parts: EarsLoss | None = None,
         reload_every: int = 50,
     ) -> None:
-        self.config, self.parts, self.reload_every = config, parts or EarsLoss(), reload_every
+        self.config, self.parts = config, parts or EarsLoss()
+        self.reload_every, self._reloads = reload_every, 0
         self.ears = Ears() if start is None else load_ears(start)
         if start is None:
             self.ears.load_state_dict(encoder_weights())
@@ -79,55 +96,55 @@ class EarsStage(Stage):
         except DataError:  # a young corpus; validation says so
             self.valid_streams = None
 
-    def batch(self, step: int, rows: range) -> list[Stream]:
-        return [self.train_streams.make(step, row) for row in rows]
+    def batch(self, step: int, rows: range) -> Streams:
+        if step // self.reload_every > self._reloads:
+            self._reloads = step // self.reload_every
+            self.train_streams.reload()
+        return self.streams([self.train_streams.make(step, row) for row in rows])
 
-    def loss(self, batch: list[Stream], step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        audio_BT = self.move(torch.stack([torch.from_numpy(stream.audio_T) for stream in batch]))
+    def streams(self, streams: list[Stream]) -> Streams:
+        """Streams as tensors. Raises `TrainingError` if none holds a clip."""
+        placed = [(row, one) for row, stream in enumerate(streams) for one in stream.placed]
+        if not placed:
+            raise TrainingError("a batch without a clip: expected streams longer than the shortest clip")
+        return Streams(
+            torch.stack([torch.from_numpy(stream.audio_T) for stream in streams]),
+            nn.utils.rnn.pad_sequence([torch.from_numpy(one.clean_T) for _, one in placed], batch_first=True),
+            torch.tensor([(row, one.first, one.units) for row, one in placed]),
+            padded_texts([self.tokenizer.encode(one.clip.text) for _, one in placed]),
+            torch.tensor([self.parts.trusted.get(one.clip.source, 1.0) for _, one in placed]),
+        )
+
+    def loss(self, batch: Streams, step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:
+        audio_BT, clean_CT, place_C3, tokens_CN, trust_C = (self.move(part) for part in batch)
+        row_C, first_C, units_C = place_C3.unbind(1)
+        frames = self.ears.config.frames
         with self.autocast():
             layers, _ = self.ears.layered(audio_BT)
-        clips = [(row, one) for row, stream in enumerate(batch) for one in stream.placed]
-        if not clips:
-            raise TrainingError("a batch without a clip: expected streams longer than the shortest clip")
-        frames = self.ears.config.frames
-        spans = [(row, slice(one.first * frames, (one.first + one.units) * frames)) for row, one in clips]
+            targets = self.teacher.to(self.device)(clean_CT, units_C)
+        place_T = torch.arange(targets[-1].shape[1], device=self.device)
+        real_CT = place_T < units_C[:, None] * frames
+        frame_CT = (first_C[:, None] * frames + place_T).clamp(max=layers[-1].shape[1] - 1)
+        weight_CT = trust_C[:, None] * real_CT
+        weight_CT = weight_CT / weight_CT.sum()
+
+        def heard(layer: int) -> Tensor:
+            return layers[layer][row_C[:, None], frame_CT].float()
+
+        def square(mine_CTD: Tensor, theirs_CTD: Tensor) -> Tensor:
+            typical = (theirs_CTD.square().mean(2) * real_CT).sum() / real_CT.sum()
+            return ((mine_CTD - theirs_CTD).square().mean(2) * weight_CT).sum() / typical
+
+        mine_CTD, theirs_CTD = heard(-1), targets[-1].float()
+        numbers = {
+            "cosine": ((1 - F.cosine_similarity(mine_CTD, theirs_CTD, dim=2)) * weight_CT).sum(),
+            "square": square(mine_CTD, theirs_CTD),
+            "middle": torch.stack([square(heard(tap), targets[tap].float()) for tap in self.parts.taps]).sum(),
+        }
         with self.autocast():
-            targets = [self.teacher.to(self.device)(self.move(torch.from_numpy(one.clean_T))) for _, one in clips]
-        trust = [self.parts.trusted.get(one.clip.source, 1.0) for _, one in clips]
-        numbers = self._features(layers, spans, targets, trust)
-        heard = [layers[-1][row, span].float() for row, span in spans]
-        features_BTD = nn.utils.rnn.pad_sequence(heard, batch_first=True)
-        frames_B = torch.tensor([len(rows) for rows in heard], device=self.device)
-        texts = [self.tokenizer.encode(one.clip.text) for _, one in clips]
-        with self.autocast():
-            numbers["text"] = self.reader.to(self.device).cross_entropy(features_BTD, frames_B, texts)
+            numbers["text"] = self.reader.to(self.device).cross_entropy(mine_CTD, units_C * frames, tokens_CN)
         total = sum(getattr(self.parts, name) * value for name, value in numbers.items())
         return total, numbers  # type: ignore[return-value]
-
-    def _features(
-        self, layers: list[Tensor], spans: list[tuple[int, slice]], targets: list[list[Tensor]], trust: list[float]
-    ) -> dict[str, Tensor]:
-        counts = torch.tensor([len(target[-1]) for target in targets])
-        weight_T = torch.tensor(trust).repeat_interleave(counts).to(self.device)
-        weight_T = weight_T / weight_T.sum()
-
-        def pair(layer: int) -> tuple[Tensor, Tensor]:
-            mine = torch.cat([layers[layer][row, span] for row, span in spans])
-            return mine.float(), torch.cat([target[layer] for target in targets]).float()
-
-        def square(mine_TD: Tensor, theirs_TD: Tensor) -> Tensor:
-            return ((mine_TD - theirs_TD).square().mean(1) * weight_T).sum() / theirs_TD.square().mean()
-
-        mine_TD, theirs_TD = pair(len(layers) - 1)
-        return {
-            "cosine": ((1 - F.cosine_similarity(mine_TD, theirs_TD, dim=1)) * weight_T).sum(),
-            "square": square(mine_TD, theirs_TD),
-            "middle": torch.stack([square(*pair(layer)) for layer in self.parts.taps]).sum(),
-        }
-
-    def after_step(self, step: int) -> None:
-        if (step + 1) % self.reload_every == 0:
-            self.train_streams.reload()
 
     def validate(self) -> dict[str, float]:
         """The losses on eight streams of voices and sentences kept for it; scores are made by `score_ears`."""
@@ -135,7 +152,7 @@ class EarsStage(Stage):
             return {}
         streams = [self.valid_streams.make(0, row) for row in range(8)]
         with torch.no_grad():
-            _, numbers = self.loss([stream for stream in streams if stream.placed], 0, RowNoise(0, 0, range(1)))
+            _, numbers = self.loss(self.streams(streams), 0, RowNoise(0, 0, range(1)))
         return {name: value.item() for name, value in numbers.items()}
 
     def export(self, out_dir: Path) -> None:
@@ -143,10 +160,9 @@ class EarsStage(Stage):
 
 
 CONFIG = TrainConfig(
-    steps=2000, lr=2.5e-4, batch=4, warmup=30, betas=(0.9, 0.98), weight_decay=0.005, ema=0.99, precision="fp32",
+    steps=2000, lr=2.5e-4, batch=4, warmup=30, betas=(0.9, 0.98), weight_decay=0.005, ema=0.99,
     log_every=5, validate_every=100, save_every=25,
 )  # fmt: skip
-"""fp32, because processors without bfloat16 arithmetic are twelve times slower in it; elsewhere give `precision`."""
 
 
 def train_ears(
@@ -158,7 +174,6 @@ def train_ears(
     minutes: float | None = None,
     lr: float | None = None,
     batch: int | None = None,
-    precision: str | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
     """Distil ears on the corpus in `folder`; they are written to `out_dir`/ears. Returns the last validation.
@@ -178,7 +193,6 @@ def train_ears(
         steps=CONFIG.steps if steps is None else steps,
         lr=CONFIG.lr if lr is None else lr,
         batch=CONFIG.batch if batch is None else batch,
-        precision=CONFIG.precision if precision is None else precision,
     )
     stage = EarsStage(Path(folder), config, None if start is None else Path(start))
     trainer = Trainer(stage, Path(out_dir), world)

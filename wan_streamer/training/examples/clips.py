@@ -22,7 +22,7 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES
 from wan_streamer.model.streamer import ClipBatch
-from wan_streamer.units import FRAMES_PER_UNIT
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
 MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
@@ -47,6 +47,10 @@ class Example:
         """The same with every tensor changed, such as moved to another device."""
         clips = ClipBatch(*(change(getattr(self.clips, field.name)) for field in dataclasses.fields(ClipBatch)))
         return Example(clips, *(change(getattr(self, name)) for name in MASKS))
+
+    def pin_memory(self) -> "Example":
+        """The same in memory that a GPU copies from by itself."""
+        return self.map(Tensor.pin_memory)
 
 
 def stack(examples: Iterable[Example]) -> Example:
@@ -98,8 +102,8 @@ class ClipReader:
         units       length of the clip (default: the reader's)
         """
         K, config, labels = units or self.units, self.config, self.store.labels[number]
-        known = min(K, int(self.length[number]) - first)
-        clip = self.store.read(number, first, known)
+        known, lead = min(K, int(self.length[number]) - first), config.perception.lead_units
+        clip = self.store.read(number, first, known, lead)
         user_text, lanes = (torch.from_numpy(part[first : first + known]) for part in self._lanes(number, typed))
         sound = clip["user_audio"]
         if typed:
@@ -121,7 +125,7 @@ class ClipReader:
         clips = ClipBatch(
             _pad(patchify(latents, config), K + 1),
             _pad(clip["audio"], K + 1),
-            _pad(sound, K * len(sound) // known),
+            _pad(sound, (lead + K) * SAMPLES_PER_UNIT),
             torch.full((K,), microphone),
             _pad(clip["user_video"], len(grey)) if camera else grey,
             torch.full((K,), camera),

@@ -70,9 +70,9 @@ class Trainer:
         }
         self.optimisers = Optimisers(stage, self.named)
         self.ema = Average(self.named)
-        # On CPUs the threads would only take time from the step.
+        # On CPUs the processes would only take time from the step.
         ahead = self.world.device.type == "cuda"
-        self.prefetch = Prefetch(stage.batch, self.micro_batches) if ahead else None
+        self.prefetch = Prefetch(stage.batch, self.micro_batches, pinned=True) if ahead else None
         self.guard = Guard(config)
         self.board = Board(self.out) if self.world.main else None
         self.step = 0

@@ -16,12 +16,13 @@ from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import StreamerStage
+from wan_streamer.training.stages.streamer import StreamerStage, heard_clips
 
 TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and face can be guided by it
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth goes on from the model's mistakes
+HEARD_STEPS = (1, 5, 8)  # of ten, made of speech to write down, if there is any
 VALIDATION = (8, 4)  # batches and rows of each
 
 
@@ -31,7 +32,13 @@ class DuplexStage(StreamerStage):
     name = "duplex"
 
     def __init__(
-        self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig, tasks: Path | None = None
+        self,
+        streamer: Streamer,
+        text: TextCodec,
+        data: Path,
+        config: TrainConfig,
+        tasks: Path | None = None,
+        heard: Path | None = None,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units)
         self.train_talks, self.valid_talks = (
@@ -42,20 +49,28 @@ class DuplexStage(StreamerStage):
             for split in ("train", "valid")
         )
 
+        self.heard = heard_clips(heard, self.streamer, text)
+
     def batch(self, step: int, rows: range) -> Example:
         tasks, seed = self._tasks_of(step), self.config.seed
         if tasks is not None:
             return tasks.batch(seed, step, rows)
+        if self._listens(step):
+            return self.heard.batch(seed, step, rows)  # type: ignore[union-attr]
         return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE)
 
     def _tasks_of(self, step: int) -> TaskClips | None:
         """What a step of tasks draws from; None for a step of conversations."""
         return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
+    def _listens(self, step: int) -> bool:
+        """Whether it is a step of speech to write down."""
+        return self.heard is not None and step % 10 in HEARD_STEPS
+
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         late = step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
-        recycled = late and step % RECYCLE_EVERY == 0 and self._tasks_of(step) is None
+        recycled = late and step % RECYCLE_EVERY == 0 and not (self._tasks_of(step) or self._listens(step))
         return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled)
 
     def validate(self) -> dict[str, float]:
@@ -76,4 +91,4 @@ def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: P
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(tasks) / "train"] if tasks else [])]
     streamer, text = starting_point(options, lambda vocabulary: learn_text(stores, vocabulary))
-    return run(DuplexStage(streamer, text, data, options.apply(CONFIG), tasks), options, world)
+    return run(DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard), options, world)

@@ -12,9 +12,10 @@ from wan_streamer.training.examples.vocabulary import learn_text
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import StreamerStage
+from wan_streamer.training.stages.streamer import StreamerStage, heard_clips
 
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
+HEARD_EVERY = 2  # steps; one of them is made of speech to write down, if there is any
 SAMPLES = 2  # tasks that are rolled out after a validation
 
 
@@ -23,12 +24,18 @@ class PretrainStage(StreamerStage):
 
     name = "pretrain"
 
-    def __init__(self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig) -> None:
+    def __init__(
+        self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig, heard: Path | None = None
+    ) -> None:
         super().__init__(streamer, text, data, config, LENGTHS[-1])
         self.train_tasks = TaskClips(self.train_clips, Path(data) / "train")
         self.valid_tasks = TaskClips(self.valid_clips, Path(data) / "valid")
 
+        self.heard = heard_clips(heard, streamer, text)
+
     def batch(self, step: int, rows: range) -> Example:
+        if self.heard is not None and step % HEARD_EVERY == HEARD_EVERY - 1:
+            return self.heard.batch(self.config.seed, step, rows)
         return self.train_tasks.batch(self.config.seed, step, rows)
 
     def validate(self) -> dict[str, float]:
@@ -56,4 +63,4 @@ def train_pretrain(
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(talks) / "train"] if talks else [])]
     streamer, text = starting_point(options, lambda vocabulary: learn_text(stores, vocabulary))
-    return run(PretrainStage(streamer, text, data, options.apply(CONFIG)), options, world)
+    return run(PretrainStage(streamer, text, data, options.apply(CONFIG), options.heard), options, world)

@@ -29,8 +29,10 @@ def roll_out(
     The user's side and the latents before the clip are those of the data.
     """
     microphone, camera = (flags_BK[row].tolist() for flags_BK in (clips.microphone_BK, clips.camera_BK))
-    K, live = len(microphone), streamer.open()
-    audio_KT = clips.user_audio_BT[row].unflatten(0, (K, -1))
+    K, live, lead = len(microphone), streamer.open(), streamer.config.perception.lead_units
+    before_LT, audio_KT = clips.user_audio_BT[row].unflatten(0, (lead + K, -1)).split([lead, K])
+    if lead:
+        _, live.hearing = streamer.hearing(before_LT.flatten()[None])
     frames_KTHWC = clips.user_video[row].unflatten(0, (K, -1))
     last = Latents(clips.video_BKNP[row, 0], clips.audio_BKTC[row, 0])
     units = []

@@ -16,6 +16,7 @@ from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import load_config, to_dict
 from wan_streamer.errors import ConfigError
 from wan_streamer.files import write_json
+from wan_streamer.model.adopt import adopt, adopt_ears
 from wan_streamer.model.language import initialise_from
 from wan_streamer.model.pretrained import check_codecs, find_checkpoint
 from wan_streamer.model.streamer import Streamer
@@ -41,6 +42,9 @@ class RunOptions:
     lora        rank of the corrections that are learned instead of the weights of `start`; 0 learns the weights
     language    language model (folder, hub id or GGUF) that gives a new model its backbone and vocabulary
     new_codecs  the data may come from other codecs than those of `start`
+    ears        folder of ears trained before: the model has the shape of `preset`, hears with them, and the rest of its
+                weights are those of `start`, if there is one
+    heard       corpus of speech to write down, of which some steps are made
     """
 
     out: Path
@@ -58,6 +62,8 @@ class RunOptions:
     language: str | None = None
     new_codecs: bool = False
     clip_units: int | None = None
+    ears: Path | None = None
+    heard: Path | None = None
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """`config` with the choices of this run. A chosen learning rate scales Muon's too."""
@@ -82,6 +88,15 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
         raise ConfigError(f"{out}: expected the run to resume, found no config.json; start without --resume")
     if options.resume:
         streamer, text = Streamer(load_config(out / "config.json")), TextCodec.load(out / "tokenizer.json")
+    elif options.ears is not None:
+        config = get_preset(options.preset)
+        streamer = Streamer(config)
+        adopt_ears(streamer, options.ears)
+        if options.start is None:
+            text = new_text(config.text.vocab_size)
+        else:
+            adopt(streamer, find_checkpoint(options.start))
+            text = TextCodec.load(find_checkpoint(options.start) / "tokenizer.json")
     elif options.start is not None:
         folder = find_checkpoint(options.start)
         streamer, text = Streamer(load_config(folder / "config.json")), TextCodec.load(folder / "tokenizer.json")
@@ -111,7 +126,7 @@ def run(stage: StreamerStage, options: RunOptions, world: World) -> dict[str, fl
         check_codecs(find_checkpoint(options.start), stage.audio_vae, stage.video_vae)
     for streamer in stage.streamers():
         if world.device.type == "cuda":
-            streamer.backbone.attention = "flex"
+            streamer.backbone.attention = "windows"
         if options.compiled:
             streamer.backbone.compile_training()
     trainer = Trainer(stage, options.out, world)

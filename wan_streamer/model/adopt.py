@@ -1,0 +1,67 @@
+"""A new model from one that perceives the user in another way: everything else is kept.
+
+`adopt`       the weights of a checkpoint, wherever they fit
+`adopt_ears`  ears trained before (`training/ears`), or those of a checkpoint
+"""
+
+from pathlib import Path
+
+import torch
+
+from wan_streamer.config import load_config
+from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.model.layout import UnitLayout, unit_layout
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.perception.ears import load_ears
+from wan_streamer.tensors import load_tensors
+
+FRESH = ("hearing.", "seeing.", "user_audio_in.", "user_video_in.")
+"""Parameters that belong to the way the user is perceived."""
+SHARED = ("agent_video", "agent_audio", "user_text", "lane_start", "noisy_video", "noisy_audio")
+"""Parts of a block that are the same whatever the user's tokens are; so are the slots."""
+
+
+@torch.no_grad()
+def adopt(streamer: Streamer, folder: Path) -> None:
+    """Fill `streamer` with the weights in `folder`; where the two perceive alike, with its perception too.
+
+    Raises `CheckpointError` for a checkpoint that differs in more than perception and history.
+    """
+    config, old = streamer.config, load_config(folder / "config.json")
+    tensors = load_tensors(folder / "model.safetensors")
+    kept = ("audio_vae", "video_vae", "backbone", "patch")
+    sizes = [
+        (c.text.vocab_size, c.text.slots, c.text.tied_head, *(getattr(c, part) for part in kept)) for c in (config, old)
+    ]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}; another"
+            " one cannot be adopted"
+        )
+    known = streamer.state_dict()
+    for name, value in tensors.items():
+        fits = name in known and known[name].shape == value.shape
+        if name == "place":
+            _adopt_places(streamer, value.float(), unit_layout(old))
+        elif fits and (not name.startswith(FRESH) or old.perception == config.perception):
+            known[name].copy_(value)
+        elif not name.startswith(FRESH):
+            raise CheckpointError(f"{folder}: {name} does not fit preset {config.name!r}")
+
+
+def _adopt_places(streamer: Streamer, place_ND: torch.Tensor, old: UnitLayout) -> None:
+    new = streamer.layout
+    parts = [(getattr(new, part), getattr(old, part)) for part in SHARED]
+    parts += zip(new.slots, old.slots, strict=True)
+    for mine, theirs in parts:
+        streamer.place[mine] = place_ND[theirs]
+
+
+def adopt_ears(streamer: Streamer, folder: Path) -> None:
+    """Give `streamer` the ears in `folder`. Raises `ConfigError` if it has none, or of another shape."""
+    ears = load_ears(folder)
+    if streamer.config.perception.hearing != "ears" or ears.config != streamer.config.perception.ears:
+        raise ConfigError(
+            f"{folder}: expected a preset that hears with ears of this shape, got {streamer.config.name!r}"
+        )
+    streamer.hearing.load_state_dict(ears.state_dict())
