@@ -68,6 +68,7 @@ def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
         user_text_BKS=torch.randint(0, 40, (1, K, 2), generator=g),
         slot_BKSL=torch.randint(0, 40, (1, K, 2, 2), generator=g),
         written_BK=torch.full((1, K), True),
+        memory_BM2=torch.empty(1, 0, 2, dtype=torch.long),
     )
 
 

@@ -1,8 +1,9 @@
-"""The one Transformer, run three ways over the same layers.
+"""The one Transformer, run four ways over the same layers.
 
-`Backbone.forward`  training: all blocks of a clip in one pass, every query with exactly the keys it has live
-`Backbone.step`     live: the tokens of one call against the cache; returns what a commit would add, commits nothing
-`Backbone.read`     text only: plain sequences, as a causal language model reads them
+`Backbone.forward`   training: all blocks of a clip in one pass, every query with exactly the keys it has live
+`Backbone.step`      live: the tokens of one call against the cache; returns what a commit would add, commits nothing
+`Backbone.remember`  live: more tokens of the text memory; in training they pass the layers beside the clip
+`Backbone.read`      text only: plain sequences, as a causal language model reads them
 
 What a clip attends to is a view (`model/clip_view.py`, `model/flat_view.py`); `tests/test_model.py` holds them against
 a dense token-by-token reference and against the live cache.
@@ -19,6 +20,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, RMSNorm, rotary_table, rotate
 from wan_streamer.model.layout import unit_layout, visible_in_block
+from wan_streamer.model.memory import ClipMemory, MemoryKV, clip_memory, memory_layer, memory_table
 
 
 class Backbone(nn.Module):
@@ -30,23 +32,27 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.backbone.dim, config.backbone.norm_eps)
         self.attention = "windows"  # how a clip is attended to: "windows", "flex" or "dense" give the same numbers
         self.clip_layer = _clip_layer
-        self._views: dict[tuple[str, int, torch.device], ClipView | FlatView] = {}  # constants, not state
+        self._views: dict[tuple[str, int, int, torch.device], ClipView | FlatView] = {}  # constants, not state
 
-    def forward(self, x_BKND: Tensor) -> Tensor:
-        """One pass over K blocks of N tokens (context and noisy), as the live cache would have shown them."""
-        view = self._view(x_BKND.shape[1], x_BKND.device)
-        x = x_BKND
+    def forward(self, x_BKND: Tensor, m_BMD: Tensor | None = None, seen_BM: Tensor | None = None) -> Tensor:
+        """One pass over K blocks of N tokens (context and noisy), as the live cache would have shown them.
+
+        m_BMD  the text memory that every block sees, where `seen_BM` is True
+        """
+        memory = None if seen_BM is None else clip_memory(seen_BM, self.config.backbone)
+        view = self._view(x_BKND.shape[1], 0 if m_BMD is None else m_BMD.shape[1], x_BKND.device)
+        x, m = x_BKND, m_BMD
         for layer in self.layers:
-            x = self.clip_layer(layer, x, view)
+            x, m = self.clip_layer(layer, x, view, m, memory)
         return self.norm(x)
 
-    def _view(self, K: int, device: torch.device) -> ClipView | FlatView:
-        key = (self.attention, K, device)
+    def _view(self, K: int, M: int, device: torch.device) -> ClipView | FlatView:
+        key = (self.attention, K, M, device)
         if key not in self._views:
             if self.attention == "windows":
                 self._views[key] = clip_view(self.config, self.layout, K, device)
             else:
-                self._views[key] = flat_view(self.config, self.layout, K, device, flex=self.attention == "flex")
+                self._views[key] = flat_view(self.config, self.layout, K, device, self.attention == "flex", M)
         return self._views[key]
 
     def compile_training(self) -> None:
@@ -77,6 +83,17 @@ class Backbone(nn.Module):
         keys, values = (torch.stack(parts) for parts in zip(*added, strict=True))
         return self.norm(x[0]).to(x_ND.dtype), KVSlice(keys, values, index_N)
 
+    def remember(self, x_ND: Tensor, past_2ZMGd: Tensor) -> Tensor:
+        """Keys (not rotated) and values [2, Z, N, G, d] of N more memory tokens; the past is that of those before."""
+        N, M = len(x_ND), past_2ZMGd.shape[2]
+        table = memory_table(M + N, self.config.backbone, x_ND.device)
+        mask = torch.ones(N, M + N, dtype=torch.bool, device=x_ND.device).tril(M)
+        x, added = x_ND[None].to(self.norm.weight.dtype), []
+        for number, layer in enumerate(self.layers):
+            x, kv_2BNGd = memory_layer(layer, x, table, mask, past_2ZMGd[:, number, None])
+            added.append(kv_2BNGd[:, 0])
+        return torch.stack(added, dim=1)
+
     def read(self, x_BND: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """N more tokens of B plain sequences, each token after the other: hidden states [B, N, D] and the new past.
 
@@ -103,5 +120,11 @@ class Backbone(nn.Module):
         return self.norm(x).to(x_BND.dtype), torch.stack(grown)
 
 
-def _clip_layer(layer: nn.Module, x_BKND: Tensor, view: ClipView | FlatView) -> Tensor:
-    return layer(x_BKND, view.attend)
+def _clip_layer(
+    layer: nn.Module, x_BKND: Tensor, view: ClipView | FlatView, m_BMD: Tensor | None, memory: ClipMemory | None
+) -> tuple[Tensor, Tensor | None]:
+    if m_BMD is None or memory is None:
+        return layer(x_BKND, view.attend), None
+    m_BMD, (raw_k, v) = memory_layer(layer, m_BMD, memory.table_2Mh, memory.mask_B1MM)
+    kv = MemoryKV(rotate(raw_k, memory.table_2Mh), v, memory.seen_BM)
+    return layer(x_BKND, partial(view.attend, memory=kv)), m_BMD

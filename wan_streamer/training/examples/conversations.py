@@ -15,6 +15,7 @@ TYPED_SHARE = 0.1  # of clips in which the user types instead of speaking
 MICROPHONE_OFF_SHARE = 0.5  # of the clips in which the user types
 CAMERA_OFF_SHARE = 0.1  # of clips, on top of those recorded without a camera
 FROM_START_SHARE = 0.15  # of clips that begin where the session begins
+FORGOTTEN_SHARE = 0.1  # of clips without what was said before, as after a lost connection
 
 
 class ConversationClips:
@@ -35,7 +36,10 @@ class ConversationClips:
         return stack(self._draw(np.random.default_rng((1, number, row)), 0.0) for row in rows)
 
     def _varied(self, rng: np.random.Generator, text_hidden: float) -> Example:
-        return vary(self._draw(rng, text_hidden), rng)
+        example = vary(self._draw(rng, text_hidden), rng)
+        if self.reader.config.cache.memory_tokens and rng.random() < FORGOTTEN_SHARE:
+            return hide(example, memory=True)
+        return example
 
     def _draw(self, rng: np.random.Generator, text_hidden: float) -> Example:
         length = self.reader.length

@@ -10,6 +10,7 @@ from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import Latents
+from wan_streamer.model.memory import PADDING, readable
 from wan_streamer.model.streamer import ClipBatch, Streamer
 
 
@@ -26,10 +27,12 @@ def roll_out(
 
     pick  tokens of a slot from their logits;   draw  latents of unit k;   both as in `live_unit`
 
-    The user's side and the latents before the clip are those of the data.
+    The user's side, the memory and the latents before the clip are those of the data.
     """
     microphone, camera = (flags_BK[row].tolist() for flags_BK in (clips.microphone_BK, clips.camera_BK))
-    K, live = len(microphone), streamer.open()
+    written_B = torch.tensor([all(written_K)], device=clips.memory_BM2.device)
+    memory_N2 = readable(clips.memory_BM2[row : row + 1], written_B)[0]
+    K, live = len(microphone), streamer.open(memory_N2[memory_N2[:, 0] != PADDING])
     audio_KT = clips.user_audio_BT[row].unflatten(0, (K, -1))
     frames_KTHWC = clips.user_video[row].unflatten(0, (K, -1))
     last = Latents(clips.video_BKNP[row, 0], clips.audio_BKTC[row, 0])
