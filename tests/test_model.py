@@ -127,11 +127,11 @@ def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
     assert velocity.video.std() > 0.1
 
 
-def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU) -> ClipView | FlatView:
+def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU, memory: int = 0) -> ClipView | FlatView:
     layout = unit_layout(config)
     if kind == "windows":
         return clip_view(config, layout, K, device)
-    return flat_view(config, layout, K, device, flex=kind == "flex")
+    return flat_view(config, layout, K, device, kind == "flex", memory)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
