@@ -22,7 +22,7 @@ from wan_streamer.model.streamer import ClipBatch, LiveState, Streamer
 SIZE = 12
 LENGTHS = (0, 5, SIZE)  # of the memories of a batch
 RESPONSE, TRANSCRIPT, TYPED = 0, 1, 2
-NOTHING = torch.tensor([PADDING, SILENCE])
+NOTHING = [PADDING, PADDING]
 
 
 def with_memory(size: int = SIZE, text_units: int = K, layers: int = 2) -> StreamerConfig:
@@ -80,15 +80,15 @@ def test_order_of_what_was_said() -> None:
     expected = [[RESPONSE, 5], [TYPED, 7], [TRANSCRIPT, 6], [TYPED, END], [RESPONSE, END], [TRANSCRIPT, 9]]
     assert spoken(said).tolist() == expected
     assert latest(spoken(said), 4).tolist() == expected[2:]
-    assert latest(spoken(said), 7).tolist() == [[PADDING, SILENCE], *expected]
+    assert latest(spoken(said), 7).tolist() == [NOTHING, *expected]
     assert latest(spoken(said), 0).shape == latest(spoken(said)[:0], 0).shape == (0, 2)
 
 
 def test_readable_closes_holes() -> None:
     memory = torch.tensor([[[PADDING, 0], [RESPONSE, 5], [TYPED, 6], [PADDING, 8], [TRANSCRIPT, 7]]]).expand(2, 5, 2)
     shown, hidden = readable(memory, torch.tensor([True, False])).tolist()
-    assert shown == [[PADDING, SILENCE]] * 2 + [[RESPONSE, 5], [TYPED, 6], [TRANSCRIPT, 7]]
-    assert hidden == [[PADDING, SILENCE]] * 3 + [[TYPED, 6], [TRANSCRIPT, 7]]
+    assert shown == [NOTHING] * 2 + [[RESPONSE, 5], [TYPED, 6], [TRANSCRIPT, 7]]
+    assert hidden == [NOTHING] * 3 + [[TYPED, 6], [TRANSCRIPT, 7]]
 
 
 def test_text_has_no_sinks_beside_a_memory() -> None:
@@ -139,7 +139,7 @@ def test_attention_to_memories_equals_the_reference(kind: str, model: Streamer) 
 
 
 def sinks_of_text(config: StreamerConfig, model: Streamer) -> Tensor:
-    """bool [Q, Q]: text of sinks that has left the window. None where the window is as long as the clip."""
+    """bool [Q, Q]: text of sinks that has left the window."""
     N = len(model.layout.kind_N)
     block, kinds = torch.arange(K).repeat_interleave(N), model.layout.kind_N.repeat(K)
     return (block[:, None] - block >= config.cache.text_units) & (kinds == Kind.TEXT)
@@ -176,7 +176,8 @@ def test_ways_agree_and_padding_is_inert(model: Streamer) -> None:
         alone = part(clips, row)
         rows.append(answer(model, dataclasses.replace(alone, memory_BM2=alone.memory_BM2[:, SIZE - length :])))
     expected = tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
-    other_pads = torch.where(clips.memory_BM2 == NOTHING, torch.tensor([PADDING, 33]), clips.memory_BM2)
+    assert torch.equal(readable(clips.memory_BM2, clips.written_BK.all(1)), clips.memory_BM2)
+    other_pads = torch.where(clips.memory_BM2 == PADDING, torch.tensor([PADDING, 33]), clips.memory_BM2)
     with torch.inference_mode():
         for way in ("windows", "dense", "flex"):
             model.backbone.attention = way

@@ -6,23 +6,24 @@
 `ClipMemory`    how the memories of a batch of clips are read
 `memory_layer`  one layer over memory tokens, each token after the other
 
-A memory token is a pair (source, token) and stands behind all that was said before it: by unit, slot and source. The
-tensors of a batch are filled from the right, so that the last token of every row has the same place.
+A memory token is a pair (source, token) and stands behind all that was said before it: by unit, slot and source. In
+batches the pairs stand at the end of a row, so that the last one always has the same place; padding is in front.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from wan_streamer.codecs.text import HOLD, SILENCE
+from wan_streamer.codecs.text import HOLD
 from wan_streamer.config import BackboneConfig
 from wan_streamer.model.layers import Attention, rotary_table, rotate
 from wan_streamer.model.layout import LANES
 
 SOURCES = (*LANES, "typed")
 RESPONSE = SOURCES.index("response")
-PADDING = -1  # the source of no token
+PADDING = -1  # source and token of nothing
 
 
 def spoken(said_KSX: Tensor) -> Tensor:
@@ -37,8 +38,7 @@ def spoken(said_KSX: Tensor) -> Tensor:
 def latest(memory_N2: Tensor, size: int) -> Tensor:
     """The last `size` memory tokens [size, 2], with padding in front where there are fewer."""
     memory_N2 = memory_N2[max(0, len(memory_N2) - size) :]
-    padding = torch.tensor([PADDING, SILENCE]).expand(size - len(memory_N2), 2)
-    return torch.cat([padding, memory_N2])
+    return F.pad(memory_N2, (0, 0, size - len(memory_N2), 0), value=PADDING)
 
 
 def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
@@ -46,8 +46,7 @@ def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
     source_BM = memory_BM2[..., 0]
     kept_BM = (source_BM != PADDING) & ((source_BM != RESPONSE) | written_B[:, None])
     order_BM = kept_BM.long().argsort(dim=1, stable=True)
-    hidden = memory_BM2.new_tensor([PADDING, SILENCE])
-    kept_BM2 = torch.where(kept_BM[..., None], memory_BM2, hidden)
+    kept_BM2 = torch.where(kept_BM[..., None], memory_BM2, PADDING)
     return kept_BM2.gather(1, order_BM[..., None].expand(-1, -1, 2))
 
 

@@ -41,8 +41,8 @@ class ClipBatch:
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
     written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance); where
                   it is False anywhere in a clip, so are its words in the memory
-    memory_BM2    int64 [B, M, 2]: source (-1 where there is nothing) and token of the latest that was said before the
-                  clip (`model/memory.py`); M is 0 in a model without memory
+    memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before the clip (`model/memory.py`),
+                  -1 where there is nothing; M is 0 in a model without memory
     """
 
     video_BKNP: Tensor
@@ -133,10 +133,10 @@ class Streamer(nn.Module):
 
     def _embed_memory(self, memory: Tensor) -> Tensor:
         """Memory tokens [..., 2] -> [..., D]."""
-        source, token = memory.unbind(-1)
+        source, token = memory.clamp(min=0).unbind(-1)  # padding is seen by nobody
         if self.memory_in is None:
             raise ConfigError("cache.memory_tokens: expected more than 0 where there is a memory, got 0")
-        return self.text_in(token) + self.memory_in[source.clamp(min=0)]
+        return self.text_in(token) + self.memory_in[source]
 
     def _starts(self, like: Tensor) -> Tensor:
         return like.new_zeros(*like.shape[:-2], len(LANES), like.shape[-1])

@@ -75,8 +75,7 @@ def hide(
         clips = dataclasses.replace(clips, written_BK=no)
     if user:
         silent = torch.full_like(clips.user_text_BKS, SILENCE)
-        own = clips.memory_BM2[..., :1] == RESPONSE
-        own_BM2 = torch.where(own, clips.memory_BM2, PADDING)
+        own_BM2 = torch.where(clips.memory_BM2[..., :1] == RESPONSE, clips.memory_BM2, PADDING)
         clips = dataclasses.replace(
             clips, microphone_BK=no, camera_BK=no, user_text_BKS=silent, memory_BM2=own_BM2
         )
