@@ -148,7 +148,10 @@ def sinks_of_text(config: StreamerConfig, model: Streamer) -> Tensor:
 def rows_of(model: Streamer) -> ClipBatch:
     """Three different clips with memories of different lengths."""
     clips = [off_is_blank(random_clip(model.config, seed)) for seed in range(len(LENGTHS))]
-    rows = [vars(clip) | {"memory_BM2": latest(random_memory(n), SIZE)[None]} for clip, n in zip(clips, LENGTHS, strict=True)]
+    rows = [
+        vars(clip) | {"memory_BM2": latest(random_memory(n), SIZE)[None]}
+        for clip, n in zip(clips, LENGTHS, strict=True)
+    ]
     return ClipBatch(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
 

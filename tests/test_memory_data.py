@@ -106,10 +106,10 @@ def test_some_clips_have_forgotten(latents: Path) -> None:
 
 def test_clips_longer_than_the_text_window_are_refused(latents: Path) -> None:
     duplex_stage(latents, TALKER, clip_units=UNITS + 1)
-    with pytest.raises(ConfigError, match="at most cache.text_units = 5 units in a model with a memory, got 6"):
+    with pytest.raises(ConfigError, match=r"at most cache\.text_units = 5 units in a model with a memory, got 6"):
         duplex_stage(latents, remembering(), clip_units=UNITS + 1)
     numbers = TrainConfig(steps=1, lr=1e-3, batch=1)
-    with pytest.raises(ConfigError, match="at most cache.text_units"):  # tasks are up to 40 units long
+    with pytest.raises(ConfigError, match=r"at most cache\.text_units"):  # tasks are up to 40 units long
         PretrainStage(Streamer(remembering()), tiny_text(), latents, numbers)
 
 

@@ -124,7 +124,7 @@ class CacheConfig:
             raise ConfigError(f"cache.memory_tokens: expected 0 or more, got {self.memory_tokens}")
         if self.memory_tokens and (self.policy == "full" or self.text_units < 1):
             raise ConfigError(
-                f"cache.memory_tokens: expected 0 where text never leaves a window, got {self.memory_tokens} with policy"
+                f"cache.memory_tokens: expected 0 where text leaves no window, got {self.memory_tokens} with policy"
                 f" {self.policy!r} and text_units {self.text_units}"
             )
 

@@ -1,8 +1,8 @@
 """A clip as one sequence and a mask: FlexAttention on GPUs, dense attention as the reference for every other way.
 
 Keys are all tokens of the clip, and behind them, for every block, the sinks in the place to which they have moved for
-that block (`clip_view.moved_sinks`), and behind those the text memory. FlexAttention skips what is hidden, so its cost grows with what is seen, where the
-history is `full` too.
+that block (`clip_view.moved_sinks`), and behind those the text memory. FlexAttention skips what is hidden, so its cost
+grows with what is seen, where the history is `full` too.
 """
 
 from collections.abc import Callable

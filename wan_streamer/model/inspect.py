@@ -117,7 +117,8 @@ def _tokens(layout: UnitLayout) -> dict[str, int]:
 def _seen_history(config: StreamerConfig, layout: UnitLayout) -> tuple[int, Tensor]:
     """(block, [M, 2]) where every window is full: which (block, layout index) of earlier units that block sees.
 
-    A full memory comes last, as tokens of the block `MEMORY`. Under `full` the history has no end; the block is the one that begins after a minute.
+    A full memory comes last, as tokens of the block `MEMORY`. Under `full` the history has no end; the block is the one
+    that begins after a minute.
     """
     block = MINUTE_UNITS
     if config.cache.policy == "window":

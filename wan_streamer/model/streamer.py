@@ -73,6 +73,8 @@ class LiveState:
 
 
 class Streamer(nn.Module):
+    memory_in: nn.Parameter | None  # [sources, D]: who said it; None in a model without memory
+
     def __init__(self, config: StreamerConfig) -> None:
         super().__init__()
         self.config = config
@@ -95,8 +97,8 @@ class Streamer(nn.Module):
         self.apply(self._initialise)
         for head in (self.video_out, self.audio_out):
             nn.init.zeros_(head.weight)
-        memory = torch.randn(len(SOURCES), D) * 0.02 if config.cache.memory_tokens else None
-        self.register_parameter("memory_in", None if memory is None else nn.Parameter(memory))  # who said it
+        memory = config.cache.memory_tokens > 0
+        self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if memory else None
 
     @property
     def device(self) -> torch.device:
@@ -192,7 +194,7 @@ class Streamer(nn.Module):
     # ---- live
 
     def open(self, memory_N2: Tensor | None = None) -> LiveState:
-        """A fresh session's state. `memory_N2` are tokens of what was said before, as in `ClipBatch`, without padding."""
+        """A fresh session's state. `memory_N2` is what was said before, as in `ClipBatch` but without padding."""
         weight = self.backbone.norm.weight
         live = LiveState(KVCache(self.config, self.layout, weight.device, weight.dtype))
         if memory_N2 is not None:
@@ -241,7 +243,7 @@ class Streamer(nn.Module):
         return self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot])
 
     def _remember(self, live: LiveState, text_S: Tensor) -> None:
-        """Before a block opens: the words of the unit that leaves the text window go to the memory, a new one begins."""
+        """Before a block opens: the words of the unit that leaves the text window go to the memory."""
         cache = self.config.cache
         new_N2 = live.told_N2
         if live.said and len(live.said) == cache.text_units:

@@ -76,9 +76,7 @@ def hide(
     if user:
         silent = torch.full_like(clips.user_text_BKS, SILENCE)
         own_BM2 = torch.where(clips.memory_BM2[..., :1] == RESPONSE, clips.memory_BM2, PADDING)
-        clips = dataclasses.replace(
-            clips, microphone_BK=no, camera_BK=no, user_text_BKS=silent, memory_BM2=own_BM2
-        )
+        clips = dataclasses.replace(clips, microphone_BK=no, camera_BK=no, user_text_BKS=silent, memory_BM2=own_BM2)
         example = dataclasses.replace(example, lane_BKL=torch.zeros_like(example.lane_BKL))
     if memory:
         clips = dataclasses.replace(clips, memory_BM2=torch.full_like(clips.memory_BM2, PADDING))
