@@ -20,7 +20,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, RMSNorm, rotary_table, rotate
 from wan_streamer.model.layout import unit_layout, visible_in_block
-from wan_streamer.model.memory import ClipMemory, MemoryKV, clip_memory, memory_layer, memory_table
+from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_table
 
 
 class Backbone(nn.Module):
@@ -39,12 +39,14 @@ class Backbone(nn.Module):
 
         m_BMD  the text memory that every block sees, where `seen_BM` is True
         """
-        memory = None if seen_BM is None else clip_memory(seen_BM, self.config.backbone)
-        view = self._view(x_BKND.shape[1], 0 if m_BMD is None else m_BMD.shape[1], x_BKND.device)
-        x, m = x_BKND, m_BMD
+        (K, N), M = x_BKND.shape[1:3], 0 if m_BMD is None else m_BMD.shape[1]
+        x, view, memory = x_BKND, self._view(K, M, x_BKND.device), None
+        if m_BMD is not None and seen_BM is not None:  # one sequence, because a split layer is put together once a pass
+            memory = clip_memory(seen_BM, self.config.backbone)
+            x = torch.cat([m_BMD, x.flatten(1, 2)], dim=1)
         for layer in self.layers:
-            x, m = self.clip_layer(layer, x, view, m, memory)
-        return self.norm(x)
+            x = self.clip_layer(layer, x, view, memory)
+        return self.norm(x if memory is None else x[:, M:].unflatten(1, (K, N)))
 
     def _view(self, K: int, M: int, device: torch.device) -> ClipView | FlatView:
         key = (self.attention, K, M, device)
@@ -89,9 +91,14 @@ class Backbone(nn.Module):
         table = memory_table(M + N, self.config.backbone, x_ND.device)
         mask = torch.ones(N, M + N, dtype=torch.bool, device=x_ND.device).tril(M)
         x, added = x_ND[None].to(self.norm.weight.dtype), []
-        for number, layer in enumerate(self.layers):
-            x, kv_2BNGd = memory_layer(layer, x, table, mask, past_2ZMGd[:, number, None])
+
+        def attend(past_2BMGd: Tensor, attention: Attention, normed: Tensor) -> Tensor:
+            out, kv_2BNGd = attend_memory(attention, normed, table, mask, past_2BMGd)
             added.append(kv_2BNGd[:, 0])
+            return out
+
+        for number, layer in enumerate(self.layers):
+            x = layer(x, partial(attend, past_2ZMGd[:, number, None]))
         return torch.stack(added, dim=1)
 
     def read(self, x_BND: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -120,11 +127,14 @@ class Backbone(nn.Module):
         return self.norm(x).to(x_BND.dtype), torch.stack(grown)
 
 
-def _clip_layer(
-    layer: nn.Module, x_BKND: Tensor, view: ClipView | FlatView, m_BMD: Tensor | None, memory: ClipMemory | None
-) -> tuple[Tensor, Tensor | None]:
-    if m_BMD is None or memory is None:
-        return layer(x_BKND, view.attend), None
-    m_BMD, (raw_k, v) = memory_layer(layer, m_BMD, memory.table_2Mh, memory.mask_B1MM)
+def _clip_layer(layer: nn.Module, x: Tensor, view: ClipView | FlatView, memory: ClipMemory | None) -> Tensor:
+    """Blocks [B, K, N, D]; with a memory, its tokens and those of all blocks [B, M + K N, D]."""
+    return layer(x, view.attend if memory is None else partial(_attend_both, view, memory))
+
+
+def _attend_both(view: ClipView | FlatView, memory: ClipMemory, attention: Attention, x_BTD: Tensor) -> Tensor:
+    M, N = memory.seen_BM.shape[1], len(view.layout.kind_N)
+    remembered, (raw_k, v) = attend_memory(attention, x_BTD[:, :M], memory.table_2Mh, memory.mask_B1MM)
     kv = MemoryKV(rotate(raw_k, memory.table_2Mh), v, memory.seen_BM)
-    return layer(x_BKND, partial(view.attend, memory=kv)), m_BMD
+    blocks = view.attend(attention, x_BTD[:, M:].unflatten(1, (-1, N)), kv)
+    return torch.cat([remembered, blocks.flatten(1, 2)], dim=1)

@@ -1,10 +1,10 @@
 """The text memory: spoken tokens that are older than the text window (docs/architecture.md, "Memory").
 
-`spoken`        text of units -> memory tokens
-`latest`        the last of them, in a tensor of fixed size
-`readable`      a memory without what is hidden from the model
-`ClipMemory`    how the memories of a batch of clips are read
-`memory_layer`  one layer over memory tokens, each token after the other
+`spoken`         text of units -> memory tokens
+`latest`         the last of them, in a tensor of fixed size
+`readable`       a memory without what is hidden from the model
+`ClipMemory`     how the memories of a batch of clips are read;   `MemoryKV`  what their blocks see of them in a layer
+`attend_memory`  attention among memory tokens, each to those before it
 
 A memory token is a pair (source, token) and stands behind all that was said before it: by unit, slot and source. In
 batches the pairs stand at the end of a row, so that the last one always has the same place; padding is in front.
@@ -13,7 +13,7 @@ batches the pairs stand at the end of a row, so that the last one always has the
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wan_streamer.codecs.text import HOLD
@@ -90,22 +90,17 @@ class MemoryKV(NamedTuple):
     seen_BM: Tensor
 
 
-def memory_layer(
-    layer: nn.Module, m_BND: Tensor, table_2Mh: Tensor, mask: Tensor, past_2BMGd: Tensor | None = None
+def attend_memory(
+    attention: Attention, x_BND: Tensor, table_2Mh: Tensor, mask: Tensor, past_2BMGd: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states of N memory tokens after one layer, and their keys (not rotated) and values [2, B, N, G, d].
+    """Attention among memory tokens, output projection included, and keys (not rotated) and values [2, B, N, G, d].
 
-    past_2BMGd  likewise of the tokens before; table and mask (broadcasts to [B, 1, N, M]) are those of both
+    x_BND       normalised hidden states of N tokens
+    past_2BMGd  keys and values of the tokens before; table and mask (broadcasts to [B, 1, N, M]) are those of both
     """
-    N, added = m_BND.shape[1], []
-
-    def attend(attention: Attention, normed: Tensor) -> Tensor:
-        q, raw_k, v = attention.project(normed)
-        kv = torch.stack([raw_k, v.to(raw_k.dtype)])
-        added.append(kv)
-        if past_2BMGd is not None:
-            kv = torch.cat([past_2BMGd.to(kv.dtype), kv], dim=2)
-        q = rotate(q, table_2Mh[:, -N:])
-        return attention.attend(q, rotate(kv[0], table_2Mh).to(q.dtype), kv[1].to(q.dtype), mask)
-
-    return layer(m_BND, attend), added[0]
+    q, raw_k, v = attention.project(x_BND)
+    added = kv = torch.stack([raw_k, v.to(raw_k.dtype)])
+    if past_2BMGd is not None:
+        kv = torch.cat([past_2BMGd.to(kv.dtype), kv], dim=2)
+    keys, values = rotate(kv[0], table_2Mh).to(q.dtype), kv[1].to(q.dtype)
+    return attention.attend(rotate(q, table_2Mh[:, -x_BND.shape[1] :]), keys, values, mask), added
