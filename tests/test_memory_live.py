@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_memory import RESPONSE, SIZE, TYPED, assert_same, differ, make, with_memory
+from test_memory import RESPONSE, SIZE, TYPED, assert_same, differ, make, random_memory, with_memory
 from test_model import K, off_is_blank, one_pass, random_clip
 from torch import Tensor
 
@@ -104,6 +104,13 @@ def test_memory_of_a_session_is_that_of_training() -> None:
     reopened = model.open(memory)  # as after a lost connection
     talk.run(reopened, range(1))
     torch.testing.assert_close(memory_of(reopened), expected, atol=1e-5, rtol=0)
+
+
+def test_a_session_opens_with_the_latest_words() -> None:
+    model = make(with_memory())
+    talk, long, short = Talk(model, 3), model.open(random_memory(20)), model.open(random_memory(20)[-SIZE:])
+    assert all(map(torch.equal, talk.run(long, range(3)), talk.run(short, range(3))))
+    assert memory_of(long).shape[2] == SIZE
 
 
 def test_unwritten_words_are_not_remembered() -> None:
