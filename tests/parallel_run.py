@@ -29,12 +29,14 @@ CONFIG = TrainConfig(
     precision="fp32",
     clip_units=6,
 )
+# With a memory, whose tokens pass the layers as well.
+AGENT = dataclasses.replace(TALKER, cache=dataclasses.replace(TALKER.cache, text_units=6, memory_tokens=8))
 
 
 def main() -> None:
     data, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
-    stage = DuplexStage(Streamer(TALKER), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1))
+    stage = DuplexStage(Streamer(AGENT), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1))
     trainer = Trainer(stage, out, join("cpu"))
     if "--resume" in sys.argv:
         trainer.resume()

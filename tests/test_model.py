@@ -68,6 +68,7 @@ def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
         user_text_BKS=torch.randint(0, 40, (1, K, 2), generator=g),
         slot_BKSL=torch.randint(0, 40, (1, K, 2, 2), generator=g),
         written_BK=torch.full((1, K), True),
+        memory_BM2=torch.empty(1, 0, 2, dtype=torch.long),
     )
 
 
@@ -126,11 +127,11 @@ def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
     assert velocity.video.std() > 0.1
 
 
-def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU) -> ClipView | FlatView:
+def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU, memory: int = 0) -> ClipView | FlatView:
     layout = unit_layout(config)
     if kind == "windows":
         return clip_view(config, layout, K, device)
-    return flat_view(config, layout, K, device, flex=kind == "flex")
+    return flat_view(config, layout, K, device, kind == "flex", memory)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_run import CONFIG
+from parallel_run import AGENT, CONFIG
 from safetensors.torch import load_file
-from tiny import TALKER, tiny_text
+from tiny import tiny_text
 from tiny_world import make_latents
 
 from wan_streamer.errors import ConfigError
@@ -79,7 +79,7 @@ def test_a_run_goes_on_with_another_number(first: int, second: int, latents: Pat
 
 def stage(latents: Path, **options: int) -> DuplexStage:
     torch.manual_seed(0)
-    return DuplexStage(Streamer(TALKER), tiny_text(), latents, dataclasses.replace(CONFIG, **options))
+    return DuplexStage(Streamer(AGENT), tiny_text(), latents, dataclasses.replace(CONFIG, **options))
 
 
 def test_micro_batches_add_up(latents: Path, tmp_path: Path) -> None:

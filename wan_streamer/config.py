@@ -218,6 +218,8 @@ class CacheConfig:
 
     policy          "full": everything. "window": the first `sink_units` units, the last `video_units` units of
                     agent and user video, the last `audio_units` units of audio, text of the last `text_units` units.
+    memory_tokens   words that have left the text window and stay readable, the latest so many; 0 for none. Where there
+                    are some, they take the place of the sinks' text.
     """
 
     policy: str = "window"
@@ -225,10 +227,18 @@ class CacheConfig:
     video_units: int = 5
     audio_units: int = 23
     text_units: int = 23
+    memory_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.policy not in ("full", "window"):
             raise ConfigError(f"cache.policy: expected 'full' or 'window', got {self.policy!r}")
+        if self.memory_tokens < 0:
+            raise ConfigError(f"cache.memory_tokens: expected 0 or more, got {self.memory_tokens}")
+        if self.memory_tokens and (self.policy == "full" or self.text_units < 1):
+            raise ConfigError(
+                f"cache.memory_tokens: expected 0 where text leaves no window, got {self.memory_tokens} with policy"
+                f" {self.policy!r} and text_units {self.text_units}"
+            )
 
 
 @dataclass(frozen=True)

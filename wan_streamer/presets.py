@@ -24,7 +24,7 @@ def nano() -> StreamerConfig:
     eyes = PerceptionConfig(
         hearing="ears", video_channels=(48, 96, 192), video_grid=(2, 3), video_ticks=1, video_blocks=2
     )
-    return StreamerConfig(name="nano", perception=eyes)
+    return StreamerConfig(name="nano", perception=eyes, cache=CacheConfig(text_units=24, memory_tokens=192))
 
 
 def smol() -> StreamerConfig:

@@ -27,6 +27,7 @@ from wan_streamer.config import BackboneConfig, StreamerConfig
 from wan_streamer.device import find_device, has_bfloat16, working_dtype
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES
+from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.presets import get_preset
 from wan_streamer.training.examples.clips import Example
@@ -55,6 +56,7 @@ def random_example(config: StreamerConfig, units: int, rows: int, seed: int = 0)
         torch.randint(0, config.text.vocab_size, (B, K, slots), generator=g),
         torch.randint(0, config.text.vocab_size, (B, K, slots, len(LANES)), generator=g),
         on,
+        torch.randint(0, len(SOURCES), (B, config.cache.memory_tokens, 2), generator=g),
     )
     return Example(clips, torch.ones(B, K), torch.ones(B, K), torch.ones(B, K, len(LANES)), on)
 

@@ -1,8 +1,9 @@
-"""The one Transformer, run three ways over the same layers.
+"""The one Transformer, run four ways over the same layers.
 
-`Backbone.forward`  training: all blocks of a clip in one pass, every query with exactly the keys it has live
-`Backbone.step`     live: the tokens of one call against the cache; returns what a commit would add, commits nothing
-`Backbone.read`     text only: plain sequences, as a causal language model reads them
+`Backbone.forward`   training: all blocks of a clip in one pass, every query with exactly the keys it has live
+`Backbone.step`      live: the tokens of one call against the cache; returns what a commit would add, commits nothing
+`Backbone.remember`  live: more tokens of the text memory; in training they pass the layers beside the clip
+`Backbone.read`      text only: plain sequences, as a causal language model reads them
 
 What a clip attends to is a view (`model/clip_view.py`, `model/flat_view.py`); `tests/test_model.py` holds them against
 a dense token-by-token reference and against the live cache.
@@ -19,6 +20,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, RMSNorm, rotary_table, rotate
 from wan_streamer.model.layout import unit_layout, visible_in_block
+from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_table
 
 
 class Backbone(nn.Module):
@@ -30,23 +32,29 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.backbone.dim, config.backbone.norm_eps)
         self.attention = "windows"  # how a clip is attended to: "windows", "flex" or "dense" give the same numbers
         self.clip_layer = _clip_layer
-        self._views: dict[tuple[str, int, torch.device], ClipView | FlatView] = {}  # constants, not state
+        self._views: dict[tuple[str, int, int, torch.device], ClipView | FlatView] = {}  # constants, not state
 
-    def forward(self, x_BKND: Tensor) -> Tensor:
-        """One pass over K blocks of N tokens (context and noisy), as the live cache would have shown them."""
-        view = self._view(x_BKND.shape[1], x_BKND.device)
-        x = x_BKND
+    def forward(self, x_BKND: Tensor, m_BMD: Tensor | None = None, seen_BM: Tensor | None = None) -> Tensor:
+        """One pass over K blocks of N tokens (context and noisy), as the live cache would have shown them.
+
+        m_BMD  the text memory that every block sees, where `seen_BM` is True
+        """
+        (K, N), M = x_BKND.shape[1:3], 0 if m_BMD is None else m_BMD.shape[1]
+        x, view, memory = x_BKND, self._view(K, M, x_BKND.device), None
+        if m_BMD is not None and seen_BM is not None:  # one sequence, because a split layer is put together once a pass
+            memory = clip_memory(seen_BM, self.config.backbone)
+            x = torch.cat([m_BMD, x.flatten(1, 2)], dim=1)
         for layer in self.layers:
-            x = self.clip_layer(layer, x, view)
-        return self.norm(x)
+            x = self.clip_layer(layer, x, view, memory)
+        return self.norm(x if memory is None else x[:, M:].unflatten(1, (K, N)))
 
-    def _view(self, K: int, device: torch.device) -> ClipView | FlatView:
-        key = (self.attention, K, device)
+    def _view(self, K: int, M: int, device: torch.device) -> ClipView | FlatView:
+        key = (self.attention, K, M, device)
         if key not in self._views:
             if self.attention == "windows":
                 self._views[key] = clip_view(self.config, self.layout, K, device)
             else:
-                self._views[key] = flat_view(self.config, self.layout, K, device, flex=self.attention == "flex")
+                self._views[key] = flat_view(self.config, self.layout, K, device, self.attention == "flex", M)
         return self._views[key]
 
     def compile_training(self) -> None:
@@ -77,6 +85,22 @@ class Backbone(nn.Module):
         keys, values = (torch.stack(parts) for parts in zip(*added, strict=True))
         return self.norm(x[0]).to(x_ND.dtype), KVSlice(keys, values, index_N)
 
+    def remember(self, x_ND: Tensor, past_2ZMGd: Tensor) -> Tensor:
+        """Keys (not rotated) and values [2, Z, N, G, d] of N more memory tokens; the past is that of those before."""
+        N, M = len(x_ND), past_2ZMGd.shape[2]
+        table = memory_table(M + N, self.config.backbone, x_ND.device)
+        mask = torch.ones(N, M + N, dtype=torch.bool, device=x_ND.device).tril(M)
+        x, added = x_ND[None].to(self.norm.weight.dtype), []
+
+        def attend(past_2BMGd: Tensor, attention: Attention, normed: Tensor) -> Tensor:
+            out, kv_2BNGd = attend_memory(attention, normed, table, mask, past_2BMGd)
+            added.append(kv_2BNGd[:, 0])
+            return out
+
+        for number, layer in enumerate(self.layers):
+            x = layer(x, partial(attend, past_2ZMGd[:, number, None]))
+        return torch.stack(added, dim=1)
+
     def read(self, x_BND: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """N more tokens of B plain sequences, each token after the other: hidden states [B, N, D] and the new past.
 
@@ -103,5 +127,14 @@ class Backbone(nn.Module):
         return self.norm(x).to(x_BND.dtype), torch.stack(grown)
 
 
-def _clip_layer(layer: nn.Module, x_BKND: Tensor, view: ClipView | FlatView) -> Tensor:
-    return layer(x_BKND, view.attend)
+def _clip_layer(layer: nn.Module, x: Tensor, view: ClipView | FlatView, memory: ClipMemory | None) -> Tensor:
+    """Blocks [B, K, N, D]; with a memory, its tokens and those of all blocks [B, M + K N, D]."""
+    return layer(x, view.attend if memory is None else partial(_attend_both, view, memory))
+
+
+def _attend_both(view: ClipView | FlatView, memory: ClipMemory, attention: Attention, x_BTD: Tensor) -> Tensor:
+    M, N = memory.seen_BM.shape[1], len(view.layout.kind_N)
+    remembered, (raw_k, v) = attend_memory(attention, x_BTD[:, :M], memory.table_2Mh, memory.mask_B1MM)
+    kv = MemoryKV(rotate(raw_k, memory.table_2Mh), v, memory.seen_BM)
+    blocks = view.attend(attention, x_BTD[:, M:].unflatten(1, (-1, N)), kv)
+    return torch.cat([remembered, blocks.flatten(1, 2)], dim=1)

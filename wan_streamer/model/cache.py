@@ -2,7 +2,8 @@
 
 Keys are stored before rotation. When a block opens, `open_block` drops what has left its window and rotates what is
 left relative to this block, all layers at once: ids stay small for any length of session, and sinks move with the
-window for free. `append` is the one call that advances the cache.
+window for free. `append` is the one call that advances the cache. Memory tokens (`model/memory.py`) live in the same
+rows, `remember` adds them; they belong to no block and end where the text window begins.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from torch import Tensor
 from wan_streamer.config import StreamerConfig
 from wan_streamer.model.layers import rotary_table, rotate
 from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, window_units
+from wan_streamer.model.memory import SOURCES, memory_ids
 from wan_streamer.units import TICKS_PER_UNIT
 
 START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's size never does
+MEMORY = -1  # the block of a memory token
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class KVCache:
         if config.cache.policy == "window":
             of_kind = torch.bincount(layout.kind_N[layout.context], minlength=len(Kind))
             most = min(most, int((of_kind * (window_units(config) + config.cache.sink_units)).sum()))
+        if config.cache.memory_tokens:  # and the words of a unit, while the oldest are still there
+            most += config.cache.memory_tokens + len(SOURCES) * config.text.slots
         shape = (2, backbone.layers, most, backbone.kv_heads, backbone.head_dim)
         self.raw = torch.empty(shape, device=device, dtype=dtype)  # keys before rotation, and values
         self.rotated = torch.empty(shape[1:], device=device, dtype=dtype)
@@ -50,29 +55,55 @@ class KVCache:
         self.block += 1
         blocks, index = self.block_M[: self.length], self.index_M[: self.length]
         distance = effective_distance(self.config, self.layout.kind_N[index], self.block, blocks)
+        position_M3 = self.layout.position_N3[index]
+        if self.config.cache.memory_tokens:
+            memory = self._memory()
+            distance[memory] = min(self.block, self.config.cache.text_units - 1)  # of the text window's first unit
+            distance[memory[: -self.config.cache.memory_tokens]] = -1
+            position_M3[memory] = memory_ids(len(memory))
         keep = (distance >= 0).nonzero().squeeze(1)
         if len(keep) < self.length:
             self.raw[:, :, : len(keep)] = self.raw[:, :, keep]
             self.block_M[: len(keep)] = blocks[keep]
             self.index_M[: len(keep)] = index[keep]
             self.length = len(keep)
-        position = self.layout.position_N3[self.index_M[: self.length]] - TICKS_PER_UNIT * distance[keep][:, None]
+        position = position_M3[keep] - TICKS_PER_UNIT * distance[keep][:, None]
         table = rotary_table(position, self.config.backbone).to(self.raw.device)
         self.rotated[:, : self.length] = rotate(self.raw[0, :, : self.length], table)
 
     def append(self, part: KVSlice) -> None:
         """Commit tokens of the open block to the history."""
-        end = self.length + part.index_N.numel()
-        while end > self.raw.shape[2]:
-            self._grow()
-        here = slice(self.length, end)
+        here = self._rows(part.index_N.numel())
         self.raw[0, :, here] = part.key_ZNGd
         self.raw[1, :, here] = part.value_ZNGd
         table = rotary_table(self.layout.position_N3[part.index_N], self.config.backbone).to(self.raw.device)
         self.rotated[:, here] = rotate(part.key_ZNGd, table)
         self.block_M[here] = self.block
         self.index_M[here] = part.index_N
-        self.length = end
+
+    def memory(self, most: int) -> Tensor:
+        """Keys (not rotated) and values [2, Z, M, G, d] of the memory's last tokens, `most` at most."""
+        rows = self._memory()
+        return self.raw[:, :, rows[max(0, len(rows) - most) :]]
+
+    def remember(self, new_2ZNGd: Tensor) -> None:
+        """Add keys (not rotated) and values to the memory. The next block is the first to read them."""
+        here = self._rows(new_2ZNGd.shape[2])
+        self.raw[:, :, here] = new_2ZNGd
+        self.block_M[here] = MEMORY
+        self.index_M[here] = 0  # of a token of no block; its position follows from its place in the memory
+
+    def _memory(self) -> Tensor:
+        """Rows of the memory, oldest first: rows never change their order."""
+        return (self.block_M[: self.length] == MEMORY).nonzero().squeeze(1)
+
+    def _rows(self, count: int) -> slice:
+        """New rows at the end."""
+        here = slice(self.length, self.length + count)
+        while here.stop > self.raw.shape[2]:
+            self._grow()
+        self.length = here.stop
+        return here
 
     def view(self, layer: int) -> tuple[Tensor, Tensor]:
         """Rotated keys and values [1, M, G, d] of one layer. Reading changes nothing."""

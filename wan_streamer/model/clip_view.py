@@ -13,6 +13,7 @@ from torch import Tensor
 from wan_streamer.config import StreamerConfig
 from wan_streamer.model.layers import Attention, rotary_table, rotate
 from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, visible_in_block, window_units
+from wan_streamer.model.memory import MemoryKV
 from wan_streamer.model.window_attention import window_attention
 from wan_streamer.units import TICKS_PER_UNIT
 
@@ -38,11 +39,15 @@ class ClipView:
     windows: list[int]
     bias_KNT: Tensor
 
-    def attend(self, attention: Attention, x_BKND: Tensor) -> Tensor:
+    def attend(self, attention: Attention, x_BKND: Tensor, memory: MemoryKV | None = None) -> Tensor:
         """Attention of normalised hidden states, output projection included."""
         B, _, N, _ = x_BKND.shape
         q, raw_k, v = attention.project(x_BKND)
         groups = raw_k.shape[3]
+        if memory is None:
+            none = raw_k.new_empty(B, 0, *raw_k.shape[3:])
+            memory = MemoryKV(none, none, none.new_empty(B, 0, dtype=torch.bool))
+        hidden_BM = torch.zeros_like(memory.seen_BM, dtype=q.dtype).masked_fill(~memory.seen_BM, float("-inf"))
         q, k, v = rotate(q, self.own_2KNh), rotate(raw_k, self.own_2KNh), v.to(raw_k.dtype)
         q = (q * q.shape[-1] ** -0.5).unflatten(3, (groups, -1)).permute(1, 0, 3, 4, 2, 5)  # [K, B, G, rep, N, d]
         sink_k = raw_k[:, : self.sinks, self.layout.context].flatten(1, 2)
@@ -53,6 +58,9 @@ class ClipView:
             v[:, :, self.order_N].permute(0, 3, 1, 2, 4).flatten(0, 1),
             rotate(sink_k[:, None], self.sink_2KMh).permute(0, 3, 1, 2, 4).flatten(0, 1),
             sink_v.transpose(1, 2).flatten(0, 1),
+            memory.key_BMGd.transpose(1, 2).flatten(0, 1),
+            memory.value_BMGd.transpose(1, 2).flatten(0, 1),
+            hidden_BM.repeat_interleave(groups, dim=0),
             self.bias_KNT.to(q.dtype),
             self.sizes,
             self.windows,

@@ -1,8 +1,8 @@
 """A clip as one sequence and a mask: FlexAttention on GPUs, dense attention as the reference for every other way.
 
 Keys are all tokens of the clip, and behind them, for every block, the sinks in the place to which they have moved for
-that block (`clip_view.moved_sinks`). FlexAttention skips what is hidden, so its cost grows with what is seen, where the
-history is `full` too.
+that block (`clip_view.moved_sinks`), and behind those the text memory. FlexAttention skips what is hidden, so its cost
+grows with what is seen, where the history is `full` too.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.model.clip_view import moved_sinks, own_table
 from wan_streamer.model.layers import Attention, rotate
 from wan_streamer.model.layout import UnitLayout, visible_in_block, window_units
+from wan_streamer.model.memory import MemoryKV
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class FlatView:
 
     layout      of a block;   sinks   units that move
     own_2Qh     rotary tables of all Q = K N tokens;   sink_2KMh   of the moved sinks
-    mask        dense: bool [Q, Q + K M]; flex: a `BlockMask` of that size
+    mask        dense: bool [Q, Q + K M + memory]; flex: a `BlockMask` of that size. The memory is all seen in it
     """
 
     layout: UnitLayout
@@ -34,7 +35,7 @@ class FlatView:
     sink_2KMh: Tensor
     mask: Tensor | BlockMask
 
-    def attend(self, attention: Attention, x_BKND: Tensor) -> Tensor:
+    def attend(self, attention: Attention, x_BKND: Tensor, memory: MemoryKV | None = None) -> Tensor:
         """Attention of normalised hidden states, output projection included."""
         K, N = x_BKND.shape[1:3]
         q, raw_k, v = (z.flatten(1, 2) for z in attention.project(x_BKND))  # [B, Q, heads, d]
@@ -45,19 +46,39 @@ class FlatView:
             moved = rotate(raw_k[:, None, first], self.sink_2KMh)  # [B, K, M, G, d]
             k = torch.cat([k, moved.flatten(1, 2)], dim=1)
             v = torch.cat([v, v[:, None, first].expand_as(moved).flatten(1, 2)], dim=1)
+        start = k.shape[1]
+        if memory is not None:
+            k, v = torch.cat([k, memory.key_BMGd], dim=1), torch.cat([v, memory.value_BMGd], dim=1)
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))
         if isinstance(self.mask, BlockMask):
-            out = flex_attention(q, k, v, block_mask=self.mask, enable_gqa=True)
+            # What differs from row to row is a change of scores, so that the mask of blocks is made once.
+            without_padding = None if memory is None else _padding(memory.seen_BM, start)
+            out = flex_attention(q, k, v, score_mod=without_padding, block_mask=self.mask, enable_gqa=True)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=True)
+            mask = self.mask
+            if memory is not None:
+                mask = mask & F.pad(memory.seen_BM, (start, 0), value=True)[:, None, None]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         return attention.out_proj(out.transpose(1, 2).flatten(2).unflatten(1, (K, N)))  # type: ignore[union-attr]
 
 
-def flat_view(config: StreamerConfig, layout: UnitLayout, K: int, device: torch.device, flex: bool) -> FlatView:
-    """The view of clips of K blocks, for FlexAttention or dense."""
+def _padding(seen_BM: Tensor, start: int) -> Callable[..., Tensor]:
+    """The change of scores that hides the padding of memories, whose keys begin at `start`."""
+    most = seen_BM.shape[1] - 1
+
+    def change(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return torch.where((key < start) | seen_BM[batch, (key - start).clamp(0, most)], score, float("-inf"))
+
+    return change
+
+
+def flat_view(
+    config: StreamerConfig, layout: UnitLayout, K: int, device: torch.device, flex: bool, memory: int = 0
+) -> FlatView:
+    """The view of clips of K blocks with so many memory tokens, for FlexAttention or dense."""
     sinks, seen_KM, sink_table = moved_sinks(config, layout, K)
     sees = _rule(config, layout, K, seen_KM, device)
-    Q, M = K * len(layout.kind_N), K * seen_KM.shape[1]
+    Q, M = K * len(layout.kind_N), K * seen_KM.shape[1] + memory
     mask: Tensor | BlockMask
     if flex:
         mask = create_block_mask(sees, None, None, Q, Q + M, device=str(device))
@@ -72,6 +93,7 @@ def _rule(
 ) -> Callable[..., Tensor]:
     """(batch, head, query, key) -> whether the query sees the key; element-wise, as FlexAttention wants it."""
     N, M = len(layout.kind_N), max(1, seen_KM.shape[1])
+    memory_start = K * (N + seen_KM.shape[1])
     inside = visible_in_block(layout).to(device)
     window_N = window_units(config)[layout.kind_N].to(device)
     history_N = (torch.arange(N) < layout.context.stop).to(device)
@@ -85,6 +107,6 @@ def _rule(
         earlier = (distance > 0) & (distance < window_N[other]) & history_N[other]
         of_clip = torch.where(distance == 0, inside[place, other], earlier)
         as_sink = (behind // M == block) & seen[block, behind % M]
-        return torch.where(key < K * N, of_clip, as_sink)
+        return torch.where(key < K * N, of_clip, as_sink) | (key >= memory_start)
 
     return sees

@@ -24,7 +24,7 @@ from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
-from wan_streamer.model.cache import KVCache
+from wan_streamer.model.cache import MEMORY, KVCache
 from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
 from wan_streamer.model.pretrained import codecs_of, find_checkpoint
 from wan_streamer.model.streamer import LiveState, Streamer
@@ -117,14 +117,16 @@ def _tokens(layout: UnitLayout) -> dict[str, int]:
 def _seen_history(config: StreamerConfig, layout: UnitLayout) -> tuple[int, Tensor]:
     """(block, [M, 2]) where every window is full: which (block, layout index) of earlier units that block sees.
 
-    Under `full` the history has no end; the block is the one that begins after a minute.
+    A full memory comes last, as tokens of the block `MEMORY`. Under `full` the history has no end; the block is the one
+    that begins after a minute.
     """
     block = MINUTE_UNITS
     if config.cache.policy == "window":
         block = int(window_units(config).max()) + config.cache.sink_units
     kind_N = layout.kind_N[layout.context]
     distance = effective_distance(config, kind_N[None], block, torch.arange(block)[:, None])
-    return block, (distance >= 0).nonzero()
+    memory_M2 = torch.tensor([MEMORY, 0]).expand(config.cache.memory_tokens, 2)
+    return block, torch.cat([(distance >= 0).nonzero(), memory_M2])
 
 
 def _live(streamer: Streamer) -> LiveState:

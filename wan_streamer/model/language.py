@@ -213,6 +213,8 @@ def _fit_scale(streamer: Streamer) -> None:
     scale = streamer.text_in.weight.square().mean().sqrt()
     streamer.off.normal_().mul_(scale)
     streamer.place.normal_().mul_(PLACE_SCALE * scale)
+    if streamer.memory_in is not None:
+        streamer.memory_in.normal_().mul_(PLACE_SCALE * scale)
     heard, _ = streamer.hearing(0.1 * torch.randn(1, SAMPLES_PER_UNIT))
     size = (1, FRAMES_PER_UNIT, perception.video_height, perception.video_width, 3)
     seen, _ = streamer.seeing(torch.randint(0, 256, size, dtype=torch.uint8))

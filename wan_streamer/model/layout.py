@@ -145,12 +145,14 @@ def effective_distance(config: StreamerConfig, kind: Tensor, query_block: Tensor
     """Distance in units at which a query sees keys of a block, or -1 where it does not. Arguments broadcast.
 
     Inside the window it is the true distance. A sink outside the window is moved to sit just before the window, so
-    that distances stay inside what training saw.
+    that distances stay inside what training saw. With a text memory, text has no sinks: their words are in the memory.
     """
     distance = query_block - key_block
     window = window_units(config)[kind]
     sinks = config.cache.sink_units
     as_sink = torch.where(key_block < sinks, window + sinks - 1 - key_block, -1)
+    if config.cache.memory_tokens:
+        as_sink = torch.where(kind == Kind.TEXT, -1, as_sink)
     return torch.where(distance < window, distance.clamp(min=-1), as_sink)
 
 

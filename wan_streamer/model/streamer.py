@@ -10,16 +10,19 @@ Flow: the network predicts the clean latent and the velocity follows from it, v 
 of 256 need not carry 144 numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
 """
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
+from wan_streamer.errors import ConfigError
 from wan_streamer.model.backbone import Backbone
 from wan_streamer.model.cache import KVCache
 from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, readable, spoken
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerception, VideoPerceptionState
@@ -38,7 +41,10 @@ class ClipBatch:
     microphone_BK bool: False where it is off
     user_video    uint8 [B, 4 K, h, w, 3];   camera_BK bool
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
-    written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance)
+    written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance); where
+                  it is False anywhere in a clip, so are its words in the memory
+    memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before the clip (`model/memory.py`),
+                  -1 where there is nothing; M is 0 in a model without memory
     """
 
     video_BKNP: Tensor
@@ -50,18 +56,27 @@ class ClipBatch:
     user_text_BKS: Tensor
     slot_BKSL: Tensor
     written_BK: Tensor
+    memory_BM2: Tensor
 
 
 @dataclass
 class LiveState:
-    """Everything that a live session carries from unit to unit."""
+    """Everything that a live session carries from unit to unit.
+
+    told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
+    said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
+    """
 
     cache: KVCache
     hearing: AudioPerceptionState | EarsState | None = None
     seeing: VideoPerceptionState | None = None
+    told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
+    said: deque[Tensor] = field(default_factory=deque)
 
 
 class Streamer(nn.Module):
+    memory_in: nn.Parameter | None  # [sources, D]: who said it; None in a model without memory
+
     def __init__(self, config: StreamerConfig) -> None:
         super().__init__()
         self.config = config
@@ -84,6 +99,8 @@ class Streamer(nn.Module):
         self.apply(self._initialise)
         for head in (self.video_out, self.audio_out):
             nn.init.zeros_(head.weight)
+        memory = config.cache.memory_tokens > 0
+        self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if memory else None
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +134,13 @@ class Streamer(nn.Module):
         """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
         time = self._tau(tau)
         return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
+
+    def _embed_memory(self, memory: Tensor) -> Tensor:
+        """Memory tokens [..., 2] -> [..., D]."""
+        source, token = memory.clamp(min=0).unbind(-1)  # padding is seen by nobody
+        if self.memory_in is None:
+            raise ConfigError("cache.memory_tokens: expected more than 0 where there is a memory, got 0")
+        return self.text_in(token) + self.memory_in[source]
 
     def _starts(self, like: Tensor) -> Tensor:
         return like.new_zeros(*like.shape[:-2], len(LANES), like.shape[-1])
@@ -153,10 +177,16 @@ class Streamer(nn.Module):
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*self._embed_latents(*history, history_tau), *user, self._starts(slots), slots]
         parts += self._embed_latents(*noisy, tau_BK2)
-        hidden = self.backbone(torch.cat(parts, dim=2) + self.place)
+        memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else ()
+        hidden = self.backbone(torch.cat(parts, dim=2) + self.place, *memory)
         asking = hidden[:, :, self.layout.lane_start.start : self.layout.slots[-1].start]
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
         return self._velocity(hidden[:, :, self.layout.noisy], noisy, tau_BK2), logits
+
+    def _clip_memory(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        """The memories of clips: [B, M, D], and where they are [B, M]."""
+        memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
+        return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor) -> Latents:
         n = self.config.video_tokens
@@ -167,10 +197,13 @@ class Streamer(nn.Module):
 
     # ---- live
 
-    def open(self) -> LiveState:
-        """A fresh session's state."""
+    def open(self, memory_N2: Tensor | None = None) -> LiveState:
+        """A fresh session's state. `memory_N2` is what was said before, as in `ClipBatch` but without padding."""
         weight = self.backbone.norm.weight
-        return LiveState(KVCache(self.config, self.layout, weight.device, weight.dtype))
+        live = LiveState(KVCache(self.config, self.layout, weight.device, weight.dtype))
+        if memory_N2 is not None:
+            live.told_N2 = memory_N2.cpu()
+        return live
 
     def silence(self) -> Latents:
         """The latents before the first unit: zeros, as in training."""
@@ -198,6 +231,7 @@ class Streamer(nn.Module):
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
         clean = self._embed_latents(*last, torch.zeros(2, device=device))
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S)
+        self._remember(live, text_S)
         live.cache.open_block()
         opening = torch.cat([*clean, *user, self._starts(user[0])])
         return self._commit(live, opening, self.layout.opening)
@@ -207,7 +241,25 @@ class Streamer(nn.Module):
 
         written  False hides them, as `ClipBatch.written_BK` does
         """
+        if live.said:
+            first = 0 if written else RESPONSE + 1
+            live.said[-1][slot, first : len(LANES)] = token_L[first:]
         return self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot])
+
+    def _remember(self, live: LiveState, text_S: Tensor) -> None:
+        """Before a block opens: the words of the unit that leaves the text window go to the memory."""
+        cache = self.config.cache
+        new_N2 = live.told_N2
+        if live.said and len(live.said) == cache.text_units:
+            new_N2 = torch.cat([new_N2, spoken(live.said.popleft()[None].cpu())])
+        if len(new_N2):
+            new_N2 = new_N2[-cache.memory_tokens :].to(self.device)
+            past_2ZMGd = live.cache.memory(cache.memory_tokens - len(new_N2))  # no more than in training
+            live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
+            live.told_N2 = live.told_N2[:0]
+        if cache.memory_tokens:
+            live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=self.device))
+            live.said[-1][:, len(LANES) :] = text_S[:, None]
 
     def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
         index_N = torch.arange(where.start, where.stop)

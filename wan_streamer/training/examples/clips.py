@@ -21,6 +21,7 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES
+from wan_streamer.model.memory import PADDING, RESPONSE, latest, spoken
 from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
@@ -61,25 +62,36 @@ def stack(examples: Iterable[Example]) -> Example:
     return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
 
 
-def hide(example: Example, text: bool = False, user: bool = False, history: bool = False) -> Example:
+def hide(
+    example: Example, text: bool = False, user: bool = False, history: bool = False, memory: bool = False
+) -> Example:
     """`example` with some conditions of sound and pictures taken away.
 
-    text     the agent's own words: neither read nor learned
-    user     microphone and camera are off, nothing is typed; words are not learned, since they answer the user
+    text     the agent's own words, of the memory too: neither read nor learned
+    user     microphone and camera are off, nothing is typed or remembered of the user; words are not learned, since
+             they answer the user
     history  the agent's past sound and pictures
+    memory   all that was said before the clip
     """
     clips, no = example.clips, torch.zeros_like(example.recalled_BK)
     if text:
         clips = dataclasses.replace(clips, written_BK=no)
     if user:
         silent = torch.full_like(clips.user_text_BKS, SILENCE)
-        clips = dataclasses.replace(clips, microphone_BK=no, camera_BK=no, user_text_BKS=silent)
+        own_BM2 = torch.where(clips.memory_BM2[..., :1] == RESPONSE, clips.memory_BM2, PADDING)
+        clips = dataclasses.replace(clips, microphone_BK=no, camera_BK=no, user_text_BKS=silent, memory_BM2=own_BM2)
         example = dataclasses.replace(example, lane_BKL=torch.zeros_like(example.lane_BKL))
+    if memory:
+        clips = dataclasses.replace(clips, memory_BM2=torch.full_like(clips.memory_BM2, PADDING))
     return dataclasses.replace(example, clips=clips, recalled_BK=no if history else example.recalled_BK)
 
 
 class ClipReader:
-    """Clips of `units` units from `store`, for a model of `config`, with the text of `text`."""
+    """Clips of `units` units from `store`, for a model of `config`, with the text of `text`.
+
+    Raises `ConfigError` if text would leave the window inside a clip and the model has a memory: in training the memory
+    holds what was said before the clip, and stays the same in all of it.
+    """
 
     def __init__(self, store: LatentStore, config: StreamerConfig, text: TextCodec, units: int) -> None:
         self.store, self.config, self.text, self.units = store, config, text, units
@@ -104,7 +116,9 @@ class ClipReader:
         K, config, labels = units or self.units, self.config, self.store.labels[number]
         known, lead = min(K, int(self.length[number]) - first), config.perception.lead_units
         clip = self.store.read(number, first, known, lead)
-        user_text, lanes = (torch.from_numpy(part[first : first + known]) for part in self._lanes(number, typed))
+        whole = [torch.from_numpy(part) for part in self._lanes(number, typed)]
+        user_text, lanes = (part[first : first + known] for part in whole)
+        before = torch.cat([whole[1][:first], whole[0][:first, :, None]], dim=2)
         sound = clip["user_audio"]
         if typed:
             hiss = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3
@@ -132,6 +146,7 @@ class ClipReader:
             _pad(user_text, K),
             _pad(lanes, K),
             torch.full((K,), heard["response"]),  # speech without known words is speech without shown text
+            latest(spoken(before), config.cache.memory_tokens),
         )
         clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
         lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wan_streamer.errors import DataError
+from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.training.examples.augment import vary
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack
 
@@ -15,12 +15,23 @@ TYPED_SHARE = 0.1  # of clips in which the user types instead of speaking
 MICROPHONE_OFF_SHARE = 0.5  # of the clips in which the user types
 CAMERA_OFF_SHARE = 0.1  # of clips, on top of those recorded without a camera
 FROM_START_SHARE = 0.15  # of clips that begin where the session begins
+FORGOTTEN_SHARE = 0.1  # of clips without what was said before, as after a lost connection
 
 
 class ConversationClips:
-    """The conversations of `reader`. Raises `DataError` for one that is shorter than a clip."""
+    """The conversations of `reader`.
+
+    Raises `DataError` for one that is shorter than a clip, `ConfigError` for clips in which words would have to enter
+    the memory.
+    """
 
     def __init__(self, reader: ClipReader, where: Path) -> None:
+        cache = reader.config.cache
+        if cache.memory_tokens and reader.units > cache.text_units:
+            raise ConfigError(
+                f"clips: expected at most cache.text_units = {cache.text_units} units in a model with a memory, got"
+                f" {reader.units}"
+            )
         self.reader = reader
         short = int(reader.length.min())
         if short < reader.units:
@@ -35,7 +46,10 @@ class ConversationClips:
         return stack(self._draw(np.random.default_rng((1, number, row)), 0.0) for row in rows)
 
     def _varied(self, rng: np.random.Generator, text_hidden: float) -> Example:
-        return vary(self._draw(rng, text_hidden), rng)
+        example = vary(self._draw(rng, text_hidden), rng)
+        if self.reader.config.cache.memory_tokens and rng.random() < FORGOTTEN_SHARE:
+            return hide(example, memory=True)
+        return example
 
     def _draw(self, rng: np.random.Generator, text_hidden: float) -> Example:
         length = self.reader.length

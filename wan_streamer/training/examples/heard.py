@@ -12,6 +12,7 @@ from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES
+from wan_streamer.model.memory import PADDING
 from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
@@ -51,6 +52,7 @@ class HeardClips:
             torch.full((1, K, config.text.slots), SILENCE),
             torch.from_numpy(lanes[None, self.lead :]),
             ~off,
+            torch.full((1, config.cache.memory_tokens, 2), PADDING),
         )
         targets = np.array([float(name == "transcript") for name in LANES], np.float32)
         lane_BKL = torch.from_numpy(targets).expand(1, K, -1)

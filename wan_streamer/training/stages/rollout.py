@@ -10,6 +10,7 @@ from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import Latents
+from wan_streamer.model.memory import PADDING, readable
 from wan_streamer.model.streamer import ClipBatch, Streamer
 
 
@@ -26,10 +27,13 @@ def roll_out(
 
     pick  tokens of a slot from their logits;   draw  latents of unit k;   both as in `live_unit`
 
-    The user's side and the latents before the clip are those of the data.
+    The user's side, the memory and the latents before the clip are those of the data.
     """
     microphone, camera = (flags_BK[row].tolist() for flags_BK in (clips.microphone_BK, clips.camera_BK))
-    K, live, lead = len(microphone), streamer.open(), streamer.config.perception.lead_units
+    written_B = torch.tensor([all(written_K)], device=clips.memory_BM2.device)
+    memory_N2 = readable(clips.memory_BM2[row : row + 1], written_B)[0]
+    live = streamer.open(memory_N2[memory_N2[:, 0] != PADDING])
+    K, lead = len(microphone), streamer.config.perception.lead_units
     before_LT, audio_KT = clips.user_audio_BT[row].unflatten(0, (lead + K, -1)).split([lead, K])
     if lead:
         _, live.hearing = streamer.hearing(before_LT.flatten()[None])

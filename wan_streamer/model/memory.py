@@ -1,0 +1,106 @@
+"""The text memory: spoken tokens that are older than the text window (docs/architecture.md, "Memory").
+
+`spoken`         text of units -> memory tokens
+`latest`         the last of them, in a tensor of fixed size
+`readable`       a memory without what is hidden from the model
+`ClipMemory`     how the memories of a batch of clips are read;   `MemoryKV`  what their blocks see of them in a layer
+`attend_memory`  attention among memory tokens, each to those before it
+
+A memory token is a pair (source, token) and stands behind all that was said before it: by unit, slot and source. In
+batches the pairs stand at the end of a row, so that the last one always has the same place; padding is in front.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wan_streamer.codecs.text import HOLD
+from wan_streamer.config import BackboneConfig
+from wan_streamer.model.layers import Attention, rotary_table, rotate
+from wan_streamer.model.layout import LANES
+
+SOURCES = (*LANES, "typed")
+RESPONSE = SOURCES.index("response")
+PADDING = -1  # source and token of nothing
+
+
+def spoken(said_KSX: Tensor) -> Tensor:
+    """Memory tokens int64 [N, 2] of what every source said in K units, int64 [K, S, sources].
+
+    Words and ends of turns, which keep utterances apart; no SILENCE and no HOLD.
+    """
+    where_N3 = (said_KSX > HOLD).nonzero()  # in the order of the memory
+    return torch.stack([where_N3[:, 2], said_KSX[where_N3.unbind(1)]], dim=1)
+
+
+def latest(memory_N2: Tensor, size: int) -> Tensor:
+    """The last `size` memory tokens [size, 2], with padding in front where there are fewer."""
+    memory_N2 = memory_N2[max(0, len(memory_N2) - size) :]
+    return F.pad(memory_N2, (0, 0, size - len(memory_N2), 0), value=PADDING)
+
+
+def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
+    """The memories without holes, and without the agent's words where `written_B` is False; padding in front."""
+    source_BM = memory_BM2[..., 0]
+    kept_BM = (source_BM != PADDING) & ((source_BM != RESPONSE) | written_B[:, None])
+    order_BM = kept_BM.long().argsort(dim=1, stable=True)
+    kept_BM2 = torch.where(kept_BM[..., None], memory_BM2, PADDING)
+    return kept_BM2.gather(1, order_BM[..., None].expand(-1, -1, 2))
+
+
+class ClipMemory(NamedTuple):
+    """How the memories of B clips are read.
+
+    table_2Mh  rotary tables: the last token has the id -1, one tick before the clip
+    seen_BM    bool: whether there is a token
+    mask_B1MM  bool: which token sees which; padding sees itself, because a row of nothing would be NaN
+    """
+
+    table_2Mh: Tensor
+    seen_BM: Tensor
+    mask_B1MM: Tensor
+
+
+def clip_memory(seen_BM: Tensor, config: BackboneConfig) -> ClipMemory:
+    """The `ClipMemory` of memories of which `seen_BM` is there."""
+    M = seen_BM.shape[1]
+    causal_MM = torch.ones(M, M, dtype=torch.bool, device=seen_BM.device).tril()
+    itself_MM = torch.eye(M, dtype=torch.bool, device=seen_BM.device)
+    mask_BMM = (causal_MM & seen_BM[:, None]) | itself_MM
+    return ClipMemory(memory_table(M, config, seen_BM.device), seen_BM, mask_BMM[:, None])
+
+
+def memory_table(M: int, config: BackboneConfig, device: torch.device) -> Tensor:
+    """Rotary tables [2, M, head_dim / 2] of M memory tokens, ids counted from where the text window begins."""
+    return rotary_table(memory_ids(M).to(device), config)
+
+
+def memory_ids(M: int) -> Tensor:
+    """Ids [M, 3] of M memory tokens, counted from the first tick of the text window: -M ... -1 on all axes."""
+    return torch.arange(-M, 0)[:, None].expand(M, 3)
+
+
+class MemoryKV(NamedTuple):
+    """What the blocks of B clips read of their memories in one layer: rotated keys, values, whether they are there."""
+
+    key_BMGd: Tensor
+    value_BMGd: Tensor
+    seen_BM: Tensor
+
+
+def attend_memory(
+    attention: Attention, x_BND: Tensor, table_2Mh: Tensor, mask: Tensor, past_2BMGd: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention among memory tokens, output projection included, and keys (not rotated) and values [2, B, N, G, d].
+
+    x_BND       normalised hidden states of N tokens
+    past_2BMGd  keys and values of the tokens before; table and mask (broadcasts to [B, 1, N, M]) are those of both
+    """
+    q, raw_k, v = attention.project(x_BND)
+    added = kv = torch.stack([raw_k, v.to(raw_k.dtype)])
+    if past_2BMGd is not None:
+        kv = torch.cat([past_2BMGd.to(kv.dtype), kv], dim=2)
+    keys, values = rotate(kv[0], table_2Mh).to(q.dtype), kv[1].to(q.dtype)
+    return attention.attend(rotate(q, table_2Mh[:, -x_BND.shape[1] :]), keys, values, mask), added
