@@ -79,7 +79,7 @@ def memory_table(M: int, config: BackboneConfig, device: torch.device) -> Tensor
 
 def memory_ids(M: int) -> Tensor:
     """Ids [M, 3] of M memory tokens, counted from the first tick of the text window: -M ... -1 on all axes."""
-    return torch.arange(-M, 0)[:, None].expand(M, 3)
+    return torch.arange(-M, 0, dtype=torch.float64)[:, None].expand(M, 3)
 
 
 class MemoryKV(NamedTuple):

@@ -44,10 +44,11 @@ def window_attention(
     """
     out = torch.empty_like(q_KXRd)
     keys, values = _History(k_XKNd, sizes, windows), _History(v_XKNd, sizes, windows)
-    for block in range(len(q_KXRd)):
-        seen = keys.seen(block, memory_k_XYd, sink_k_XKMd[:, block])
-        weights = _weights(q_KXRd[block], seen, bias_XY, bias_KNT[block])
-        torch.bmm(weights, values.seen(block, memory_v_XYd, sink_v_XMd), out=out[block])
+    with torch.autocast(q_KXRd.device.type, enabled=False):  # on CUDA it would make the softmax float32
+        for block in range(len(q_KXRd)):
+            seen = keys.seen(block, memory_k_XYd, sink_k_XKMd[:, block])
+            weights = _weights(q_KXRd[block], seen, bias_XY, bias_KNT[block])
+            torch.bmm(weights, values.seen(block, memory_v_XYd, sink_v_XMd), out=out[block])
     return out
 
 

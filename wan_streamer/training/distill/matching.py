@@ -128,7 +128,7 @@ class MatchingStage(StudentStage):
         return loss, {name: value.detach() for name, value in numbers.items()}
 
     def _noise(self, like: Latents, noise: RowNoise) -> Latents:
-        return each(lambda z: self.move(noise.normal(tuple(z.shape))), like)
+        return each(noise.like, like)
 
 
 def pick(latents: Latents, step_B: Tensor) -> Latents:

@@ -167,7 +167,7 @@ class StudentStage(StreamerStage):
         """The teacher's guided path from noise, at the student's times and at its end; the teacher's error in text."""
         history, zero = real_history(example.clips)
         steps, shift = self.settings.teacher_steps, self.streamer.config.flow.shift
-        noisy = each(lambda z: self.move(noise.normal(tuple(z.shape))), history)
+        noisy = each(noise.like, history)
         path = []
         for i, (now, following) in enumerate(pairwise(time_grid(steps, shift))):
             if i % (steps // self.settings.solver_steps) == 0:

@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wan_streamer.codecs.patches import patchify
-from wan_streamer.codecs.text import HOLD, SILENCE, TextCodec
+from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES
-from wan_streamer.model.memory import PADDING, RESPONSE, latest, spoken
+from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, latest, spoken
 from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
+SAYS = {"agent": "response", "user": "transcript"}  # lane of what a side says
 MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
 
 
@@ -146,12 +147,21 @@ class ClipReader:
             _pad(user_text, K),
             _pad(lanes, K),
             torch.full((K,), heard["response"]),  # speech without known words is speech without shown text
-            latest(spoken(before), config.cache.memory_tokens),
+            latest(torch.cat([self._told(number), spoken(before)]), config.cache.memory_tokens),
         )
         clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
         lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)
         recalled = torch.ones(1, K, dtype=torch.bool)
         return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled)
+
+    def _told(self, number: int) -> Tensor:
+        """Memory tokens of what was said before the recording (`before` of its labels)."""
+        pairs = [
+            (SOURCES.index(SAYS[turn["side"]]), token)
+            for turn in self.store.labels[number].get("before", ())
+            for token in [*self.text.encode(turn["text"]), END]
+        ]
+        return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
     def busiest(self, number: int) -> int:
         """The first unit of the clip of a conversation in which the agent says most."""

@@ -12,7 +12,7 @@ from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES
-from wan_streamer.model.memory import PADDING
+from wan_streamer.model.memory import latest, spoken
 from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
@@ -39,7 +39,10 @@ class HeardClips:
             for one in stream.placed
         ]
         labels = {"units": self.lead + K, "words": {"user": words, "agent": []}, "events": events}
-        _, lanes = conversation_lanes(labels, config.text.slots, config.text.lead_units, self.text)
+        typed, lanes = map(
+            torch.from_numpy, conversation_lanes(labels, config.text.slots, config.text.lead_units, self.text)
+        )
+        said = torch.cat([lanes, typed[..., None]], dim=2)[: self.lead]
         size = (config.perception.video_height, config.perception.video_width, 3)
         off = torch.zeros(1, K, dtype=torch.bool)
         clips = ClipBatch(
@@ -50,9 +53,9 @@ class HeardClips:
             torch.full((1, K * FRAMES_PER_UNIT, *size), 128, dtype=torch.uint8),
             off,
             torch.full((1, K, config.text.slots), SILENCE),
-            torch.from_numpy(lanes[None, self.lead :]),
+            lanes[None, self.lead :],
             ~off,
-            torch.full((1, config.cache.memory_tokens, 2), PADDING),
+            latest(spoken(said), config.cache.memory_tokens)[None],
         )
         targets = np.array([float(name == "transcript") for name in LANES], np.float32)
         lane_BKL = torch.from_numpy(targets).expand(1, K, -1)

@@ -49,7 +49,7 @@ class DuplexStage(StreamerStage):
             for split in ("train", "valid")
         )
 
-        self.heard = heard_clips(heard, self.streamer, text)
+        self.heard = heard_clips(heard, self.streamer, text, config.clip_units)
 
     def batch(self, step: int, rows: range) -> Example:
         tasks, seed = self._tasks_of(step), self.config.seed

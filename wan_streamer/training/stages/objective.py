@@ -67,7 +67,7 @@ def draw_flow(
         history_tau = torch.where(recalled_BK[..., None], history_tau, 1.0)
     whole = Latents(clips.video_BKNP, clips.audio_BKTC)
     past, clean = each(lambda z: z[:, :-1], whole), each(lambda z: z[:, 1:], whole)
-    past_noise, eps = (each(lambda z: move(noise.normal(tuple(z.shape))), clean) for _ in range(2))
+    past_noise, eps = (each(noise.like, clean) for _ in range(2))
     return FlowSample(mix(past, past_noise, history_tau), history_tau, mix(clean, eps, tau), tau, clean, eps)
 
 

@@ -31,7 +31,7 @@ class PretrainStage(StreamerStage):
         self.train_tasks = TaskClips(self.train_clips, Path(data) / "train")
         self.valid_tasks = TaskClips(self.valid_clips, Path(data) / "valid")
 
-        self.heard = heard_clips(heard, streamer, text)
+        self.heard = heard_clips(heard, streamer, text, config.clip_units)
 
     def batch(self, step: int, rows: range) -> Example:
         if self.heard is not None and step % HEARD_EVERY == HEARD_EVERY - 1:

@@ -13,16 +13,15 @@ from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.heard import HeardClips
-from wan_streamer.training.examples.tasks import LENGTHS
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.stages.lora import merge_lora
 from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.training.stages.watch import write_takes
 
 
-def heard_clips(corpus: Path | None, streamer: Streamer, text: TextCodec) -> HeardClips | None:
+def heard_clips(corpus: Path | None, streamer: Streamer, text: TextCodec, units: int) -> HeardClips | None:
     """Training speech of a corpus for this model, if there is a corpus."""
-    return None if corpus is None else HeardClips(corpus, "train", streamer.config, text, LENGTHS[-1])
+    return None if corpus is None else HeardClips(corpus, "train", streamer.config, text, units)
 
 
 class StreamerStage(Stage):
