@@ -9,9 +9,9 @@ import pytest
 from wan_streamer.simulation.conversation.dialogue import GAP, YIELD, Dialogue, Scene, Turn, episode_rng, episode_units
 from wan_streamer.simulation.conversation.partners import mix_track
 from wan_streamer.simulation.conversation.repertoire import AGENT, USER, agent_texts, any_wording, slots, wording
-from wan_streamer.simulation.conversation.scenarios import FRAME, SCENARIO_NAMES, SCENARIOS, plan_dialogue
+from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES, SCENARIOS, plan_dialogue, plan_of
 from wan_streamer.simulation.conversation.seen import NOTICED
-from wan_streamer.simulation.conversation.talk import PAUSE
+from wan_streamer.simulation.conversation.timing import PAUSE
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.units import SAMPLE_RATE
 
@@ -59,8 +59,7 @@ def scenes(name: str, count: int = 20, camera: bool = True) -> list[Dialogue]:
     out = []
     for seed in range(count):
         scene = Scene(375, tone, tone, camera, np.random.default_rng(seed))
-        plan = FRAME.get(name) or SCENARIOS[name].plan
-        draft = plan(scene, 1.0)
+        draft = plan_of(name)(scene, 1.0)
         if draft is not None and scene.add(draft, name):
             out.append(scene.finish())
     return out
