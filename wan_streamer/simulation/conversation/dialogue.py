@@ -296,6 +296,12 @@ class Scene:
         dialogue = self.dialogue
         return max([0.0, *(turn.end for turn in dialogue.turns), *(sound.end for sound in dialogue.sounds)])
 
+    def unanswered(self) -> bool:
+        """Whether the agent has spoken into a silence and nobody has answered: then it does not speak again."""
+        dialogue = self.dialogue
+        asked = [e["start"] for e in dialogue.events if e["type"] == "remark" and e["label"] in ("call", "silence")]
+        return bool(asked) and not any(t.side == "user" and t.onset > asked[-1] for t in dialogue.turns)
+
     def show(self, draft: Draft, prop: Prop, start: float, end: float) -> None:
         draft.gestures.append(("user", Gesture("show", start, end, prop)))
 
@@ -336,9 +342,8 @@ class Scene:
         quiet_from = 0.0
         for start, end in [*sorted((t.onset, t.end) for t in dialogue.turns), (dialogue.seconds, dialogue.seconds)]:
             if start - quiet_from >= QUIET:
-                dialogue.events.append(
-                    {"type": "silence", "side": "both", "start": round(quiet_from, 4), "end": start, "label": ""}
-                )
+                at = round(quiet_from, 4)
+                dialogue.events.append({"type": "silence", "side": "both", "start": at, "end": start, "label": ""})
             quiet_from = max(quiet_from, end)
         dialogue.events.sort(key=lambda event: (event["start"], event["type"], event["side"]))
         return dialogue

@@ -106,8 +106,8 @@ def reply_to(text: str, rng: np.random.Generator) -> tuple[str, dict[str, str]]:
 
 
 def some_sentences(texts: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """Neighbours; every second time the last one has a topic."""
-    at, wanted = 0, rng.random() < 0.5
+    """Neighbours; in four of ten cases the last one has a topic and is no question."""
+    at, wanted = 0, rng.random() < 0.4
     for _ in range(12):
         at = int(rng.integers(max(1, len(texts) - count + 1)))
         last = texts[at : at + count][-1]

@@ -92,9 +92,10 @@ FREE: dict[str, Scenario] = {
 }
 """What may happen more than once, between the others."""
 
-FREE_SHARE = 0.42  # of what is drawn
+FREE_SHARE = 0.6  # of what is drawn
 BEFORE = 0.4  # share of episodes that go on after an earlier talk
 HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of their long turns
+SILENT = 0.12  # share of episodes with a long silence
 TOLD_EARLY, ASKED = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
 CLOSING = 4.5  # seconds kept for a question about what was told, and as many for a goodbye
 
@@ -131,6 +132,8 @@ def plan_dialogue(
     says_bye = scene.chance(0.3)
     end = scene.dialogue.seconds
     scene.limit = end - CLOSING * (recalls + says_bye)
+    if scene.chance(SILENT) and scene.dialogue.turns:
+        _try(scene, "long_silence")
     _fill(scene)
     if recalls:
         scene.limit = end - CLOSING * says_bye

@@ -109,13 +109,15 @@ def decoy(scene: Scene, at: float) -> Draft | None:
     return draft
 
 
-def long_silence(scene: Scene, at: float) -> Draft:
+def long_silence(scene: Scene, at: float) -> Draft | None:
     """Nobody says anything for seven seconds; then the agent asks, once, however long it stays quiet after that."""
+    if scene.unanswered():
+        return None
     asks = scene.agent("still_there", max(at, scene.quiet_since() + scene.between(7.0, 7.6)))
     draft = Draft([asks])
     draft.event("remark", "agent", asks.onset, asks.end, "silence")
     if scene.chance(0.5):
-        draft.until = asks.end + scene.between(3.0, 16.0)
+        draft.until = asks.end + scene.between(3.0, 14.0)
     else:
         answer = scene.user("yes_here", asks.end + scene.between(0.3, 0.8))
         draft.turns += [answer, scene.agent("okay", answer.end + scene.gap())]
