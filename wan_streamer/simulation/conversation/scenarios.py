@@ -50,27 +50,27 @@ SCENARIOS: dict[str, Scenario] = {
         talk.ask("Three sentences about rain, bread, the moon, tea, or a story.", *talk.EXPLANATIONS), 0.8
     ),
     "repeat_after_me": Scenario(talk.repeat_after_me, 1.0),
-    "tells_name": Scenario(facts.tells("name", "The user tells their name; the agent uses it at once."), 0.6),
+    "tells_name": Scenario(facts.tells("name", "The user tells their name; the agent uses it at once."), 0.35),
     "recalls_name": Scenario(
         facts.recalls("name", "The user asks for their name: the agent remembers it, or says that it was not told."),
-        0.5,
+        0.25,
     ),
-    "tells_colour": Scenario(facts.tells("colour", "The user tells their favourite colour."), 0.5),
-    "recalls_colour": Scenario(facts.recalls("colour", "The same for the favourite colour."), 0.4),
-    "tells_fact": Scenario(facts.tells_fact, 1.0),
-    "recalls_fact": Scenario(facts.recalls_fact, 0.8),
+    "tells_colour": Scenario(facts.tells("colour", "The user tells their favourite colour."), 0.3),
+    "recalls_colour": Scenario(facts.recalls("colour", "The same for the favourite colour."), 0.2),
+    "tells_fact": Scenario(facts.tells_fact, 0.5),
+    "recalls_fact": Scenario(facts.recalls_fact, 0.4),
     "pause_in_turn": Scenario(talk.pause_in_turn, 1.0),
     "fast_handoff": Scenario(talk.fast_handoff, 0.8),
     "long_story": Scenario(talk.long_story, 1.0),
     "typed": Scenario(talk.typed, 0.8),
     "german": Scenario(talk.german, 0.5),
-    "barge_in_stop": Scenario(overlap.barge_in_stop, 1.2),
-    "barge_in_topic": Scenario(overlap.barge_in_topic, 1.0),
-    "barge_in_correction": Scenario(overlap.barge_in_correction, 0.7),
-    "double_barge_in": Scenario(overlap.double_barge_in, 0.5),
-    "user_backchannel": Scenario(overlap.user_backchannel, 1.0),
-    "side_talk": Scenario(overlap.side_talk, 0.7),
-    "noise": Scenario(overlap.noise, 0.8),
+    "barge_in_stop": Scenario(overlap.barge_in_stop, 2.2),
+    "barge_in_topic": Scenario(overlap.barge_in_topic, 1.8),
+    "barge_in_correction": Scenario(overlap.barge_in_correction, 1.3),
+    "double_barge_in": Scenario(overlap.double_barge_in, 0.9),
+    "user_backchannel": Scenario(overlap.user_backchannel, 2.2),
+    "side_talk": Scenario(overlap.side_talk, 1.3),
+    "noise": Scenario(overlap.noise, 1.2),
     "held_colour": Scenario(seen.held_colour, 1.0),
     "held_thing": Scenario(seen.held_thing, 1.0),
     "held_number": Scenario(seen.held_number, 0.7),
@@ -80,15 +80,15 @@ SCENARIOS: dict[str, Scenario] = {
     "smiles": Scenario(seen.smiles, 0.5),
     "thumb_up": Scenario(seen.thumb_up, 0.5),
     "decoy": Scenario(seen.decoy, 0.8),
-    "long_silence": Scenario(seen.long_silence, 0.4),
+    "long_silence": Scenario(seen.long_silence, 0.2),
 }
 """What may happen in the middle. Openings (`greeting`, `agent_greets`) and `goodbye` have their place."""
 
 FREE: dict[str, Scenario] = {
     "free_talk": Scenario(free.free_talk, 1.0),
-    "order": Scenario(free.order, 0.45),
+    "order": Scenario(free.order, 0.3),
     "free_story": Scenario(free.free_story, 0.25),
-    "free_barge_in": Scenario(free.free_barge_in, 0.2),
+    "free_barge_in": Scenario(free.free_barge_in, 0.3),
 }
 """What may happen more than once, between the others."""
 
@@ -129,7 +129,7 @@ def plan_dialogue(
     if recalls and scene.dialogue.before and scene.chance(0.4):
         _try(scene, facts.recall_known(scene.facts, rng))
         recalls = False
-    says_bye = scene.chance(0.3)
+    says_bye = scene.chance(0.2)
     end = scene.dialogue.seconds
     scene.limit = end - CLOSING * (recalls + says_bye)
     if scene.chance(SILENT) and scene.dialogue.turns:
