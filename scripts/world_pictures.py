@@ -15,7 +15,7 @@ import numpy as np
 from sheet import contact_sheet, frame_strip
 
 from wan_streamer.data.shards import read_episodes
-from wan_streamer.simulation.conversation.scenarios import FRAME, SCENARIO_NAMES, SCENARIOS
+from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES, plan_of
 from wan_streamer.simulation.preview.films import preview_frames
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -31,8 +31,7 @@ def save_jpeg(image_HWC: np.ndarray, path: Path, scale: float) -> None:
 
 def meaning(name: str) -> str:
     """What the function of a scenario says about itself."""
-    plan = FRAME.get(name) or SCENARIOS[name].plan
-    return (plan.__doc__ or "").strip()
+    return (plan_of(name).__doc__ or "").strip()
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ import pytest
 
 from wan_streamer.simulation.conversation.dialogue import GAP, YIELD, Dialogue, Scene, Turn, episode_rng, episode_units
 from wan_streamer.simulation.conversation.partners import mix_track
-from wan_streamer.simulation.conversation.repertoire import AGENT, USER, agent_texts, any_wording, slots, wording
-from wan_streamer.simulation.conversation.scenarios import FRAME, SCENARIO_NAMES, SCENARIOS, plan_dialogue
+from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, USER, agent_texts, any_wording, wording
+from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES, SCENARIOS, plan_dialogue, plan_of
 from wan_streamer.simulation.conversation.seen import NOTICED
-from wan_streamer.simulation.conversation.talk import PAUSE
+from wan_streamer.simulation.conversation.sentences import codec_sentences
+from wan_streamer.simulation.conversation.timing import PAUSE
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.units import SAMPLE_RATE
 
+TEXTS = tuple(codec_sentences(300, np.random.default_rng(0)))
 SEEN = {
     "held_colour",
     "held_thing",
@@ -49,8 +51,8 @@ def hum(text: str) -> Speech:
 @pytest.fixture(scope="module")
 def dialogues() -> list[Dialogue]:
     return [
-        plan_dialogue(episode_units(5, "train", i), tone, tone, i % 5 > 0, episode_rng(5, "train", i, 2))
-        for i in range(250)
+        plan_dialogue(episode_units(5, "train", i), tone, tone, i % 5 > 0, episode_rng(5, "train", i, 2), TEXTS)
+        for i in range(400)
     ]
 
 
@@ -58,9 +60,8 @@ def scenes(name: str, count: int = 20, camera: bool = True) -> list[Dialogue]:
     """The scenario alone, several times."""
     out = []
     for seed in range(count):
-        scene = Scene(375, tone, tone, camera, np.random.default_rng(seed))
-        plan = FRAME.get(name) or SCENARIOS[name].plan
-        draft = plan(scene, 1.0)
+        scene = Scene(375, tone, tone, camera, np.random.default_rng(seed), TEXTS)
+        draft = plan_of(name)(scene, 1.0)
         if draft is not None and scene.add(draft, name):
             out.append(scene.finish())
     return out
@@ -115,7 +116,9 @@ def test_answers_come_in_time(name):
     assert 0.25 <= np.median(gaps) <= 0.40
 
 
-@pytest.mark.parametrize("name", ["barge_in_stop", "barge_in_topic", "barge_in_correction", "double_barge_in"])
+@pytest.mark.parametrize(
+    "name", ["barge_in_stop", "barge_in_topic", "barge_in_correction", "double_barge_in", "free_barge_in"]
+)
 def test_the_agent_falls_silent_after_a_barge_in(name):
     found = scenes(name)
     assert len(found) > 10
@@ -149,7 +152,7 @@ def test_the_agent_goes_on_when_nobody_wants_the_turn(name):
 def test_the_agent_waits_while_the_user_thinks():
     for dialogue in scenes("pause_in_turn"):
         (pause,) = events(dialogue, "pause")
-        assert PAUSE[0] <= pause["end"] - pause["start"] <= PAUSE[1]
+        assert PAUSE[0] - 1e-3 <= pause["end"] - pause["start"] <= PAUSE[1] + 1e-3
         asked, answer = dialogue.turns
         assert asked.onset < pause["start"] < pause["end"] < asked.end < answer.onset
         sound_T = mix_track(dialogue, "user", np.random.default_rng(0))
@@ -210,6 +213,6 @@ def test_every_slot_can_be_filled():
     assert all("{" not in text for text in agent_texts())
     assert all(any_wording(rng) for _ in range(200))
     for intent, wordings in USER.items():
-        for text in wordings:
-            filled = wording(intent, rng, **dict.fromkeys(slots(text) + slots(USER[intent][0]), "x"))
+        for _ in wordings:
+            filled = wording(intent, rng, **dict.fromkeys((*FILLERS, "a", "b", "phrase"), "x"))
             assert "{" not in filled

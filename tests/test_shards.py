@@ -163,6 +163,9 @@ FAULTS = [  # of a simulated conversation: what is changed, what is told
     ({"user": []}, "'user'"),
     ({"user": {"camera": "on"}}, "camera"),
     ({"scenarios": "greeting"}, "'scenarios'"),
+    ({"before": "hello"}, "'before'"),
+    ({"before": [{"side": "both", "text": "Hello."}]}, r"before\[0\]"),
+    ({"before": [{"side": "user"}]}, r"before\[0\]"),
     ({"words": {"user": []}}, "words"),
     ({"words": {"user": [], "agent": [TEXT]}}, r"words.agent\[0\]"),
     ({"words": {"user": [TIMES], "agent": []}}, r"words.user\[0\]"),
@@ -207,11 +210,12 @@ def test_the_schema_file_and_the_check_agree():
     accepts = jsonschema.Draft202012Validator(schema).is_valid
     recorded = a_recording().labels
     good = [an_episode().labels, an_episode().labels | {"source": "simulated"}, recorded, recorded | {"start": 0}]
+    good += [an_episode().labels | {"before": before} for before in ([], [{"side": "user", "text": "Hello."}])]
     good += [an_episode().labels | {"seed": -1}, recorded | {"new_key": 1}]
     for labels in good:
         check_labels(labels, "here")
         assert accepts(labels)
-        needed = labels.keys() - {"source", "new_key"}
+        needed = labels.keys() - {"source", "new_key", "before"}
         for key in needed:
             less = {k: v for k, v in labels.items() if k != key}
             assert not accepts(less), key
@@ -223,7 +227,7 @@ def test_the_schema_file_and_the_check_agree():
             assert not accepts(base | change), problem
     assert all(accepts(an_episode().labels | change) for change, _ in AGREEMENT_FAULTS)
     known = set(schema["properties"])
-    assert set(an_episode().labels) | set(recorded) | {"task", "targets", "prompt", "face"} == known
+    assert set(an_episode().labels) | set(recorded) | {"task", "targets", "prompt", "face", "before"} == known
 
 
 def test_every_documented_key_is_needed():

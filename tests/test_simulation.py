@@ -10,7 +10,7 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.simulation import simulate
 from wan_streamer.simulation.conversation.dialogue import episode_rng, split_of
 from wan_streamer.simulation.conversation.partners import make_episode
-from wan_streamer.simulation.conversation.repertoire import AGENT, USER, is_german, wording
+from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, USER, is_german, wording
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
 from wan_streamer.simulation.conversation.sentences import codec_sentences
 from wan_streamer.simulation.face.motion import pose_track
@@ -141,7 +141,8 @@ def test_listener_nods_and_nobody_freezes():
 
 def test_user_voices_differ_and_say_every_wording():
     rng = np.random.default_rng(0)
-    slots = {"a": "two", "b": "three", "name": "Anna", "colour": "red", "phrase": "The sky is blue today."}
+    slots = {name: options[0] for name, options in FILLERS.items()}
+    slots |= {"a": "two", "b": "three", "phrase": "The sky is blue today."}
     lengths = set()
     for intent in USER:
         text = wording(intent, rng, **slots)

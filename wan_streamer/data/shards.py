@@ -122,6 +122,7 @@ def check_labels(labels: Any, where: str) -> dict[str, Any]:
             raise fail(f"events[{i}]: expected the label as text, got {type(event['label']).__name__}")
     if not set(labels.get("targets", ())) <= set(TARGETS):
         raise fail(f"targets: expected some of {', '.join(TARGETS)}, got {labels['targets']}")
+    _check_before(labels.get("before", []), fail)
     if "mouth_open" in labels:
         _check_mouths(labels["mouth_open"], labels["units"] * FRAMES_PER_UNIT, fail)
     return labels
@@ -130,6 +131,14 @@ def check_labels(labels: Any, where: str) -> dict[str, Any]:
 def _is(value: Any, kind: type) -> bool:
     """Whether a JSON value has a type; a truth value is no number, a whole number is a float."""
     return not isinstance(value, bool) and isinstance(value, (int, float) if kind is float else kind)
+
+
+def _check_before(turns: Any, fail: Any) -> None:
+    if not isinstance(turns, list):
+        raise fail(f"label 'before': expected list, got {type(turns).__name__}")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict) or turn.get("side") not in SIDES or not isinstance(turn.get("text"), str):
+            raise fail(f"before[{i}]: expected a side, user or agent, and a text")
 
 
 def _check_mouths(mouths: dict, frames: int, fail: Any) -> None:

@@ -226,7 +226,7 @@ def content(cases: Sequence[Case]) -> dict[str, Metric]:
 def _topic(case: Case, turn: Exchange) -> str:
     if turn.intent in ("colour", "thing", "digit"):
         return "seen"
-    if turn.intent in ("ask_my_name", "ask_my_colour"):
+    if turn.intent.startswith("ask_my_"):
         return "memory"
     return "typed" if turn.intent == "typed" else "other"
 

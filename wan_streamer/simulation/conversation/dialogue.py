@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from wan_streamer.errors import ConfigError
+from wan_streamer.simulation.conversation.hesitation import SHORTEST, perform, plan_pieces
 from wan_streamer.simulation.conversation.repertoire import AGENT, is_german, reply_label, wording
 from wan_streamer.simulation.face.motion import Gesture
 from wan_streamer.simulation.face.person import Prop
@@ -26,8 +27,9 @@ GAP = (0.20, 0.60)  # from the user's last word to the agent's first, seconds; m
 QUICK_GAP = (0.20, 0.28)
 YIELD = (0.16, 0.48)  # from the first sound of a barge-in to the agent's last, seconds
 CUT_FADE = 0.03
+OVER_DB = (-6.0, 2.0)  # what the user says over the agent, to stop it or not: loudness does not tell
 QUIET = 1.5  # seconds without speech that count as silence
-UNITS = (90, 210)  # shortest and longest episode, units of 160 ms
+UNITS = (125, 281)  # shortest and longest episode, units of 160 ms
 SPLITS = ("train", "valid", "test")
 SPOKEN = ("speech", "backchannel", "side_talk")  # kinds of turns; each is an event of the same name
 
@@ -42,6 +44,7 @@ class Turn:
     cut      where it is broken off, None if it is said to its end
     kind     "speech", "backchannel" (it does not take the turn) or "side_talk" (not meant for the partner)
     gain_db  louder or softer than this voice's usual level
+    pauses   (start, end) of silences in which the speaker is not done, seconds from the begin of `speech.audio`
     """
 
     side: str
@@ -51,6 +54,7 @@ class Turn:
     cut: float | None = None
     kind: str = "speech"
     gain_db: float = 0.0
+    pauses: tuple[tuple[float, float], ...] = ()
 
     @property
     def onset(self) -> float:
@@ -123,6 +127,7 @@ class Dialogue:
     units      length in units of 160 ms
     scenarios  names in the order in which they happen
     events     {"type", "side", "start", "end", "label"}, see docs/simulation.md
+    before     {"side", "text"} of short turns that were said minutes before, empty if nothing is known
     """
 
     units: int
@@ -131,6 +136,7 @@ class Dialogue:
     sounds: list[Burst] = field(default_factory=list)
     scenarios: list[str] = field(default_factory=list)
     events: list[dict] = field(default_factory=list)
+    before: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -168,17 +174,32 @@ Speak = Callable[[str, np.random.Generator, str], Speech]
 class Scene:
     """The state of a conversation that is being planned.
 
-    time    where the next scenario may begin
-    camera  whether the user can be seen
-    facts   what the user has told so far
+    time      where the next scenario may begin
+    limit     when the last scenario has to be over
+    camera    whether the user can be seen
+    texts     sentences that the user may say freely, in an order in which neighbours belong together
+    split     whose orders the user may say
+    facts     what the user has told so far
+    hesitant  share of the user's long turns with a pause inside
     """
 
-    def __init__(self, units: int, agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        units: int,
+        agent: Speak,
+        user: Speak,
+        camera: bool,
+        rng: np.random.Generator,
+        texts: Sequence[str] = (),
+        split: str = "train",
+    ) -> None:
         self.dialogue = Dialogue(units)
         self.voices = {"agent": agent, "user": user}
         self.camera, self.rng = camera, rng
+        self.texts, self.split = texts, split
         self.facts: dict[str, str] = {}
-        self.time = 0.0
+        self.hesitant = 0.0
+        self.time, self.limit = 0.0, self.dialogue.seconds
 
     # ------------------------------------------------------------ utterances
 
@@ -188,14 +209,35 @@ class Scene:
         return self.place(side, label, onset, speech, kind, gain_db)
 
     def place(
-        self, side: str, label: str, onset: float, speech: Speech, kind: str = "speech", gain_db: float = 0.0
+        self,
+        side: str,
+        label: str,
+        onset: float,
+        speech: Speech,
+        kind: str = "speech",
+        gain_db: float = 0.0,
+        pauses: tuple[tuple[float, float], ...] = (),
     ) -> Turn:
         """An utterance that exists already, with its first sound at `onset`."""
         start = round((onset - speech.phonemes[0].start) * SAMPLE_RATE) / SAMPLE_RATE
-        return Turn(side, label, speech, start, None, kind, gain_db)
+        return Turn(side, label, speech, start, None, kind, gain_db, pauses)
 
-    def user(self, intent: str, onset: float, kind: str = "speech", gain_db: float = 0.0, **values: str) -> Turn:
-        return self.say("user", intent, onset, wording(intent, self.rng, **values), kind, gain_db)
+    def user(self, intent: str, onset: float, kind: str = "speech", steady: bool = False, **values: str) -> Turn:
+        """One of the intent's wordings; `steady`: without a pause inside."""
+        text = wording(intent, self.rng, **values)
+        if steady or kind != "speech" or is_german(intent):
+            return self.say("user", intent, onset, text, kind)
+        return self.utter(intent, onset, text)
+
+    def utter(self, label: str, onset: float, *sentences: str) -> Turn:
+        """Sentences of the user, sometimes with pauses inside; the longer the turn, the likelier."""
+        words = sum(len(text.split()) for text in sentences)
+        pauses = 0
+        if words >= SHORTEST and self.chance(self.hesitant * min(1.5, words / 8)):
+            pauses = 1 + self.chance(0.4)
+        pieces = plan_pieces(sentences, pauses, self.rng)
+        speech, silences = perform(pieces, lambda text: self.voices["user"](text, self.rng, "en"))
+        return self.place("user", label, onset, speech, pauses=silences)
 
     def agent(self, label: str, onset: float, kind: str = "speech", **values: str) -> Turn:
         return self.say("agent", label, onset, AGENT[label].format(**values), kind)
@@ -224,13 +266,16 @@ class Scene:
         asked = self.user(intent, at)
         return Draft([asked, self.reply(label or intent, asked.end)])
 
-    def barge_in(self, draft: Draft, intent: str, earliest: float, latest: float) -> Turn | None:
-        """The user breaks into the last turn of the draft; it is cut. None if that turn is too short."""
+    def barge_in(self, draft: Draft, intent: str, earliest: float, latest: float, sentence: str = "") -> Turn | None:
+        """The user breaks into the last turn of the draft with a wording of the intent, or with a sentence; it is cut.
+        None if that turn is too short."""
         talking = draft.turns[-1]
         latest = min(latest, talking.end - talking.onset - YIELD[1] - 0.1)
         if latest <= earliest:
             return None
-        breaks_in = self.user(intent, talking.onset + self.between(earliest, latest))
+        onset = talking.onset + self.between(earliest, latest)
+        text = sentence or wording(intent, self.rng)
+        breaks_in = self.say("user", intent, onset, text, gain_db=self.between(*OVER_DB))
         cut = round(breaks_in.onset + self.between(*YIELD), 4)
         draft.turns[-1] = replace(talking, cut=cut)
         draft.turns.append(breaks_in)
@@ -251,14 +296,20 @@ class Scene:
         dialogue = self.dialogue
         return max([0.0, *(turn.end for turn in dialogue.turns), *(sound.end for sound in dialogue.sounds)])
 
+    def unanswered(self) -> bool:
+        """Whether the agent has spoken into a silence and nobody has answered: then it does not speak again."""
+        dialogue = self.dialogue
+        asked = [e["start"] for e in dialogue.events if e["type"] == "remark" and e["label"] in ("call", "silence")]
+        return bool(asked) and not any(t.side == "user" and t.onset > asked[-1] for t in dialogue.turns)
+
     def show(self, draft: Draft, prop: Prop, start: float, end: float) -> None:
         draft.gestures.append(("user", Gesture("show", start, end, prop)))
 
     # ------------------------------------------------------------ the clock
 
     def add(self, draft: Draft, name: str) -> bool:
-        """Keep a draft if it ends 0.4 s before the episode does; then move the clock on."""
-        if draft.end + 0.4 > self.dialogue.seconds:
+        """Keep a draft if it ends 0.4 s before `limit`; then move the clock on."""
+        if draft.end + 0.4 > self.limit:
             return False
         dialogue = self.dialogue
         dialogue.turns += draft.turns
@@ -285,12 +336,14 @@ class Scene:
             dialogue.events.append(
                 {"type": turn.kind, "side": turn.side, "start": turn.onset, "end": turn.end, "label": turn.label}
             )
+            for first, last in turn.pauses:
+                start, end = round(turn.start + first, 4), round(turn.start + last, 4)
+                dialogue.events.append({"type": "pause", "side": turn.side, "start": start, "end": end, "label": ""})
         quiet_from = 0.0
         for start, end in [*sorted((t.onset, t.end) for t in dialogue.turns), (dialogue.seconds, dialogue.seconds)]:
             if start - quiet_from >= QUIET:
-                dialogue.events.append(
-                    {"type": "silence", "side": "both", "start": round(quiet_from, 4), "end": start, "label": ""}
-                )
+                at = round(quiet_from, 4)
+                dialogue.events.append({"type": "silence", "side": "both", "start": at, "end": start, "label": ""})
             quiet_from = max(quiet_from, end)
         dialogue.events.sort(key=lambda event: (event["start"], event["type"], event["side"]))
         return dialogue

@@ -3,14 +3,14 @@
 Every function takes (scene, at) and returns a `Draft` that begins at `at`, or None if it does not fit the situation.
 """
 
-from wan_streamer.simulation.conversation.dialogue import Burst, Draft, Scene
-from wan_streamer.simulation.conversation.repertoire import pick
+from wan_streamer.simulation.conversation.dialogue import OVER_DB, Burst, Draft, Scene
+from wan_streamer.simulation.conversation.repertoire import pick, wording
 from wan_streamer.simulation.conversation.talk import EXPLANATIONS
 from wan_streamer.simulation.face.motion import Gesture
 from wan_streamer.simulation.sound.effects import SOUNDS
 
 TOPICS = ("wait_name", "wait_hear")
-ASIDE_DB = -7.0  # the user speaks away from the microphone
+ASIDE_DB = (-10.0, -3.0)  # the user speaks away from the microphone
 
 
 def _long_turn(scene: Scene, at: float) -> Draft:
@@ -56,12 +56,13 @@ def double_barge_in(scene: Scene, at: float) -> Draft | None:
 
 
 def user_backchannel(scene: Scene, at: float) -> Draft:
-    """The user says "mm-hm" while the agent explains; the agent goes on."""
+    """The user says "mm-hm" or "oh, I see", loud or softly, while the agent explains; the agent goes on."""
     draft = scene.exchange(pick(EXPLANATIONS, scene.rng), at)
     told = draft.turns[-1]
     when = told.onset + scene.between(1.0, 2.5)
     while when < told.end - 1.0:
-        draft.turns.append(scene.user("backchannel", when, "backchannel", gain_db=-3.0))
+        text, loud = wording("backchannel", scene.rng), scene.between(*OVER_DB)
+        draft.turns.append(scene.say("user", "backchannel", when, text, "backchannel", loud))
         when = draft.turns[-1].end + scene.between(1.4, 3.0)
     return draft
 
@@ -70,7 +71,9 @@ def side_talk(scene: Scene, at: float) -> Draft:
     """The user turns away and speaks to somebody else, in silence or while the agent explains; the agent ignores it."""
     draft = scene.exchange(pick(EXPLANATIONS, scene.rng), at) if scene.chance(0.5) else Draft()
     when = draft.turns[-1].onset + scene.between(0.8, 2.2) if draft.turns else at + 0.3
-    aside = scene.user("aside", when, "side_talk", ASIDE_DB)
+    fixed = not scene.texts or scene.chance(0.5)
+    text = wording("aside", scene.rng) if fixed else scene.texts[int(scene.rng.integers(len(scene.texts)))]
+    aside = scene.say("user", "aside", when, text, "side_talk", scene.between(*ASIDE_DB))
     draft.turns.append(aside)
     draft.gestures.append(("user", Gesture("look_away", max(at, aside.onset - 0.3), aside.end + 0.3)))
     draft.until = aside.end + 1.2  # nothing comes of it

@@ -17,6 +17,7 @@ from wan_streamer.simulation.conversation.dialogue import (
     episode_units,
     split_of,
 )
+from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.repertoire import SMILES, any_wording
 from wan_streamer.simulation.conversation.scenarios import plan_dialogue
 from wan_streamer.simulation.face.motion import Motion, gesture_tracks, pose_track
@@ -32,7 +33,7 @@ from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UN
 if TYPE_CHECKING:
     from wan_streamer.simulation.voice.natural import NaturalVoices
 
-GENERATOR = "2.1"
+GENERATOR = "3.0"
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
@@ -126,7 +127,7 @@ def make_episode(
     def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
         return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
 
-    planner = planner or _planner_of(split, episode_units(seed, split, index))
+    planner = planner or _planner_of(split, episode_units(seed, split, index), human.name if human else "")
     attempts = (
         planner(agent_voice.speak, speak, camera, episode_rng(seed, split, index, PLANS + attempt))
         for attempt in itertools.count()
@@ -165,16 +166,19 @@ def make_episode(
         "mouth_open": {side: [round(p.mouth_open, 3) for p in acting[side].motion.poses] for side in SIDES},
         "face": {side: acting[side].parameters() for side in SIDES},
     }  # fmt: skip
+    if dialogue.before:
+        labels["before"] = dialogue.before
     user_video = acting["user"].film(identity) if pictures and camera else None
     agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures else None
     return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
 
 
-def _planner_of(split: str, units: int) -> Planner:
-    """Conversations whose sequence of scenarios is one of this split."""
+def _planner_of(split: str, units: int, voice: str) -> Planner:
+    """Conversations whose sequence of scenarios is one of this split; `voice`: of a natural user, else empty."""
+    texts = free_texts(split, voice)
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        dialogue = plan_dialogue(units, agent, user, camera, rng)
+        dialogue = plan_dialogue(units, agent, user, camera, rng, texts, split)
         return dialogue if split_of(dialogue.scenarios) == split else None
 
     return plan

@@ -1,15 +1,19 @@
 """The table of everything that can happen between a user and the agent, and how a conversation is put together.
 
-`SCENARIOS`      name -> how it is planned and how often it is drawn
+`SCENARIOS`      name -> how it is planned and how often it is drawn; `FREE`, the same for what may happen again
 `plan_dialogue`  as many scenarios as fit, in random order
+`plan_of`        the function of a scenario
 `plan_exactly`   these scenarios and nothing else, as long as they take
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from wan_streamer.simulation.conversation import facts as facts
+from wan_streamer.simulation.conversation import free as free
 from wan_streamer.simulation.conversation import overlap as overlap
 from wan_streamer.simulation.conversation import seen as seen
 from wan_streamer.simulation.conversation import talk as talk
@@ -46,22 +50,27 @@ SCENARIOS: dict[str, Scenario] = {
         talk.ask("Three sentences about rain, bread, the moon, tea, or a story.", *talk.EXPLANATIONS), 0.8
     ),
     "repeat_after_me": Scenario(talk.repeat_after_me, 1.0),
-    "tells_name": Scenario(talk.tells_name, 0.8),
-    "recalls_name": Scenario(talk.recalls_name, 0.7),
-    "tells_colour": Scenario(talk.tells_colour, 0.8),
-    "recalls_colour": Scenario(talk.recalls_colour, 0.7),
+    "tells_name": Scenario(facts.tells("name", "The user tells their name; the agent uses it at once."), 0.35),
+    "recalls_name": Scenario(
+        facts.recalls("name", "The user asks for their name: the agent remembers it, or says that it was not told."),
+        0.25,
+    ),
+    "tells_colour": Scenario(facts.tells("colour", "The user tells their favourite colour."), 0.3),
+    "recalls_colour": Scenario(facts.recalls("colour", "The same for the favourite colour."), 0.2),
+    "tells_fact": Scenario(facts.tells_fact, 0.5),
+    "recalls_fact": Scenario(facts.recalls_fact, 0.4),
     "pause_in_turn": Scenario(talk.pause_in_turn, 1.0),
     "fast_handoff": Scenario(talk.fast_handoff, 0.8),
     "long_story": Scenario(talk.long_story, 1.0),
     "typed": Scenario(talk.typed, 0.8),
     "german": Scenario(talk.german, 0.5),
-    "barge_in_stop": Scenario(overlap.barge_in_stop, 1.2),
-    "barge_in_topic": Scenario(overlap.barge_in_topic, 1.0),
-    "barge_in_correction": Scenario(overlap.barge_in_correction, 0.7),
-    "double_barge_in": Scenario(overlap.double_barge_in, 0.5),
-    "user_backchannel": Scenario(overlap.user_backchannel, 1.0),
-    "side_talk": Scenario(overlap.side_talk, 0.7),
-    "noise": Scenario(overlap.noise, 0.8),
+    "barge_in_stop": Scenario(overlap.barge_in_stop, 2.2),
+    "barge_in_topic": Scenario(overlap.barge_in_topic, 1.8),
+    "barge_in_correction": Scenario(overlap.barge_in_correction, 1.3),
+    "double_barge_in": Scenario(overlap.double_barge_in, 0.9),
+    "user_backchannel": Scenario(overlap.user_backchannel, 2.2),
+    "side_talk": Scenario(overlap.side_talk, 1.3),
+    "noise": Scenario(overlap.noise, 1.2),
     "held_colour": Scenario(seen.held_colour, 1.0),
     "held_thing": Scenario(seen.held_thing, 1.0),
     "held_number": Scenario(seen.held_number, 0.7),
@@ -71,41 +80,100 @@ SCENARIOS: dict[str, Scenario] = {
     "smiles": Scenario(seen.smiles, 0.5),
     "thumb_up": Scenario(seen.thumb_up, 0.5),
     "decoy": Scenario(seen.decoy, 0.8),
-    "long_silence": Scenario(seen.long_silence, 0.4),
+    "long_silence": Scenario(seen.long_silence, 0.2),
 }
 """What may happen in the middle. Openings (`greeting`, `agent_greets`) and `goodbye` have their place."""
 
+FREE: dict[str, Scenario] = {
+    "free_talk": Scenario(free.free_talk, 1.0),
+    "order": Scenario(free.order, 0.3),
+    "free_story": Scenario(free.free_story, 0.25),
+    "free_barge_in": Scenario(free.free_barge_in, 0.3),
+}
+"""What may happen more than once, between the others."""
+
+FREE_SHARE = 0.6  # of what is drawn
+BEFORE = 0.4  # share of episodes that go on after an earlier talk
+HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of their long turns
+SILENT = 0.12  # share of episodes with a long silence
+TOLD_EARLY, ASKED = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
+CLOSING = 4.5  # seconds kept for a question about what was told, and as many for a goodbye
+
 OPENERS = ("small_talk", "agent_name", "agent_skills", "counting", "knowledge", "tells_name", "arithmetic")
 FRAME = {"greeting": talk.greeting, "agent_greets": seen.agent_greets, "goodbye": talk.goodbye}
-SCENARIO_NAMES = (*FRAME, *SCENARIOS)
+SCENARIO_NAMES = (*FRAME, *SCENARIOS, *FREE)
 
 
-def plan_dialogue(units: int, agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue:
-    """Fill `units` with scenarios: an opening, then a weighted draw without repetition, then perhaps a goodbye.
+def plan_dialogue(
+    units: int,
+    agent: Speak,
+    user: Speak,
+    camera: bool,
+    rng: np.random.Generator,
+    texts: Sequence[str] = (),
+    split: str = "train",
+) -> Dialogue:
+    """Fill `units` with scenarios: an opening, then a weighted draw, then perhaps a question about what was told.
 
     agent, user  what speaks for each side;  camera  whether the user can be seen
+    texts        sentences of this split that the user may say freely; without them there is no free talk
     """
-    scene = Scene(units, agent, user, camera, rng)
-    opening = rng.random()
-    if opening < 0.15:
-        _try(scene, "agent_greets")
-    else:
-        scene.time = scene.between(0.4, 1.4)  # before the agent would speak first
-        if opening < 0.75:
-            _try(scene, "greeting")
-        else:
-            _try(scene, str(rng.choice(OPENERS)))
-    weights = np.array([s.weight for s in SCENARIOS.values()])
-    order = rng.choice(len(SCENARIOS), len(SCENARIOS), replace=False, p=weights / weights.sum())
-    says_bye, misses = scene.chance(0.3), 0
-    names = _memory_in_order([list(SCENARIOS)[i] for i in order])
-    for name in [name for name in names if name not in scene.dialogue.scenarios]:
-        if misses == MISSES or (says_bye and scene.time > scene.dialogue.seconds - 5):
-            break
-        misses = 0 if _try(scene, name) else misses + 1
+    scene = Scene(units, agent, user, camera, rng, texts, split)
+    scene.hesitant = HESITATES if scene.chance(HESITANT) else 0.0
+    if scene.chance(BEFORE):
+        scene.dialogue.before, scene.facts = facts.earlier(texts, rng)
+    _open(scene)
+    if not scene.dialogue.before and scene.chance(TOLD_EARLY):
+        _try(scene, str(rng.choice(("tells_name", "tells_colour", "tells_fact", "tells_fact"))))
+    recalls = scene.chance(ASKED) and bool(scene.facts)
+    if recalls and scene.dialogue.before and scene.chance(0.4):
+        _try(scene, facts.recall_known(scene.facts, rng))
+        recalls = False
+    says_bye = scene.chance(0.2)
+    end = scene.dialogue.seconds
+    scene.limit = end - CLOSING * (recalls + says_bye)
+    if scene.chance(SILENT) and scene.dialogue.turns:
+        _try(scene, "long_silence")
+    _fill(scene)
+    if recalls:
+        scene.limit = end - CLOSING * says_bye
+        _try(scene, facts.recall_known(scene.facts, rng))
+    scene.limit = end
     if says_bye:
         _try(scene, "goodbye")
     return scene.finish()
+
+
+def _open(scene: Scene) -> None:
+    """Who begins. A talk that goes on needs no greeting, and may begin with a silence."""
+    opening = scene.rng.random()
+    if scene.dialogue.before:
+        scene.time = scene.between(2.5, 6.5) if opening < 0.35 else scene.between(0.4, 1.4)
+        return
+    if opening < 0.2:
+        _try(scene, "agent_greets")
+        return
+    scene.time = scene.between(0.4, 1.4)  # before the agent would speak first
+    _try(scene, "greeting" if opening < 0.7 else str(scene.rng.choice(OPENERS)))
+
+
+def _fill(scene: Scene) -> None:
+    """Draw scenarios until `MISSES` in a row do not fit: those of `FREE` again and again, the others once."""
+    order = iter(_draw(SCENARIOS, len(SCENARIOS), scene.rng))
+    misses = 0
+    while misses < MISSES and scene.time < scene.limit:
+        if scene.texts and scene.chance(FREE_SHARE):
+            (name,) = _draw(FREE, 1, scene.rng)
+        else:
+            name = next((name for name in order if name not in scene.dialogue.scenarios), "")
+            if not name:
+                return
+        misses = 0 if _try(scene, name) else misses + 1
+
+
+def _draw(table: dict[str, Scenario], count: int, rng: np.random.Generator) -> list[str]:
+    weights = np.array([scenario.weight for scenario in table.values()])
+    return [list(table)[i] for i in rng.choice(len(table), count, replace=False, p=weights / weights.sum())]
 
 
 def plan_exactly(
@@ -121,18 +189,11 @@ def plan_exactly(
     return scene.finish()
 
 
-def _memory_in_order(names: list[str]) -> list[str]:
-    """Three times in four what is recalled was told before: move the question behind the fact, close enough to fit."""
-    for fact in ("name", "colour"):
-        told, asked = names.index(f"tells_{fact}"), names.index(f"recalls_{fact}")
-        if asked < told and (asked + told) % 4:
-            names[asked], names[told] = names[told], names[asked]
-        elif asked > told + 2:
-            names.insert(told + 2, names.pop(asked))
-    return names
+def plan_of(name: str) -> talk.Plan:
+    """The function of a scenario."""
+    return FRAME[name] if name in FRAME else (SCENARIOS | FREE)[name].plan
 
 
 def _try(scene: Scene, name: str) -> bool:
-    plan = FRAME[name] if name in FRAME else SCENARIOS[name].plan
-    draft = plan(scene, scene.time)
+    draft = plan_of(name)(scene, scene.time)
     return draft is not None and scene.add(draft, name)

@@ -109,22 +109,28 @@ def decoy(scene: Scene, at: float) -> Draft | None:
     return draft
 
 
-def long_silence(scene: Scene, at: float) -> Draft:
-    """Nobody says anything for seven seconds; then the agent asks."""
-    asks = scene.agent("still_there", scene.quiet_since() + scene.between(7.0, 7.6))
+def long_silence(scene: Scene, at: float) -> Draft | None:
+    """Nobody says anything for seven seconds; then the agent asks, once, however long it stays quiet after that."""
+    if scene.unanswered():
+        return None
+    asks = scene.agent("still_there", max(at, scene.quiet_since() + scene.between(7.0, 7.6)))
     draft = Draft([asks])
     draft.event("remark", "agent", asks.onset, asks.end, "silence")
-    if scene.chance(0.7):
+    if scene.chance(0.5):
+        draft.until = asks.end + scene.between(3.0, 14.0)
+    else:
         answer = scene.user("yes_here", asks.end + scene.between(0.3, 0.8))
         draft.turns += [answer, scene.agent("okay", answer.end + scene.gap())]
     return draft
 
 
 def agent_greets(scene: Scene, at: float) -> Draft:
-    """Nobody has said anything since the call began; the agent says hello."""
+    """Nobody has said anything since the call began; the agent says hello, once, however long it stays quiet."""
     label = "welcome" if scene.chance(0.7) else "hello"
     draft = Draft([scene.agent(label, scene.between(1.9, 2.3))])
     draft.event("remark", "agent", draft.turns[0].onset, draft.turns[0].end, "call")
     if scene.chance(0.35):
         scene.wave(draft, "agent", draft.turns[0].onset - 0.1)
+    if scene.chance(0.5):
+        draft.until = draft.turns[0].end + scene.between(8.0, 20.0)
     return draft

@@ -1,4 +1,4 @@
-"""Scenarios that are only talk: questions and answers, memory, pauses, fast exchanges, a second language.
+"""Scenarios that are only talk: questions and answers, pauses, fast exchanges, a second language.
 
 Every function takes (scene, at) and returns a `Draft` that begins at `at`, or None if it does not fit the situation.
 """
@@ -6,10 +6,10 @@ Every function takes (scene, at) and returns a `Draft` that begins at `at`, or N
 from collections.abc import Callable
 from itertools import pairwise
 
-from wan_streamer.simulation.conversation.dialogue import Draft, Scene
-from wan_streamer.simulation.conversation.repertoire import AGENT, NAMES, NUMBERS, pick
-from wan_streamer.simulation.face.person import COLOURS
-from wan_streamer.simulation.voice.speech import join
+from wan_streamer.simulation.conversation.dialogue import Draft, Scene, Turn
+from wan_streamer.simulation.conversation.hesitation import Piece, perform
+from wan_streamer.simulation.conversation.repertoire import AGENT, NUMBERS, pick, wording
+from wan_streamer.simulation.conversation.timing import LISTENING, draw_pause
 from wan_streamer.units import UNIT_S
 
 Plan = Callable[[Scene, float], Draft | None]
@@ -17,7 +17,6 @@ Plan = Callable[[Scene, float], Draft | None]
 KNOWLEDGE = ("france", "week", "ice", "sun", "legs", "opposite", "dont_know")
 EXPLANATIONS = ("rain", "bread", "moon", "story", "tea")
 QUICK = ("ready", "tea_please", "red_one", "cat_one", "summer", "morning")
-PAUSE = (0.5, 1.0)  # inside a user's turn, seconds
 
 
 def ask(meaning: str, *intents: str) -> Plan:
@@ -86,53 +85,21 @@ def repeat_after_me(scene: Scene, at: float) -> Draft:
     return Draft([asked, scene.reply(label, asked.end)])
 
 
-def tells_name(scene: Scene, at: float) -> Draft:
-    """The user tells their name; the agent uses it at once."""
-    name = pick(NAMES, scene.rng)
-    told = scene.user("i_am", at, name=name)
-    return Draft([told, scene.reply("meet_name", told.end, name=name)], facts={"name": name})
-
-
-def recalls_name(scene: Scene, at: float) -> Draft:
-    """The user asks for their name: the agent remembers it, or says that it was not told."""
-    asked = scene.user("ask_my_name", at)
-    known = scene.facts.get("name")
-    answer = scene.reply("your_name", asked.end, name=known) if known else scene.reply("unknown", asked.end)
-    return Draft([asked, answer])
-
-
-def tells_colour(scene: Scene, at: float) -> Draft:
-    """The user tells their favourite colour."""
-    colour = pick(COLOURS, scene.rng)
-    told = scene.user("my_colour", at, colour=colour)
-    return Draft([told, scene.reply("will_remember", told.end)], facts={"colour": colour})
-
-
-def recalls_colour(scene: Scene, at: float) -> Draft:
-    """The same for the favourite colour."""
-    asked = scene.user("ask_my_colour", at)
-    known = scene.facts.get("colour")
-    answer = scene.reply("your_colour", asked.end, colour=known) if known else scene.reply("unknown", asked.end)
-    return Draft([asked, answer])
-
-
 def pause_in_turn(scene: Scene, at: float) -> Draft:
     """The user stops to think in the middle of a request; the agent waits for the rest."""
     count = pick(("three", "five"), scene.rng)
-    first, second = scene.user("pause_a", 0.0), scene.user(f"pause_{count}", 0.0)
-    pause = scene.between(*PAUSE)
-    speech, start, end = join(first.speech, second.speech, pause)
-    asked = scene.place("user", count, at, speech)
-    draft = Draft([asked, scene.reply(count, asked.end)])
-    draft.event("pause", "user", asked.start + start, asked.start + end)
-    return draft
+    first, second = (wording(intent, scene.rng) for intent in ("pause_a", f"pause_{count}"))
+    pieces = [Piece(first, first.rstrip(",") + ","), Piece(second, second, draw_pause(scene.rng), True)]
+    speech, pauses = perform(pieces, lambda text: scene.voices["user"](text, scene.rng, "en"))
+    asked = scene.place("user", count, at, speech, pauses=pauses)
+    return Draft([asked, scene.reply(count, asked.end)])
 
 
 def fast_handoff(scene: Scene, at: float) -> Draft:
     """Three short questions, both sides quick."""
     draft = Draft()
     for i in scene.rng.choice(len(QUICK), 3, replace=False):
-        asked = scene.user(QUICK[i], at)
+        asked = scene.user(QUICK[i], at, steady=True)
         draft.turns += [asked, scene.reply(QUICK[i], asked.end, quick=True)]
         at = draft.end + scene.between(0.2, 0.35)
     return draft
@@ -140,22 +107,27 @@ def fast_handoff(scene: Scene, at: float) -> Draft:
 
 def long_story(scene: Scene, at: float) -> Draft:
     """The user tells something in three sentences; the agent says "mm-hm" in between, and something nice at the end."""
-    told = scene.user("long_story", at)
-    words = told.words()
+    told = scene.user("long_story", at, steady=True)
     draft = Draft([told])
-    for word, following in pairwise(words):
-        if word.text.endswith(".") and scene.chance(0.75):
-            heard = scene.agent("mhm", word.end + scene.between(0.16, 0.4), "backchannel")
-            if heard.end < told.end - 0.4 and following.start > word.end:
-                draft.turns.append(heard)
+    listen(scene, draft, told)
     draft.turns.append(scene.reply("long_story", told.end))
     return draft
+
+
+def listen(scene: Scene, draft: Draft, told: Turn) -> None:
+    """The agent says "mm-hm" after some sentences of a long turn, never near its end."""
+    for word, following in pairwise(told.words()):
+        if word.text[-1] in ".!?" and scene.chance(0.75):
+            heard = scene.agent("mhm", word.end + scene.between(*LISTENING), "backchannel")
+            free = all(turn.end + 0.3 < heard.onset for turn in draft.turns if turn.side == "agent")
+            if free and heard.end < told.end - 0.4 and following.start > word.end:
+                draft.turns.append(heard)
 
 
 def typed(scene: Scene, at: float) -> Draft:
     """The user types instead of speaking."""
     intent = pick(("greeting", "how", "name", "three", "five", "can", "thanks", "joke"), scene.rng)
-    text = scene.user(intent, at).speech.text
+    text = wording(intent, scene.rng)
     draft = Draft()
     draft.event("typed", "user", at, at + 0.01, text)  # the moment at which it is sent
     slots = UNIT_S * (1 + len(text) // 6)  # a few characters arrive with every unit

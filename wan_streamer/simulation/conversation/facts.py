@@ -1,0 +1,117 @@
+"""What the user tells about themselves, and what the agent remembers of it.
+
+`FACTS`           kind -> how it is told, asked for and answered
+`tells`, `recalls`, `tells_fact`, `recalls_fact`  scenarios
+`earlier`         a talk minutes before, as text, and what was told in it
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wan_streamer.simulation.conversation.dialogue import Draft, Scene
+from wan_streamer.simulation.conversation.free import reply_text
+from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, pick, reply_label, wording
+from wan_streamer.simulation.conversation.talk import KNOWLEDGE, Plan
+
+EARLIER_TURNS = 12
+EARLIER_WORDS = 9  # longest free sentence of an earlier talk
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Intents of telling and of asking, the replies, and the slot that holds the value."""
+
+    tell: str
+    ask: str
+    answer: str
+    slot: str
+    noted: str = "will_remember"
+
+
+FACTS: dict[str, Fact] = {
+    "name": Fact("i_am", "ask_my_name", "your_name", "name", "meet_name"),
+    "colour": Fact("my_colour", "ask_my_colour", "your_colour", "colour"),
+    **{
+        kind: Fact(f"my_{kind}", f"ask_my_{kind}", f"your_{kind}", kind)
+        for kind in ("pet", "town", "food", "hobby", "number", "job")
+    },
+}
+OTHERS = tuple(kind for kind in FACTS if kind not in ("name", "colour"))
+
+
+def _tell(scene: Scene, kind: str, at: float) -> Draft:
+    fact = FACTS[kind]
+    value = {fact.slot: pick(FILLERS[fact.slot], scene.rng)}
+    told = scene.user(fact.tell, at, **value)
+    return Draft([told, scene.reply(fact.noted, told.end, **value)], facts={kind: value[fact.slot]})
+
+
+def _recall(scene: Scene, kind: str, at: float) -> Draft:
+    fact, known = FACTS[kind], scene.facts.get(kind)
+    asked = scene.user(fact.ask, at)
+    answer = scene.reply(fact.answer, asked.end, **{fact.slot: known}) if known else scene.reply("unknown", asked.end)
+    return Draft([asked, answer])
+
+
+def tells(kind: str, meaning: str) -> Plan:
+    """A scenario that `meaning` describes: this fact is told."""
+
+    def plan(scene: Scene, at: float) -> Draft:
+        return _tell(scene, kind, at)
+
+    plan.__doc__ = meaning
+    return plan
+
+
+def recalls(kind: str, meaning: str) -> Plan:
+    """A scenario that `meaning` describes: this fact is asked for."""
+
+    def plan(scene: Scene, at: float) -> Draft:
+        return _recall(scene, kind, at)
+
+    plan.__doc__ = meaning
+    return plan
+
+
+def tells_fact(scene: Scene, at: float) -> Draft:
+    """The user tells their pet, home, favourite food, hobby, lucky number or job; the agent will remember it."""
+    return _tell(scene, pick(OTHERS, scene.rng), at)
+
+
+def recalls_fact(scene: Scene, at: float) -> Draft:
+    """The user asks for one of them: the agent remembers it, or says that it was not told."""
+    known = tuple(kind for kind in OTHERS if kind in scene.facts)
+    return _recall(scene, pick(known if known and scene.chance(0.75) else OTHERS, scene.rng), at)
+
+
+def recall_known(facts: dict[str, str], rng: np.random.Generator) -> str:
+    """The scenario that asks for something that was told."""
+    kind = pick(tuple(sorted(facts)), rng)
+    return f"recalls_{kind}" if kind in ("name", "colour") else "recalls_fact"
+
+
+def earlier(texts: Sequence[str], rng: np.random.Generator) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """({"side", "text"} of up to `EARLIER_TURNS` short turns in order, the facts told in them)."""
+    exchanges: list[tuple[str, str]] = []
+    facts: dict[str, str] = {}
+    for kind in rng.permutation(sorted(FACTS))[: rng.integers(4)].tolist():
+        fact = FACTS[kind]
+        facts[kind] = pick(FILLERS[fact.slot], rng)
+        value = {fact.slot: facts[kind]}
+        exchanges.append((wording(fact.tell, rng, **value), AGENT[fact.noted].format(**value)))
+    if rng.random() < 0.5:  # facts about other people are not the user's
+        values = {name: pick(options, rng) for name, options in FILLERS.items()}
+        exchanges.append((wording("others", rng, **values), AGENT["i_see"]))
+    if rng.random() < 0.4:
+        intent = pick(KNOWLEDGE, rng)
+        exchanges.append((wording(intent, rng), AGENT[reply_label(intent, rng)]))
+    said = [texts[int(i)] for i in rng.integers(len(texts), size=2)] if texts else []
+    exchanges += [(text, reply_text(text, rng)) for text in said if len(text.split()) <= EARLIER_WORDS]
+    exchanges = exchanges[: EARLIER_TURNS // 2 - 1]
+    rng.shuffle(exchanges)
+    if rng.random() < 0.5 or not exchanges:
+        exchanges.insert(0, (wording("greeting", rng), AGENT["hello"]))
+    sides = ("user", "agent")
+    return [{"side": s, "text": t} for pair in exchanges for s, t in zip(sides, pair, strict=True)], facts
