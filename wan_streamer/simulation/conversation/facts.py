@@ -44,14 +44,16 @@ OTHERS = tuple(kind for kind in FACTS if kind not in ("name", "colour"))
 def _tell(scene: Scene, kind: str, at: float) -> Draft:
     fact = FACTS[kind]
     value = {fact.slot: pick(FILLERS[fact.slot], scene.rng)}
-    told = scene.user(fact.tell, at, **value)
-    return Draft([told, scene.reply(fact.noted, told.end, **value)], facts={kind: value[fact.slot]})
+    told = scene.user(fact.tell, at, "speech", False, **value)
+    return Draft([told, scene.reply(fact.noted, told.end, False, **value)], facts={kind: value[fact.slot]})
 
 
 def _recall(scene: Scene, kind: str, at: float) -> Draft:
     fact, known = FACTS[kind], scene.facts.get(kind)
     asked = scene.user(fact.ask, at)
-    answer = scene.reply(fact.answer, asked.end, **{fact.slot: known}) if known else scene.reply("unknown", asked.end)
+    answer = (
+        scene.reply(fact.answer, asked.end, False, **{fact.slot: known}) if known else scene.reply("unknown", asked.end)
+    )
     return Draft([asked, answer])
 
 
