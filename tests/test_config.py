@@ -188,8 +188,8 @@ def test_every_number_has_a_range() -> None:
         own = [f for f in fields if isinstance(f.default, kinds) and not isinstance(f.default, bool)]
         return [*own, *(field for fields in inner for field in fields)]
 
-    fixed = {"unit_ms", "fps", "sample_rate", "video_ticks"}  # one of a few values
-    assert {f.name for f in numbers(StreamerConfig()) if "range" not in f.metadata} == fixed
+    assert len(numbers(StreamerConfig())) > 60
+    assert [f.name for f in numbers(StreamerConfig()) if "range" not in f.metadata] == []
 
 
 paths = [
@@ -211,10 +211,12 @@ def test_any_value_anywhere_fits_or_is_a_config_error_in_one_line(path: tuple[st
     try:
         config = from_dict(StreamerConfig, changed(None if section == key else section, key, value))
     except ConfigError as error:
-        str(error).encode()
-        assert len(str(error)) < 400
-        return
-    assert from_dict(StreamerConfig, to_dict(config)) == config
+        message = str(error)
+    else:
+        message = ""
+        assert from_dict(StreamerConfig, to_dict(config)) == config
+    assert message.encode().decode() == message
+    assert len(message) < 400
 
 
 BAD_JSON = {

@@ -158,7 +158,7 @@ class PerceptionConfig(Ranged):
     video_width: int = between(168, 24, 4096)
     video_channels: tuple[int, int, int] = between((32, 64, 128), 1, 16_384)  # at 1/4, 1/8 and 1/24 of the size above
     video_grid: tuple[int, int] = between((1, 1), 1, 64)
-    video_ticks: int = FRAMES_PER_UNIT
+    video_ticks: int = between(FRAMES_PER_UNIT, 1, FRAMES_PER_UNIT)
     video_blocks: int = between(0, 0, 256)
     ears: EarsConfig = field(default_factory=EarsConfig)
 
@@ -285,9 +285,9 @@ class StreamerConfig(Ranged):
     cache: CacheConfig = field(default_factory=CacheConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     patch: int = between(3, 1, 64)  # a video token is patch x patch latent positions
-    unit_ms: int = UNIT_MS
-    fps: int = FPS
-    sample_rate: int = SAMPLE_RATE
+    unit_ms: int = between(UNIT_MS, 1, 10_000)
+    fps: int = between(FPS, 1, 1000)
+    sample_rate: int = between(SAMPLE_RATE, 1, 1_000_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -322,7 +322,7 @@ class StreamerConfig(Ranged):
 
 
 def load_config(path: Path) -> StreamerConfig:
-    """Read `config.json`. Raises `ConfigError` if it is missing, not JSON, or has keys, types or values that do not fit."""
+    """Read `config.json`. Raises `ConfigError` if it is missing, not JSON, or holds what does not fit."""
     try:
         data = parse_json(Path(path).read_bytes())
     except OSError as error:

@@ -46,7 +46,7 @@ def to_dict(config: object) -> dict:
 
 
 def from_dict(cls: type, data: object, where: str = "config"):
-    """Build config `cls` from nested dicts. Raises `ConfigError` on unknown keys, wrong types and values out of range."""
+    """Build config `cls` from nested dicts. Raises `ConfigError` on unknown keys, wrong types and ranges."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)

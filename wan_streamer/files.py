@@ -8,7 +8,6 @@ from typing import Any
 
 from wan_streamer.errors import OutputError
 
-
 DIGITS = 20  # of the longest integer that is read: more than 64 bits hold
 
 

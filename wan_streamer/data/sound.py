@@ -1,4 +1,4 @@
-"""Decoded sound of any format, rate and number of channels -> float32 mono. `Mono` is the one way, for films and calls."""
+"""Decoded sound of any format, rate and number of channels -> float32 mono, by `Mono` for films and calls alike."""
 
 import av
 import numpy as np
