@@ -37,20 +37,24 @@ step() { # NAME COMMAND...: run it once
     touch "$WORK/done/$name"
 }
 
-train() { # STAGE OUT OPTIONS...: start the stage, or go on with it
+run() { # STAGE OUT OPTIONS...: start the stage, or go on with it
     local stage=$1 out=$2 resume=()
     shift 2
     if [ -e "$out/trainer.safetensors" ] || [ -e "$out/trainer.json" ]; then resume=(--resume); fi
+    wan-streamer train "$stage" --out "$out" "$@" "${resume[@]}"
+}
+
+train() { # STAGE OUT OPTIONS...: the same for a stage of the model
     # shellcheck disable=SC2086  (TRAIN_FLAGS are words)
-    wan-streamer train "$stage" --out "$out" --device "$DEVICE" $TRAIN_FLAGS "$@" "${resume[@]}"
+    run "$@" --device "$DEVICE" $TRAIN_FLAGS
 }
 
 # ---- data
 
 if [ "$CODECS" = train ]; then
     step codec-data wan-streamer simulate "$WORK/codec-data" --codecs --seed 1
-    step codec-audio wan-streamer train codec --codec audio --data "$WORK/codec-data" --out "$WORK/codec-audio"
-    step codec-video wan-streamer train codec --codec video --data "$WORK/codec-data" --out "$WORK/codec-video"
+    step codec-audio run codec "$WORK/codec-audio" --codec audio --data "$WORK/codec-data"
+    step codec-video run codec "$WORK/codec-video" --codec video --data "$WORK/codec-data"
     CODEC_FLAGS=(--codecs "$WORK/codec-audio" --codecs "$WORK/codec-video")
 else
     CODEC_FLAGS=(--codecs "$CODECS")

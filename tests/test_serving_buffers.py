@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import wave
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +14,7 @@ from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpParameters
 from aiortc.rtp import HeaderExtensions, RtpPacket, unpack_header_extensions
 
+from wan_streamer.data.media import read_sound
 from wan_streamer.errors import ServingError
 from wan_streamer.serving import jitter
 from wan_streamer.serving.jitter import AudioJitterBuffer, VideoJitterBuffer
@@ -188,6 +191,57 @@ def test_a_switched_off_microphone_is_none_and_a_hole_is_silence() -> None:
     assert (unit == 0).sum() >= 960
     assert audio.take(1.0) is None
     assert audio.take(2.0) is None
+
+
+HUM = (0.25 * np.sin(2 * np.pi * 440 * np.arange(24_000) / 48_000)).astype(np.float32)
+MICROPHONES = {  # channels in, what is heard as a multiple of HUM
+    "mono": ([HUM], 1.0),
+    "stereo": ([HUM, HUM], 1.0),
+    "one side": ([HUM, 0 * HUM], 0.5),
+    "opposite sides": ([HUM, -HUM], 0.0),
+    "loud": ([3.9 * HUM, 3.9 * HUM], 3.9),
+}
+
+
+@pytest.mark.parametrize("name", MICROPHONES)
+@pytest.mark.parametrize("source", ["call", "film"])
+def test_channels_are_averaged(name: str, source: str, tmp_path: Path) -> None:
+    channels, gain = MICROPHONES[name]
+    layout = "mono" if len(channels) == 1 else "stereo"
+    pcm = np.round(np.stack(channels, axis=1) * 32767).astype(np.int16)
+    if source == "film":
+        with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+            file.setnchannels(len(channels))
+            file.setsampwidth(2)
+            file.setframerate(48_000)
+            file.writeframes(pcm.tobytes())
+        heard = read_sound(tmp_path / "a.wav")[:SAMPLES_PER_UNIT]
+    else:
+        audio = AudioInput()
+        for start in range(0, len(pcm), 960):
+            frame = av.AudioFrame.from_ndarray(pcm[start : start + 960].reshape(1, -1), format="s16", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
+            audio.push(frame, 0.0)
+        unit = audio.take(0.0)
+        assert unit is not None
+        heard = unit
+    middle = heard[1000:-1000]
+    assert np.abs(middle).max() == pytest.approx(0.25 * gain, abs=0.003)
+    # a clipped sine is louder than its peak says
+    assert middle.std() == pytest.approx(0.25 * gain / np.sqrt(2), abs=0.003)
+
+
+def test_a_microphone_may_change_its_format() -> None:
+    audio = AudioInput()
+    for i in range(8):
+        audio.push(sound(960, i * 960), 0.0)
+    mono = av.AudioFrame.from_ndarray(np.full((1, 7680), 8000, np.int16), format="s16", layout="mono")
+    mono.sample_rate, mono.pts, mono.time_base = 48_000, 8 * 960, Fraction(1, 48_000)
+    audio.push(mono, 0.0)
+    assert audio.take(0.0) is not None
+    unit = audio.take(0.0)
+    assert unit is not None
+    assert unit[200:-200] == pytest.approx(8000 / 32768, abs=0.002)
 
 
 def picture(value: int, height: int = 192, width: int = 256) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -228,6 +229,9 @@ def test_curves_show_every_number_and_the_last_of_a_step(tmp_path: Path) -> None
     for name in ("loss", "error", "grad_norm", "weight"):
         assert f"<figcaption>{name}</figcaption>" in page
     assert page.count("<svg") == 4
+    lines = re.findall(r"<(?:path|polyline) [^>]*>", page)
+    assert len(lines) == 12
+    assert all('fill="none"' in line for line in lines), "an unfilled line, not a triangle over the figure"
     assert "nan" not in page
 
 

@@ -8,28 +8,34 @@
 `StreamerConfig`                     all of the above: what `config.json` of a checkpoint holds
 """
 
-import dataclasses
-import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wan_streamer.errors import ConfigError
+from wan_streamer.fields import Ranged, between
+from wan_streamer.fields import from_dict as from_dict
+from wan_streamer.fields import to_dict as to_dict
+from wan_streamer.files import parse_json
 from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, FPS, FRAMES_PER_UNIT, SAMPLE_RATE, TICKS_PER_UNIT, UNIT_MS
 
 
 @dataclass(frozen=True)
-class AudioVAEConfig:
+class AudioVAEConfig(Ranged):
     """24 kHz mono <-> 25 Hz latents. `hop` samples make one inner frame, 960 / hop of them one latent."""
 
-    latent_dim: int = 32
-    hop: int = 240
-    dim: int = 256
-    latent_blocks: int = 3  # at 25 Hz, on each side
-    frame_blocks: int = 5  # at 24 000 / hop Hz, on each side
-    kernel: int = 7
-    latent_noise: float = 0.3  # standard deviation of the noise added to the mean while training
+    place = "audio_vae"
+    latent_dim: int = between(32, 1, 4096)
+    hop: int = between(240, 1, 960)
+    dim: int = between(256, 1, 16_384)
+    latent_blocks: int = between(3, 0, 256)  # at 25 Hz, on each side
+    frame_blocks: int = between(5, 0, 256)  # at 24 000 / hop Hz, on each side
+    kernel: int = between(7, 1, 255)
+    latent_noise: float = between(0.3, 0, 100)  # standard deviation of the noise added to the mean while training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if SAMPLE_RATE // FPS % self.hop:
+            raise ConfigError(f"audio_vae.hop: expected a divisor of {SAMPLE_RATE // FPS}, got {self.hop}")
 
     @property
     def frames_per_latent(self) -> int:
@@ -37,15 +43,16 @@ class AudioVAEConfig:
 
 
 @dataclass(frozen=True)
-class VideoVAEConfig:
+class VideoVAEConfig(Ranged):
     """RGB frames <-> one latent frame per 4 frames, 1/16 in both directions."""
 
-    height: int = 192
-    width: int = 336
-    latent_channels: int = 16
-    channels: tuple[int, int, int, int] = (24, 64, 96, 128)  # at 1/2, 1/4, 1/8 and 1/16
-    blocks: int = 2  # memory blocks per scale (1/4, 1/8, 1/16)
-    latent_noise: float = 0.05
+    place = "video_vae"
+    height: int = between(192, 16, 4096)
+    width: int = between(336, 16, 4096)
+    latent_channels: int = between(16, 1, 4096)
+    channels: tuple[int, int, int, int] = between((24, 64, 96, 128), 1, 16_384)  # at 1/2, 1/4, 1/8 and 1/16
+    blocks: int = between(2, 0, 256)  # memory blocks per scale (1/4, 1/8, 1/16)
+    latent_noise: float = between(0.05, 0, 100)
 
     @property
     def latent_height(self) -> int:
@@ -57,7 +64,7 @@ class VideoVAEConfig:
 
 
 @dataclass(frozen=True)
-class EarsConfig:
+class EarsConfig(Ranged):
     """Shape of the ears, a speech encoder that is trained before the model (`perception/ears.py`).
 
     rate         Hz, what the first convolution sees
@@ -72,23 +79,25 @@ class EarsConfig:
     piece        units computed at once when many are given; bounds the memory
     """
 
-    rate: int = 16_800
-    kernels: tuple[int, int, int] = (127, 7, 3)
-    strides: tuple[int, int, int] = (64, 3, 2)
-    width: int = 288
-    wide: int = 2
-    layers: int = 6
-    heads: int = 8
-    rotary: int = 32
-    feed: int = 4
-    theta: float = 10_000.0
-    window: int = 170
-    decay: float = 0.95
-    spread: float = 0.45
-    floor: float = 3e-5
-    piece: int = 100
+    place = "ears"
+    rate: int = between(16_800, 100, 192_000)
+    kernels: tuple[int, int, int] = between((127, 7, 3), 1, 4096)
+    strides: tuple[int, int, int] = between((64, 3, 2), 1, 4096)
+    width: int = between(288, 1, 16_384)
+    wide: int = between(2, 1, 64)
+    layers: int = between(6, 1, 256)
+    heads: int = between(8, 1, 256)
+    rotary: int = between(32, 0, 1024)
+    feed: int = between(4, 1, 64)
+    theta: float = between(10_000.0, 1, 1e12)
+    window: int = between(170, 1, 100_000)
+    decay: float = between(0.95, 0, 1)
+    spread: float = between(0.45, 1e-9, 1e9)
+    floor: float = between(3e-5, 0, 1e9)
+    piece: int = between(100, 1, 100_000)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rate * UNIT_MS % 1000 or self.samples % self.hop:
             raise ConfigError(f"rate: expected whole hops of {self.hop} in {UNIT_MS} ms, got {self.rate} Hz")
         if any(kernel < stride for kernel, stride in zip(self.kernels, self.strides, strict=True)):
@@ -97,8 +106,6 @@ class EarsConfig:
             raise ConfigError(
                 f"heads: expected {self.width} channels to split, an even part rotated; got {self.heads}, {self.rotary}"
             )
-        if min(self.window, self.piece, self.layers) < 1:
-            raise ConfigError("window, piece, layers: expected at least 1")
 
     @property
     def hop(self) -> int:
@@ -132,7 +139,7 @@ class EarsConfig:
 
 
 @dataclass(frozen=True)
-class PerceptionConfig:
+class PerceptionConfig(Ranged):
     """Causal encoders of the user.
 
     hearing      "mel": a small encoder that learns with the model, 4 audio tokens in a unit. "ears": `ears`, trained
@@ -142,19 +149,21 @@ class PerceptionConfig:
     video_blocks residual blocks at 1/8 of the size
     """
 
+    place = "perception"
     hearing: str = "mel"
-    mel_bins: int = 64
-    audio_dim: int = 192
-    audio_blocks: int = 4
-    video_height: int = 96
-    video_width: int = 168
-    video_channels: tuple[int, int, int] = (32, 64, 128)  # at 1/4, 1/8 and 1/24 of the size above
-    video_grid: tuple[int, int] = (1, 1)
-    video_ticks: int = FRAMES_PER_UNIT
-    video_blocks: int = 0
+    mel_bins: int = between(64, 1, 512)
+    audio_dim: int = between(192, 1, 16_384)
+    audio_blocks: int = between(4, 0, 256)
+    video_height: int = between(96, 24, 4096)
+    video_width: int = between(168, 24, 4096)
+    video_channels: tuple[int, int, int] = between((32, 64, 128), 1, 16_384)  # at 1/4, 1/8 and 1/24 of the size above
+    video_grid: tuple[int, int] = between((1, 1), 1, 64)
+    video_ticks: int = between(FRAMES_PER_UNIT, 1, FRAMES_PER_UNIT)
+    video_blocks: int = between(0, 0, 256)
     ears: EarsConfig = field(default_factory=EarsConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hearing not in ("mel", "ears"):
             raise ConfigError(f"perception.hearing: expected 'mel' or 'ears', got {self.hearing!r}")
         if self.video_ticks not in (1, 2, 4):
@@ -182,38 +191,47 @@ class PerceptionConfig:
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Ranged):
     """A decoder-only Transformer: RMSNorm, grouped-query attention, SwiGLU, rotary positions on three axes."""
 
-    dim: int = 256
-    layers: int = 8
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 64
-    mlp_dim: int = 768
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    place = "backbone"
+    dim: int = between(256, 1, 16_384)
+    layers: int = between(8, 1, 256)
+    heads: int = between(4, 1, 1024)
+    kv_heads: int = between(2, 1, 1024)
+    head_dim: int = between(64, 2, 1024)
+    mlp_dim: int = between(768, 1, 131_072)
+    rope_theta: float = between(10_000.0, 1, 1e12)
+    norm_eps: float = between(1e-5, 0, 1)
     qk_norm: bool = True
     qkv_bias: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim % 2:
+            raise ConfigError(f"backbone.head_dim: expected an even number, got {self.head_dim}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"backbone: {self.heads} heads are not a multiple of {self.kv_heads} kv_heads")
+
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Ranged):
     """Text lanes. Each lane has `slots` tokens in a unit; `lead_units` is how far text runs ahead of its sound.
 
     The vocabulary includes the control tokens (`codecs/text.py`).
     """
 
-    vocab_size: int = 1024
-    slots: int = 2
-    lead_units: int = 1
-    temperature: float = 0.0  # of sampling; 0 takes the likeliest token
-    start_bias: float = 0.0  # on the logits of a silent agent's words: above 0 it speaks up sooner, below 0 later
+    place = "text"
+    vocab_size: int = between(1024, 4, 4_194_304)
+    slots: int = between(2, 1, 64)
+    lead_units: int = between(1, 0, 1000)
+    temperature: float = between(0.0, 0, 100)  # of sampling; 0 takes the likeliest token
+    start_bias: float = between(0.0, -1000, 1000)  # on the logits of a silent agent's words: above 0 speaks up sooner
     tied_head: bool = True  # logits come from the embedding; otherwise from a matrix of their own
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class CacheConfig(Ranged):
     """Which history a unit may see. Part of the training mask and of the live cache alike.
 
     policy          "full": everything. "window": the first `sink_units` units, the last `video_units` units of
@@ -222,18 +240,18 @@ class CacheConfig:
                     are some, they take the place of the sinks' text.
     """
 
+    place = "cache"
     policy: str = "window"
-    sink_units: int = 1
-    video_units: int = 5
-    audio_units: int = 23
-    text_units: int = 23
-    memory_tokens: int = 0
+    sink_units: int = between(1, 0, 1_000_000)
+    video_units: int = between(5, 0, 1_000_000)
+    audio_units: int = between(23, 0, 1_000_000)
+    text_units: int = between(23, 0, 1_000_000)
+    memory_tokens: int = between(0, 0, 1_000_000)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.policy not in ("full", "window"):
             raise ConfigError(f"cache.policy: expected 'full' or 'window', got {self.policy!r}")
-        if self.memory_tokens < 0:
-            raise ConfigError(f"cache.memory_tokens: expected 0 or more, got {self.memory_tokens}")
         if self.memory_tokens and (self.policy == "full" or self.text_units < 1):
             raise ConfigError(
                 f"cache.memory_tokens: expected 0 where text leaves no window, got {self.memory_tokens} with policy"
@@ -242,19 +260,20 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(Ranged):
     """Linear path z_tau = (1 - tau) z0 + tau eps (paper eq. 1) and the Euler grid of the solver."""
 
-    steps: int = 2
-    shift: float = 3.0  # tau' = shift tau / (1 + (shift - 1) tau): more steps where noise is high
-    history_noise: float = 0.1  # largest tau of the noise on clean history while training
-    temperature: float = 1.0  # scale of the starting noise
-    seed: int = 0  # of the noise and the sampled tokens of a session that is given none
+    place = "flow"
+    steps: int = between(2, 1, 1000)
+    shift: float = between(3.0, 0.001, 1000)  # tau' = shift tau / (1 + (shift - 1) tau): more steps in noise
+    history_noise: float = between(0.1, 0, 1)  # largest tau of the noise on clean history while training
+    temperature: float = between(1.0, 0, 100)  # scale of the starting noise
+    seed: int = between(0, 0, 2**63 - 1)  # of the noise and the sampled tokens of a session that is given none
     renoise: bool = False  # every step jumps to data and back with fresh noise, as distilled students do
 
 
 @dataclass(frozen=True)
-class StreamerConfig:
+class StreamerConfig(Ranged):
     """Everything that is needed to rebuild a checkpoint."""
 
     name: str = "nano"
@@ -265,20 +284,19 @@ class StreamerConfig:
     text: TextConfig = field(default_factory=TextConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
-    patch: int = 3  # a video token is patch x patch latent positions
-    unit_ms: int = UNIT_MS
-    fps: int = FPS
-    sample_rate: int = SAMPLE_RATE
+    patch: int = between(3, 1, 64)  # a video token is patch x patch latent positions
+    unit_ms: int = between(UNIT_MS, 1, 10_000)
+    fps: int = between(FPS, 1, 1000)
+    sample_rate: int = between(SAMPLE_RATE, 1, 1_000_000)
 
     def __post_init__(self) -> None:
-        vae, backbone = self.video_vae, self.backbone
+        super().__post_init__()
+        vae = self.video_vae
         cell = 16 * self.patch
         if vae.height % cell or vae.width % cell:
             raise ConfigError(
                 f"video_vae: expected height and width divisible by 16 x patch = {cell}, got {vae.height}x{vae.width}"
             )
-        if backbone.heads % backbone.kv_heads:
-            raise ConfigError(f"backbone: {backbone.heads} heads are not a multiple of {backbone.kv_heads} kv_heads")
         if (self.unit_ms, self.fps, self.sample_rate) != (UNIT_MS, FPS, SAMPLE_RATE):
             raise ConfigError(
                 f"expected units of {UNIT_MS} ms, {FPS} fps and {SAMPLE_RATE} Hz,"
@@ -303,43 +321,10 @@ class StreamerConfig:
         return self.video_vae.latent_channels * self.patch**2
 
 
-def to_dict(config: object) -> dict:
-    """Nested dict of a dataclass as JSON gives it back: lists in place of tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
-
-
-def from_dict(cls: type, data: object, where: str = "config"):
-    """Build config `cls` from nested dicts. Raises `ConfigError` on unknown keys and wrong types."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - names)
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(names))}")
-    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    return cls(**values)
-
-
-def _convert(hint: object, value: object, where: str) -> object:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(hint, types.GenericAlias):  # the only generic in use: tuple[int, ...] of fixed length
-        kinds = typing.get_args(hint)
-        if not isinstance(value, list | tuple) or len(value) != len(kinds):
-            raise ConfigError(f"{where}: expected {len(kinds)} numbers, got {value!r}")
-        return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):  # type: ignore[arg-type]
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")  # type: ignore[attr-defined]
-    return value
-
-
 def load_config(path: Path) -> StreamerConfig:
-    """Read `config.json`. Raises `ConfigError` if it is missing, not JSON, or does not fit."""
+    """Read `config.json`. Raises `ConfigError` if it is missing, not JSON, or holds what does not fit."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a checkpoint's config.json") from error
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON from files that may hold anything."""
 
 import contextlib
 import json
@@ -7,6 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from wan_streamer.errors import OutputError
+
+DIGITS = 20  # of the longest integer that is read: more than 64 bits hold
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of JSON text in UTF-8, a byte order mark allowed.
+
+    Raises `ValueError` for whatever else it is: also for lists in lists without end, integers that nothing can hold
+    and halves of surrogate pairs, which no file could be written with.
+    """
+    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if "\\u" in text or not text.isascii():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def write_json(path: Path, value: Any, indent: int = 2) -> None:

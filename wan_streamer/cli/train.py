@@ -1,5 +1,10 @@
 """The commands under `wan-streamer train`: one for each stage."""
 
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from wan_streamer.cli.options import Compiled, Preset, expand
+from wan_streamer.errors import ConfigError
 
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
 Codec = Literal["audio", "video"]
@@ -15,6 +21,7 @@ Talks = Annotated[Path, typer.Option("--data", metavar="DIR", help="Conversation
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for progress and result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder --out stopped.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where the folder --out holds a run.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
 ClipUnits = Annotated[
     int | None,
@@ -116,6 +123,7 @@ def train_codec(
     out: Out,
     preset: Preset = "nano",
     resume: Resume = False,
+    overwrite: Overwrite = False,
     steps: Steps = None,
     minutes: Minutes = None,
     device: Device = "auto",
@@ -136,11 +144,15 @@ def train_codec(
     """
     from wan_streamer.training.stages.codec import train_codec as run
 
-    scores = run(
-        codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
-        decoder_only=decoder_only,
-    )  # fmt: skip
+    with _training_in(out, resume, overwrite):
+        scores = run(
+            codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
+            decoder_only=decoder_only,
+        )  # fmt: skip
     _print_scores(scores)
+    other = "video" if codec == "audio" else "audio"
+    typer.echo(f"samples are in {out / 'samples'}; with a codec for {other}, encode conversations:")
+    typer.echo(f"  wan-streamer encode SHARDS OUT_DIR --codecs {shlex.quote(str(out))} --codecs {other.upper()}_DIR")
 
 
 @train_app.command("ears")
@@ -151,6 +163,7 @@ def train_ears(
         Path | None, typer.Option("--from", metavar="DIR", help="Begin from these ears instead of the teacher's own.")
     ] = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     steps: Steps = None,
     minutes: Minutes = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Streams of 10.9 s in a step.")] = None,
@@ -163,7 +176,11 @@ def train_ears(
     """
     from wan_streamer.training.ears.stage import train_ears as run
 
-    _print_scores(run(data, out, start, resume, steps, minutes, lr, batch, device=device))
+    with _training_in(out, resume, overwrite):
+        scores = run(data, out, start, resume, steps, minutes, lr, batch, device=device)
+    _print_scores(scores)
+    typer.echo("let an agent hear with them:")
+    typer.echo(f"  wan-streamer train pretrain --data DIR --out DIR --ears {shlex.quote(str(out / 'ears'))}")
 
 
 @train_app.command("pretrain")
@@ -173,6 +190,7 @@ def train_pretrain(
         Path, typer.Option("--data", metavar="DIR", help="Tasks, from [b]simulate --tasks[/b] and [b]encode[/b].")
     ],
     options: ModelRun,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     talks: Annotated[
         Path | None,
@@ -186,7 +204,9 @@ def train_pretrain(
     from wan_streamer.training.stages.pretrain import train_pretrain as run
     from wan_streamer.training.stages.run import RunOptions
 
-    _print_scores(run(data, RunOptions(**vars(options)), device, talks))
+    with _training_in(options.out, options.resume, overwrite):
+        scores = run(data, RunOptions(**vars(options)), device, talks)
+    _print_scores(scores, options.out)
 
 
 @train_app.command("duplex")
@@ -194,6 +214,7 @@ def train_pretrain(
 def train_duplex(
     data: Talks,
     options: DuplexRun,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     tasks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
@@ -206,7 +227,9 @@ def train_duplex(
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
-    _print_scores(run(data, RunOptions(**vars(options)), device, tasks))
+    with _training_in(options.out, options.resume, overwrite):
+        scores = run(data, RunOptions(**vars(options)), device, tasks)
+    _print_scores(scores, options.out)
 
 
 @train_app.command("distill")
@@ -222,6 +245,7 @@ def train_distill(
     ] = None,
     settings: Distillation = Distillation(),
     schedule: Schedule = Schedule(),
+    overwrite: Overwrite = False,
     clip_units: ClipUnits = None,
     compiled: Compiled = False,
     device: Device = "auto",
@@ -240,9 +264,42 @@ def train_distill(
     weights = {name: numbers.pop(f"guide_{name}") for name in ("video", "audio") if f"guide_{name}" in numbers}
     config = DistillConfig(guidance=Guidance(**weights), **numbers)
     options = RunOptions(out, start=start, compiled=compiled, clip_units=clip_units, **vars(schedule))
-    _print_scores(run(data, teacher, options, method, config, device))
+    with _training_in(out, schedule.resume, overwrite):
+        scores = run(data, teacher, options, method, config, device)
+    _print_scores(scores, out)
 
 
-def _print_scores(scores: dict[str, float]) -> None:
+@contextmanager
+def _training_in(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """A run in the folder `out`: no run there is lost by accident, and after Ctrl-C it says how to go on.
+
+    Raises `ConfigError` if the folder holds a run and nobody said what should become of it.
+    """
+    from wan_streamer.training.loop.state import holds_run
+
+    if resume and overwrite:
+        raise ConfigError("train: expected --resume or --overwrite, and not both")
+    if holds_run(out) and not (resume or overwrite):
+        raise ConfigError(
+            f"{out}: expected a new folder, found a run; --resume goes on with it, --overwrite begins anew, or choose"
+            " another --out"
+        )
+    try:
+        yield
+    except KeyboardInterrupt:
+        if holds_run(out) and os.environ.get("RANK", "0") == "0":
+            before = "the torchrun command, with " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+            arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
+            line = shlex.join(["wan-streamer", *arguments, "--resume"])
+            typer.echo(f"stopped; the finished steps are saved. Go on with: {before}{line}", err=True)
+        raise
+
+
+def _print_scores(scores: dict[str, float], agent: Path | None = None) -> None:
+    """The last held-out numbers and, if it is an agent that was trained, how to try it."""
     for name, value in scores.items():
         typer.echo(f"{name}: {value:.4g}")
+    if agent is not None:
+        folder = shlex.quote(str(agent))
+        typer.echo(f"talk to it: wan-streamer serve --checkpoint {folder}")
+        typer.echo(f"or let it answer a film: wan-streamer talk FILM --checkpoint {folder} --out reply.mp4")

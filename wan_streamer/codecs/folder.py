@@ -6,7 +6,6 @@
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import AudioVAEConfig, StreamerConfig, VideoVAEConfig, from_dict, load_config
 from wan_streamer.errors import CheckpointError
+from wan_streamer.files import parse_json
 from wan_streamer.tensors import load_module
 
 KINDS: dict[str, tuple[type, type]] = {"audio": (AudioVAE, AudioVAEConfig), "video": (VideoVAE, VideoVAEConfig)}
@@ -63,7 +63,7 @@ def _shape(weights: Path, kind: str) -> Any:
     if whole.is_file():
         return getattr(load_config(whole), f"{kind}_vae")
     try:
-        data = json.loads(own.read_text(encoding="utf-8"))
+        data = parse_json(own.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{own}: expected the shape of a codec as JSON ({error})") from error
     return from_dict(KINDS[kind][1], data, str(own))

@@ -6,7 +6,6 @@
 The files are described in `wan_streamer.data.encode`.
 """
 
-import json
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +32,7 @@ from wan_streamer.data.encode import (
 )
 from wan_streamer.data.shards import shard_paths
 from wan_streamer.errors import DataError
+from wan_streamer.files import parse_json
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 
@@ -113,7 +113,10 @@ class LatentStore:
             reason = stale_reason(metadata, stamp(fingerprint, perception, source))
             if reason:
                 raise DataError(f"{path}: {reason}; encode the shards again")
-            self.labels.append(json.loads(metadata["labels"]))
+            try:
+                self.labels.append(parse_json(metadata["labels"]))
+            except (KeyError, ValueError) as error:
+                raise DataError(f"{path}: the labels are not valid JSON ({error}); encode the shards again") from error
 
     def read(self, number: int, first: int, units: int, lead: int = 0) -> dict[str, Tensor]:
         """Units [first, first + units) of a conversation; the agent's latents from one unit before (zeros at 0).

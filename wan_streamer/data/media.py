@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from wan_streamer.data.sound import Mono
 from wan_streamer.errors import MediaError
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
@@ -183,22 +184,10 @@ class AudioTrack(_Track):
 
     def _converted(self) -> Iterator[tuple[float | None, np.ndarray]]:
         """(time of the input frame or None, resampled mono block)."""
-
-        def convert(frame: av.AudioFrame | None) -> np.ndarray:
-            # 32-bit integers, not floats: for integers FFmpeg scales the down-mix so that it cannot clip
-            parts = [part.to_ndarray()[0] for part in resampler.resample(frame)] if resampler else []
-            return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.float32) / 2.0**31
-
-        resampler: av.AudioResampler | None = None
-        shape: tuple = ()
+        mono = Mono()
         for frame in self.frames():
-            if (frame.format.name, frame.layout.name, frame.sample_rate) != shape:
-                yield None, convert(None)
-                resampler = av.AudioResampler(format="s32", layout="mono", rate=SAMPLE_RATE)
-                shape = (frame.format.name, frame.layout.name, frame.sample_rate)
-            time, frame.pts = frame.time, None  # placed by `_placed`, not by the resampler
-            yield time, convert(frame)
-        yield None, convert(None)
+            yield frame.time, mono(frame)
+        yield None, mono.finish()
 
     def _placed(self) -> Iterator[np.ndarray]:
         """The same blocks with silence where the timestamps leave a gap and without what overlaps."""

@@ -26,6 +26,7 @@ import numpy as np
 
 from wan_streamer.data.shard_media import decode_flac, decode_mp4, encode_flac, encode_mp4
 from wan_streamer.errors import DataError, MediaError
+from wan_streamer.files import parse_json
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 SCHEMA = 1
@@ -257,7 +258,7 @@ def _episode(path: Path, key: str, parts: dict[str, bytes], video: bool) -> Epis
         if needed not in parts:
             raise DataError(f"{where}: {key}.{needed} is missing")
     try:
-        labels = check_labels(json.loads(parts["json"]), where)
+        labels = check_labels(parse_json(parts["json"]), where)
     except ValueError as error:
         raise DataError(f"{where}: the labels are not valid JSON ({error})") from error
     if "agent.mp4" not in parts and not may_lack_agent_film(labels):

@@ -8,7 +8,6 @@ The three control tokens stand in front of the model's vocabulary, so its token 
 """
 
 import dataclasses
-import json
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from wan_streamer.codecs.text import CONTROL, TextCodec
 from wan_streamer.config import BackboneConfig, StreamerConfig, from_dict
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
+from wan_streamer.files import parse_json
 from wan_streamer.model.gguf import PACKAGE, packaged_gguf, read_gguf
 from wan_streamer.model.pretrained import local_or_hub
 from wan_streamer.model.streamer import Streamer
@@ -109,7 +109,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Token
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); expected a language model") from error
     except ValueError as error:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from wan_streamer.config import EarsConfig, from_dict, to_dict
 from wan_streamer.errors import CheckpointError, ShapeError
+from wan_streamer.files import parse_json
 from wan_streamer.perception.resampling import Resampler
 from wan_streamer.tensors import load_module, save_atomically
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -265,7 +266,7 @@ def load_ears(folder: str | Path) -> Ears:
     """What `save_ears` wrote, in float32. Raises `CheckpointError` if it is missing or damaged, `ConfigError`."""
     path = Path(folder) / "config.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: expected the shape of ears ({error})") from error
     ears = Ears(from_dict(EarsConfig, data))

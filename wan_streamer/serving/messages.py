@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from wan_streamer.errors import ServingError
+from wan_streamer.files import parse_json
 
 VERSION = 1
 MAX_TEXT = 2_000  # characters of one typed message
@@ -113,7 +114,7 @@ def parse_page_message(data: str | bytes) -> PageMessage:
     if isinstance(data, bytes) or len(data) > MAX_MESSAGE:
         raise ServingError(f"page message: expected JSON text of at most {MAX_MESSAGE} characters")
     try:
-        fields: Any = json.loads(data)
+        fields: Any = parse_json(data)
     except ValueError as error:
         raise ServingError(f"page message: expected JSON, got {data[:40]!r}") from error
     match fields:

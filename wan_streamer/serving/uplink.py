@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from wan_streamer.data.sound import Mono
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UserUnit
 
 MAX_HEIGHT, MAX_WIDTH = 192, 336  # pictures are fitted into this before they travel to the model
@@ -38,7 +39,7 @@ class AudioInput:
         self._available = 0
         self._last_arrival = -1e9
         self._next_pts: int | None = None
-        self._resampler: av.AudioResampler | None = None
+        self._mono = Mono()
         self._slack: deque[int] = deque(maxlen=SLACK_UNITS)
         self._running = False
 
@@ -46,11 +47,7 @@ class AudioInput:
         """One decoded frame. now: its arrival, `time.monotonic()` seconds."""
         self._fill_gap(frame)
         self._last_arrival = now
-        if self._resampler is None:
-            self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        frame.pts = None  # the resampler must not invent or drop samples: holes are filled above
-        for out in self._resampler.resample(frame):
-            self._append(out.to_ndarray().reshape(-1))
+        self._append(self._mono(frame))
 
     def take(self, now: float) -> np.ndarray | None:
         """The next unit of samples, float32 [3840], or None if the microphone is off."""

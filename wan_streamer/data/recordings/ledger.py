@@ -5,7 +5,6 @@
 `report_tables`   the report for a terminal
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from wan_streamer.data.shards import SPLITS, shard_name
 from wan_streamer.errors import DataError
-from wan_streamer.files import write_json
+from wan_streamer.files import parse_json, write_json
 
 REPORT = "report.json"
 SHOWN = 20  # rows of a table on the terminal; the file has all
@@ -60,7 +59,7 @@ class Ledger:
 
     def _load(self, path: Path) -> None:
         try:
-            old = json.loads(path.read_text(encoding="utf-8"))
+            old = parse_json(path.read_bytes())
             source = old["source"]
             rows = [Result(**{**row, "warnings": tuple(row["warnings"])}) for row in old["items"]]
         except (ValueError, KeyError, TypeError) as error:

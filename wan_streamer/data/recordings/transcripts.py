@@ -7,7 +7,6 @@
 A caption has one time for many words: its time is shared over them by length.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wan_streamer.errors import DataError
+from wan_streamer.files import parse_json
 
 SUFFIXES = (".json", ".vtt", ".srt")  # of a plain transcript, the better one first
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)"
@@ -72,9 +72,9 @@ def _json(path: Path) -> Any:
     text = _text(path)
     try:
         if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+            return [parse_json(line) for line in text.splitlines() if line.strip()]
+        return parse_json(text)
+    except ValueError as error:
         raise DataError(f"{path.name}: not valid JSON ({error})") from error
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wan_streamer.data.sound import Mono
 from wan_streamer.errors import DataError
 from wan_streamer.simulation.conversation.chats import chat_sentences
 from wan_streamer.simulation.conversation.repertoire import pick
@@ -118,9 +119,8 @@ def decode(path: Path) -> np.ndarray:
 
     try:
         with av.open(str(path), format="g722" if path.suffix == ".g722" else None) as container:
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=HUMAN_RATE)
-            frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
-            frames += resampler.resample(None)
-            return np.concatenate([frame.to_ndarray()[0] for frame in frames])
+            mono = Mono(HUMAN_RATE)
+            blocks = [mono(frame) for frame in container.decode(audio=0)]
+            return np.concatenate([*blocks, mono.finish()])
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise DataError(f"{path}: expected a sound file, could not read it ({error})") from error

@@ -19,7 +19,6 @@ What was changed is told in `labels["notes"]`. Without labels the user's speech 
 reference for the agent. Its side of the trial is silent and without a picture.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from wan_streamer.data.shards import Episode, check_labels
 from wan_streamer.data.voice_activity import EnergyMeter
 from wan_streamer.errors import DataError, MediaError
 from wan_streamer.evaluation.records import Recording, Trial
+from wan_streamer.files import parse_json
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_S
 
 AXIS = "pairs"
@@ -291,6 +291,6 @@ def _spans(path: Path, seconds: float) -> Iterator[tuple[dict, float, float]]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected JSON, cannot be read ({error})") from error

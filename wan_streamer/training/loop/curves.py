@@ -7,6 +7,7 @@
 import html
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,14 +19,14 @@ STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 24px; color: #222; background: #fff }
 figure { display: inline-block; margin: 0 18px 18px 0 } figcaption { font-weight: 600 }
 .train { fill: none; stroke: #9bb7d4; stroke-width: 1.2 } .valid { fill: none; stroke: #c2410c; stroke-width: 1.8 }
-.axis { stroke: #bbb } text { font-size: 11px; fill: #666 } circle { fill: #c2410c }
+.axis { fill: none; stroke: #bbb } text { font-size: 11px; fill: #666 } circle { fill: #c2410c }
 img { max-width: 100%; image-rendering: pixelated } .key b { font-weight: 600 }
 @media (prefers-color-scheme: dark) { body { background: #16181c; color: #ddd } text { fill: #999 } }
 """
 
 
 class Board:
-    """Writes the log of a run in `out`; appends to what is there."""
+    """Writes the log of a run in `out`; appends to what is there, so that a resumed run has one log."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / LOG
@@ -35,6 +36,11 @@ class Board:
             self.writer = None
         else:
             self.writer = SummaryWriter(str(out / "tensorboard"))
+
+    def begin(self) -> None:
+        """Of a new run: what an earlier one wrote is not its own."""
+        self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.path.parent / "samples", ignore_errors=True)
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One entry: kind "train" or "valid"."""
@@ -95,13 +101,13 @@ def _figure(name: str, lines: Mapping[str, list[tuple[int, float]]]) -> str:
     drawn = []
     for kind in ("train", "valid"):
         line = _thin(lines.get(kind, []))
-        drawn.append(f'<polyline class="{kind}" points="{" ".join(place(*point) for point in line)}"/>')
+        drawn.append(f'<polyline class="{kind}" fill="none" points="{" ".join(place(*point) for point in line)}"/>')
         if kind == "valid":
             spots = [place(*point).split(",") for point in line]
             drawn += [f'<circle cx="{x}" cy="{y}" r="2"/>' for x, y in spots]
     bottom = HEIGHT - BOTTOM
     axes = (
-        f'<path class="axis" d="M{LEFT},6V{bottom}H{WIDTH - 6}"/>'
+        f'<path class="axis" fill="none" d="M{LEFT},6V{bottom}H{WIDTH - 6}"/>'
         f'<text x="{LEFT - 4}" y="14" text-anchor="end">{high:.3g}</text>'
         f'<text x="{LEFT - 4}" y="{bottom}" text-anchor="end">{low:.3g}</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 5}">{first}</text>'

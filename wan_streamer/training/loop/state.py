@@ -25,6 +25,11 @@ from wan_streamer.training.loop.parallel import World, shard_like
 FILE, INDEX, FOLDER = "trainer.safetensors", "trainer.json", "trainer"
 
 
+def holds_run(out: Path) -> bool:
+    """Whether a run has left its state in the folder `out`."""
+    return (out / FILE).exists() or (out / INDEX).exists()
+
+
 def save_state(tensors: dict[str, Tensor], meta: dict[str, str], out: Path, world: World) -> None:
     """Replace the state in `out`. Raises `CheckpointError` if it cannot be written; the state before is intact."""
     if world.size == 1:

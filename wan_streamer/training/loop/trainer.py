@@ -81,6 +81,8 @@ class Trainer:
     def run(self, minutes: float | None = None) -> dict[str, float]:
         """Train to `config.steps`, or for `minutes` (then save; a later resume goes on). Returns the last metrics."""
         config, metrics = self.stage.config, {}
+        if self.step == 0 and self.board is not None:
+            self.board.begin()
         started = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         columns += (TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))  # type: ignore[assignment]
