@@ -21,10 +21,15 @@ QWEN3_VOCAB = 3 + 151_936
 
 def nano() -> StreamerConfig:
     """The embedded default: runs live on two CPU cores."""
-    eyes = PerceptionConfig(
+    return StreamerConfig(name="nano")
+
+
+def nano_ears() -> StreamerConfig:
+    """`nano` with ears that are trained before it, finer eyes and a text memory; no weights of it are embedded."""
+    perception = PerceptionConfig(
         hearing="ears", video_channels=(48, 96, 192), video_grid=(2, 3), video_ticks=1, video_blocks=2
     )
-    return StreamerConfig(name="nano", perception=eyes, cache=CacheConfig(text_units=24, memory_tokens=192))
+    return StreamerConfig(name="nano-ears", perception=perception, cache=CacheConfig(text_units=24, memory_tokens=192))
 
 
 def smol() -> StreamerConfig:
@@ -74,6 +79,7 @@ def paper_368p() -> StreamerConfig:
 
 PRESETS: dict[str, Callable[[], StreamerConfig]] = {
     "nano": nano,
+    "nano-ears": nano_ears,
     "smol": smol,
     "paper-192p": paper_192p,
     "paper-368p": paper_368p,

@@ -65,7 +65,7 @@ def make_encoder(
 ) -> Encoder:
     """Copies of the codecs on `device` (default: where they are); the video codec as in a session there."""
     fingerprint, device = codec_hash(audio_vae, video_vae), device or video_vae.device
-    audio_vae, video_vae = (copy.deepcopy(vae).to(device) for vae in (audio_vae, video_vae))
+    audio_vae, video_vae = copy.deepcopy(audio_vae).to(device), copy.deepcopy(video_vae).to(device)
     return Encoder(audio_vae, video_vae.to(working_dtype(device)), perception, fingerprint)
 
 

@@ -11,6 +11,7 @@ A query sees a key of its own block if the key's rank is not higher; noisy keys 
 A key of an earlier block is seen while it is inside the window of its kind, or if it is a sink.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
     ranks: list[int] = []
     positions: list[tuple[float, float, float]] = []
 
-    def add(kind: Kind, rank: int, ids: list[tuple[float, int, int]]) -> slice:
+    def add(kind: Kind, rank: int, ids: Sequence[tuple[float, int, int]]) -> slice:
         start = len(kinds)
         kinds.extend([int(kind)] * len(ids))
         ranks.extend([rank] * len(ids))

@@ -32,7 +32,8 @@ class Prefetch:
         self._parts, self._pinned = parts, pinned
         self._made = _Made(make, parts)
         self._workers = max(1, (os.cpu_count() or 1) - SPARE) if workers is None else workers
-        self._next, self._batches = (-1, -1), iter(())
+        self._next = (-1, -1)
+        self._batches: Iterator[Any] = iter(())
 
     def get(self, step: int, part: int) -> Any:
         """Part `part` of step `step`."""

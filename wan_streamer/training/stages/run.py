@@ -16,7 +16,6 @@ from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import load_config, to_dict
 from wan_streamer.errors import ConfigError
 from wan_streamer.files import write_json
-from wan_streamer.model.adopt import adopt, adopt_ears
 from wan_streamer.model.language import initialise_from
 from wan_streamer.model.pretrained import check_codecs, find_checkpoint
 from wan_streamer.model.streamer import Streamer
@@ -25,6 +24,7 @@ from wan_streamer.tensors import load_module
 from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.stages.adopt import adopt, adopt_ears
 from wan_streamer.training.stages.lora import add_lora
 from wan_streamer.training.stages.streamer import StreamerStage
 
