@@ -19,7 +19,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent, threads=1)
+    model = ModelProcess(standin.StandInAgent)
     model.wait_ready(PATIENCE_S)
     yield model
     model.shutdown()
@@ -78,21 +78,21 @@ def test_a_hanging_worker_can_be_killed_and_is_replaced(model: ModelProcess) -> 
 
 
 def test_loading_errors_keep_their_type() -> None:
-    model = ModelProcess(standin.fail_to_load, threads=1)
+    model = ModelProcess(standin.fail_to_load)
     with pytest.raises(CheckpointError, match="nowhere"):
         model.wait_ready(PATIENCE_S)
     model.shutdown()
 
 
 def test_a_worker_that_dies_while_loading_is_reported() -> None:
-    model = ModelProcess("standin:die_on_load", threads=1)
+    model = ModelProcess("standin:die_on_load")
     with pytest.raises(ServingError, match="exit code 7"):
         model.wait_ready(PATIENCE_S)
     model.shutdown()
 
 
 def test_an_unknown_factory_is_reported() -> None:
-    model = ModelProcess("standin:no_such_function", threads=1)
+    model = ModelProcess("standin:no_such_function")
     with pytest.raises(ServingError, match="import path"):
         model.wait_ready(PATIENCE_S)
     model.shutdown()

@@ -27,7 +27,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent, threads=1)
+    model = ModelProcess(standin.StandInAgent)
     model.wait_ready(PATIENCE_S)
     yield model
     model.shutdown()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import Checkpoint, Device
+from wan_streamer.cli.options import Checkpoint, Device, ModelThreads
 from wan_streamer.errors import ConfigError
 
 Pace = Literal["realtime", "fast"]
@@ -18,6 +18,7 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     device: Device = "cpu",
+    threads: ModelThreads = None,
     certfile: Annotated[
         Path | None, typer.Option(help="TLS certificate (PEM). Browsers want HTTPS on any name but localhost.")
     ] = None,
@@ -48,6 +49,7 @@ def talk(
         int | None, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")
     ] = None,
     device: Device = "cpu",
+    threads: ModelThreads = None,
 ) -> None:
     """Let the agent answer a recording; no browser needed.
 

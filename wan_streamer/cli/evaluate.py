@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import Processes
+from wan_streamer.cli.options import ModelThreads, Processes
 from wan_streamer.errors import ConfigError
 
 SuiteName = Literal["quick", "full"]
@@ -35,6 +35,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many trials: a first look.")] = None,
     mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
     processes: Processes = None,
+    threads: ModelThreads = None,
 ) -> None:
     """Measure an agent beside blind baselines and the truth; write figures and a page.
 

@@ -16,10 +16,24 @@ Checkpoint = Annotated[
     str, typer.Option(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
 ]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
-Preset = Annotated[str, typer.Option(help="Size of the model: nano, smol, paper-192p or paper-368p.")]
+Preset = Annotated[str, typer.Option(help="Size of the model: nano, nano-ears, smol, paper-192p or paper-368p.")]
 OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Fuse the layers first; needs a C++ compiler.")]
+
+
+def _fix_threads(number: int | None) -> None:
+    if number is not None:
+        os.environ["OMP_NUM_THREADS"] = str(number)  # what `Threads`, PyTorch and processes of ours read
+
+
+ModelThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, callback=_fix_threads,
+        help="Threads of the model on a CPU; if not given, as many as pay off while other programs need the cores.",
+    ),
+]  # fmt: skip
 EngineKind = Literal["local", "ray"]
 
 

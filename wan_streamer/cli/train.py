@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import Compiled, Preset, expand
+from wan_streamer.cli.options import Compiled, ModelThreads, Preset, expand
 from wan_streamer.errors import ConfigError
 
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
@@ -127,6 +127,7 @@ def train_codec(
     steps: Steps = None,
     minutes: Minutes = None,
     device: Device = "auto",
+    threads: ModelThreads = None,
     lr: Rate = None,
     start: Annotated[
         str | None,
@@ -169,6 +170,7 @@ def train_ears(
     batch: Annotated[int | None, typer.Option(min=1, help="Streams of 10.9 s in a step.")] = None,
     lr: Rate = None,
     device: Device = "auto",
+    threads: ModelThreads = None,
 ) -> None:
     """The ears, before the model: distil a recogniser that hears whole clips into one that hears unit by unit.
 
@@ -192,6 +194,7 @@ def train_pretrain(
     options: ModelRun,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    threads: ModelThreads = None,
     talks: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Conversations of a later [b]train duplex[/b], whose words it should know."),
@@ -216,6 +219,7 @@ def train_duplex(
     options: DuplexRun,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    threads: ModelThreads = None,
     tasks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
     ] = None,
@@ -249,6 +253,7 @@ def train_distill(
     clip_units: ClipUnits = None,
     compiled: Compiled = False,
     device: Device = "auto",
+    threads: ModelThreads = None,
 ) -> None:
     """Stage 3: teach an agent to draw in one or two steps what another draws in many.
 

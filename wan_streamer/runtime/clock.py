@@ -4,6 +4,7 @@
 `StepCost`      what a step is expected to cost
 `UnitDriver`    runs a session against the clock
 `DriverStats`   counts and percentiles of a run;   `percentiles`, `event_latency` of any times
+`why_late`      a line about a run that was not live
 
 The policy. Unit k is complete at t_in(k); the agent's unit k is due at t_in(k) + 160 ms, when unit k + 1 is complete.
 1. If the predicted time of the default number of solver steps does not fit, the step uses fewer, at least one.
@@ -14,12 +15,13 @@ No unit waits longer than 160 ms before its step begins, so the delay is never m
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from wan_streamer.threads import SPARE, Threads
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 FADE = SAMPLE_RATE // 100  # 10 ms: the sound goes to silence and comes back without a click
@@ -52,6 +54,16 @@ def event_latency(model_ms: Sequence[float]) -> dict[str, float]:
     """
     waits_ms = UNIT_MS - (np.arange(16) + 0.5) * UNIT_MS / 16
     return percentiles((np.array(model_ms)[:, None] + waits_ms).ravel())
+
+
+def why_late(report: Mapping[str, Any]) -> str:
+    """One line for people about the units of `UnitDriver.summary` that were held: how many, why, what to do."""
+    machine, latency = report["machine"], report["model_latency_ms"]["p50"]
+    taken, cores = machine["others_cores"]["mean"], machine["cores"]
+    late = f"{report['held_units']} units came too late to be answered: "
+    if taken > SPARE:
+        return f"{late}other programs took {taken:.1f} of {cores} cores; close some of them"
+    return f"{late}a unit takes {latency:.0f} ms here, of {UNIT_MS}; a faster machine or a smaller agent is needed"
 
 
 class StepCost:
@@ -141,6 +153,7 @@ class UnitDriver:
     steps        solver steps when there is time enough
     frame_size   height and width of the agent's picture, for a unit held before there is any
     policy       False for offline work: every unit gets all its steps and none is held
+    threads      of the model, to be adapted to what else the machine does; None leaves them as they are
     clock        seconds, monotonic; replaced in tests
     """
 
@@ -151,8 +164,9 @@ class UnitDriver:
         frame_size: tuple[int, int],
         policy: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        threads: Threads | None = None,
     ) -> None:
-        self.session, self.steps, self.policy, self.clock = session, steps, policy, clock
+        self.session, self.steps, self.policy, self.clock, self.threads = session, steps, policy, clock, threads
         self.cost = StepCost()
         self.stats = DriverStats()
         self._frame = np.zeros((*frame_size, 3), np.uint8)  # the last one shown
@@ -165,8 +179,16 @@ class UnitDriver:
         too_late = self.policy and began - t_in >= UNIT_S
         out = self._hold() if too_late else self._solve(user, began, t_in + UNIT_S)
         self._frame, self._sample = out.video[-1], out.audio[-1]
-        self.stats.count(self.clock() - t_in, began - t_in, out)
+        latency_s = self.clock() - t_in
+        self.stats.count(latency_s, began - t_in, out)
+        if self.threads is not None:
+            self.threads.check(late=latency_s > UNIT_S)
         return out
+
+    def summary(self) -> dict:
+        """That of `stats`, and what the machine was like: `Threads.summary`."""
+        machine = {} if self.threads is None else {"machine": self.threads.summary()}
+        return self.stats.summary() | machine
 
     def _solve(self, user: UserUnit, began: float, deadline: float) -> AgentUnit:
         steps = self.cost.steps_that_fit(deadline - began, self.steps) if self.policy else self.steps

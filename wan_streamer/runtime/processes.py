@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -47,24 +46,16 @@ def _typed(kind: str, message: str) -> WanStreamerError:
     return cls(message) if is_ours else ServingError(message)
 
 
-def default_threads() -> int:
-    """Model threads that leave the machine able to move media: all cores but one, at most four.
-
-    On two cores with the browser on the same machine, one thread answers sooner than two (docs/serving.md).
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, cores - 1))
-
-
 class _Worker:
     """One life of the child process: its pipe and the two threads that move messages."""
 
-    def __init__(self, factory: AgentFactory | str, threads: int, on_message: Callable[[Any], None],
-                 on_death: Callable[["_Worker"], None]) -> None:  # fmt: skip
+    def __init__(
+        self, factory: AgentFactory | str, on_message: Callable[[Any], None], on_death: Callable[["_Worker"], None]
+    ) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy the event loop, its sockets and its threads
         self.conn, child = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=serve_model, args=(child, factory, threads), name="wan-streamer-model", daemon=True
+            target=serve_model, args=(child, factory), name="wan-streamer-model", daemon=True
         )
         self.ready: Future[Ready] = Future()
         self.dead = False
@@ -158,11 +149,10 @@ class ModelProcess:
     """The worker as the server sees it: one session at a time, a new worker whenever the old one died.
 
     factory  picklable callable or "package.module:function" that returns an `Agent`
-    threads  torch threads of the worker; OMP_NUM_THREADS wins when it is set
     """
 
-    def __init__(self, factory: AgentFactory | str, *, threads: int | None = None) -> None:
-        self._factory, self._threads = factory, threads or default_threads()
+    def __init__(self, factory: AgentFactory | str) -> None:
+        self._factory = factory
         self._worker: _Worker | None = None
         self._session: ModelSession | None = None
         self._numbers = itertools.count()
@@ -186,7 +176,7 @@ class ModelProcess:
         with self._lock:
             if self._worker is None or not self._worker.alive:
                 self.restarts += 1
-                self._worker = _Worker(self._factory, self._threads, self._deliver, self._lose)
+                self._worker = _Worker(self._factory, self._deliver, self._lose)
 
     def wait_ready(self, timeout_s: float = 600.0) -> Ready:
         """Block until the agent is loaded. Raises what loading raised, e.g. `CheckpointError`."""

@@ -22,7 +22,8 @@ from wan_streamer.data.media import UnitReader, read_units
 from wan_streamer.errors import MediaError
 from wan_streamer.files import write_json
 from wan_streamer.runtime.agent import WanStreamer
-from wan_streamer.runtime.clock import UnitDriver
+from wan_streamer.runtime.clock import UnitDriver, why_late
+from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 Pace = Literal["realtime", "fast"]
@@ -60,9 +61,12 @@ def talk(
         with console.status(f"loading {checkpoint} …"):
             agent = WanStreamer.from_pretrained(checkpoint, device=device)
             agent.warmup()
+            threads = Threads()
+            threads.measure(agent.warmup)
         writer = ReplyWriter(out, *agent.frame_size)
         session = agent.session(seed)
-        driver = UnitDriver(session, steps=agent.default_steps, frame_size=agent.frame_size, policy=pace == "realtime")
+        live = pace == "realtime"
+        driver = UnitDriver(session, agent.default_steps, agent.frame_size, policy=live, threads=threads)
         run = _Run(reader, driver, writer, pace, console, typed or {})
         try:
             run.play()
@@ -139,7 +143,7 @@ class _Run:
             "seconds": round(seconds, 3),
             "fps": FPS,
             "realtime_factor": round(seconds / self.elapsed_s, 3) if self.elapsed_s else 0.0,
-            **stats.summary(),
+            **self.driver.summary(),
             "late_reads": self.late_reads,
             "transcript": self.transcript,
             "interrupted": self.interrupted,
@@ -226,6 +230,16 @@ def print_summary(report: dict, film: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    machine = report["machine"]
+    threads = " and ".join(f"{number} ({units} units)" for number, units in machine["threads"].items())
+    console.print(
+        f"{machine['cores']} cores, {machine['others_cores']['mean']:.1f} of them taken by other programs · threads:"
+        f" {threads}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if report["held_units"]:
+        console.print(why_late(report), highlight=False, soft_wrap=True)
     speakers = {"response": "agent", "transcript": "heard"}
     for unit, lane, text in captions(report["transcript"]):
         line = f"{unit * UNIT_S:6.1f} s  {speakers[lane]}: {text}"

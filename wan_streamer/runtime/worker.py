@@ -8,9 +8,7 @@ Times are `time.monotonic()` seconds, one clock for all processes of a machine.
 
 import importlib
 import logging
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any, Protocol
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import tune_process
 from wan_streamer.runtime.clock import Session, UnitDriver
+from wan_streamer.threads import Threads
 from wan_streamer.units import AgentUnit, UserUnit
 
 PROTOCOL = 1
@@ -143,15 +142,18 @@ def _resolve(factory: AgentFactory | str) -> AgentFactory:
                            f" ({error})") from error  # fmt: skip
 
 
-def serve_model(conn: Connection, factory: AgentFactory | str, threads: int) -> None:
+def serve_model(conn: Connection, factory: AgentFactory | str) -> None:
     """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     tune_process()
     try:
         started = time.monotonic()
-        agent = _load(factory, threads)
+        agent = _resolve(factory)()
+        agent.warmup()
+        threads = Threads()
+        threads.measure(agent.warmup)
         conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started))
-        _serve_sessions(conn, agent)
+        _serve_sessions(conn, agent, threads)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone: nobody is left to answer
     except WanStreamerError as error:
@@ -161,16 +163,7 @@ def serve_model(conn: Connection, factory: AgentFactory | str, threads: int) -> 
         conn.send(Failed("ServingError", f"the model process failed: {type(error).__name__}: {error}"))
 
 
-def _load(factory: AgentFactory | str, threads: int) -> Agent:
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    agent = _resolve(factory)()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    agent.warmup()
-    return agent
-
-
-def _serve_sessions(conn: Connection, agent: Agent) -> None:
+def _serve_sessions(conn: Connection, agent: Agent, threads: Threads) -> None:
     driver: UnitDriver | None = None
     current = -1
     while True:
@@ -181,10 +174,9 @@ def _serve_sessions(conn: Connection, agent: Agent) -> None:
             case Shutdown():
                 return
             case OpenSession():
-                driver, current = (
-                    UnitDriver(agent.session(seed=message.seed), agent.default_steps, agent.frame_size),
-                    message.session,
-                )
+                session = agent.session(seed=message.seed)
+                driver = UnitDriver(session, agent.default_steps, agent.frame_size, threads=threads)
+                current = message.session
             case CloseSession() if message.session == current:
                 driver, current = None, -1
             case UnitIn() if driver is not None and message.session == current:
@@ -198,4 +190,4 @@ def _serve_sessions(conn: Connection, agent: Agent) -> None:
                     continue
                 conn.send(UnitOut(current, message.index, message.t_in, t_start, time.monotonic(), out))
                 if (message.index + 1) % STATS_EVERY_UNITS == 0:
-                    conn.send(Stats(current, driver.stats.summary()))
+                    conn.send(Stats(current, driver.summary()))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from wan_streamer.errors import ServingError, WanStreamerError
+from wan_streamer.runtime.clock import why_late
 from wan_streamer.runtime.processes import ModelProcess, ModelSession
 from wan_streamer.runtime.worker import Stats, UnitOut
 from wan_streamer.serving.messages import (
@@ -33,6 +34,7 @@ from wan_streamer.units import UNIT_S
 
 REPORT_S = 1.0
 RESYNC_S = 1.0  # a clock this far behind (machine asleep) skips units instead of sending a burst
+HELD_UNITS, HELD_SHARE = 4, 0.05  # more of them and the visitor is told why
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Call:
         self._units = 0
         self._held = 0
         self._recoveries = 0
+        self._told_late = False
         self._answered = time.monotonic()
 
     def handle(self, message: PageMessage) -> None:
@@ -132,7 +135,10 @@ class Call:
 
     def _take(self, message: UnitOut | Stats) -> None:
         if isinstance(message, Stats):
-            self._deadline_misses = int(message.summary.get("deadline_misses", 0))
+            self._deadline_misses = int(message.summary["deadline_misses"])
+            if not self._told_late and message.summary["held_units"] > max(HELD_UNITS, HELD_SHARE * self._units):
+                self._told_late = True
+                self._emit(NoticeEvent(f"The agent does not keep up. {why_late(message.summary)}."))
             return
         now = self._answered = time.monotonic()
         unit, meter = message.unit, self._meter

@@ -6,26 +6,27 @@
 import time
 from typing import Any
 
-import torch
-
 from wan_streamer.evaluation.records import Trial
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver
+from wan_streamer.threads import Threads
 from wan_streamer.units import UNIT_S
 
 
 def measure_latency(checkpoint: str, trial: Trial, rounds: int = 2, device: str = "cpu") -> dict[str, Any]:
-    """Unit k is released (k + 1) x 160 ms after the start, as from a live user; all threads of this process work."""
+    """Unit k is released (k + 1) x 160 ms after the start, as from a live user; threads are chosen as in a call."""
     agent = WanStreamer.from_pretrained(checkpoint, device=device)
     agent.warmup()
-    driver = UnitDriver(agent.session(seed=0), steps=agent.default_steps, frame_size=agent.frame_size)
+    threads = Threads()
+    threads.measure(agent.warmup)
+    driver = UnitDriver(agent.session(seed=0), agent.default_steps, agent.frame_size, threads=threads)
     units = [unit for _ in range(rounds) for unit in trial.units()]
     start = time.monotonic()
     for k, unit in enumerate(units):
         due = start + (k + 1) * UNIT_S
         time.sleep(max(0.0, due - time.monotonic()))
         driver.step(unit, due)
-    summary = driver.stats.summary()
+    summary = driver.summary()
     return {
         "model": summary["model_latency_ms"],
         "event": summary["event_latency_ms"],
@@ -34,5 +35,5 @@ def measure_latency(checkpoint: str, trial: Trial, rounds: int = 2, device: str 
         "held": summary["held_units"],
         "units": driver.stats.units,
         "device": str(agent.device),
-        "threads": torch.get_num_threads(),
+        "machine": summary["machine"],
     }

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.evaluation.axes import face as axes_face
@@ -168,7 +167,6 @@ def run_suite(
     for name, cases in run_jobs(long, range(1 + len(LONG)), Engine(processes=processes)):
         result.long[name] = cases
         progress("long conversation", len(result.long), 1 + len(LONG))
-    torch.set_num_threads(processes)
     result.latency = measure_latency(checkpoint, make_trial(specs[0])) if checkpoint not in BLIND else None
     result.seconds = time.monotonic() - started
     return result

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from wan_streamer.errors import ConfigError, TrainingError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
+from wan_streamer.threads import Threads
 from wan_streamer.training.loop.curves import Board, write_curves
 from wan_streamer.training.loop.guard import Guard
 from wan_streamer.training.loop.optimisers import Average, Optimisers
@@ -72,6 +73,7 @@ class Trainer:
         self.ema = Average(self.named)
         # On CPUs the processes would only take time from the step.
         ahead = self.world.device.type == "cuda"
+        self.threads = None if ahead else Threads()
         self.prefetch = Prefetch(stage.batch, self.micro_batches, pinned=True) if ahead else None
         self.guard = Guard(config)
         self.board = Board(self.out) if self.world.main else None
@@ -93,6 +95,8 @@ class Trainer:
                     while self.step < config.steps:
                         late = minutes is not None and time.monotonic() - started > 60 * minutes
                         numbers, stop, late = self._train_step(late)
+                        if self.threads is not None:
+                            self.threads.check()
                         if self.step % config.log_every == 0:
                             numbers["seconds"] = round(time.monotonic() - started, 1)
                             self._log("train", numbers)
