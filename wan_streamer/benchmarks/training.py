@@ -126,8 +126,6 @@ def _measure(
     tokens = units * len(streamer.layout.kind_N)
     example = random_example(config, units, rows).map(lambda part: part.to(device))
     x_BND = torch.randn(rows, tokens, config.backbone.dim, device=device)
-    if device.type == "cuda":
-        streamer.backbone.attention = "flex"
 
     def our_loss() -> Tensor:
         return streamer_loss(

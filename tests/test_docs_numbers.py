@@ -1,0 +1,78 @@
+"""Numbers in the documents are those of the code, of the shipped checkpoint and of its evaluation."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from score_tables import RESULTS, TABLES, block
+
+from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import load_config
+from wan_streamer.model.layout import unit_layout
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.presets import PRESETS
+from wan_streamer.simulation.conversation.repertoire import USER, agent_texts
+from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
+
+ROOT = Path(__file__).parent.parent
+NANO = load_config(ROOT / "wan_streamer" / "checkpoints" / "nano" / "config.json")
+LAYOUT = unit_layout(NANO)
+WORDS = ("zero", "one", "two", "three", "four", "five", "six")
+DRAWN = LAYOUT.noisy_audio.stop - LAYOUT.noisy_video.start
+
+
+def millions(module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f}"
+
+
+FACTS = {
+    "README.md": [(r"(\d+) scenarios", len(SCENARIO_NAMES))],
+    "docs/simulation.md": [
+        (r"There are (\d+) scenarios", len(SCENARIO_NAMES)),
+        (r"(\d+) sentences \(`wan_streamer.simulation.conversation.repertoire.AGENT`", len(agent_texts())),
+        (r"and (\d+) intents", len(USER)),
+        (r"in (\d+) wordings", sum(map(len, USER.values()))),
+    ],
+    "docs/architecture.md": [
+        (r"3\. \*\*solve\*\*\. (\w+) Euler steps", WORDS[NANO.flow.steps].capitalize()),
+        (r"each a pass over (\d+) tokens. They only peek", DRAWN),
+        (r"A unit is (\d \+ \d) passes", f"{1 + NANO.text.slots} + {NANO.flow.steps}"),
+        (r"One pass over (\d+) tokens commits", LAYOUT.lane_start.stop),
+    ],
+    "docs/images/data-flow.svg": [
+        (r"(\d+) Euler steps of \d+ tokens", NANO.flow.steps),
+        (r"Euler steps of (\d+) tokens", DRAWN),
+        (r"(\d+) tokens, one pass", LAYOUT.lane_start.stop),
+    ],
+    "wan_streamer/checkpoints/nano/README.md": [
+        (r"the solver makes (\w+) plain steps", WORDS[NANO.flow.steps]),
+        (r"user's sound and picture \| ([\d.]+) M", millions(Streamer(NANO))),
+        (r"look-ahead beyond 40 ms \| ([\d.]+) M", millions(AudioVAE(NANO.audio_vae))),
+        (r"12x21x16, strictly causal \| ([\d.]+) M", millions(VideoVAE(NANO.video_vae))),
+        (r"(\d+) layers, width", NANO.backbone.layers),
+        (r"layers, width (\d+)", NANO.backbone.dim),
+    ],
+}
+
+
+@pytest.mark.parametrize("document", FACTS)
+def test_numbers_of_the_code(document: str) -> None:
+    text = " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    for pattern, value in FACTS[document]:
+        found = re.findall(pattern, text)
+        assert found, f"{document} does not say {pattern!r}"
+        assert set(found) == {str(value)}, f"{document}: {pattern!r}"
+
+
+@pytest.mark.parametrize(("document", "name"), TABLES)
+def test_tables_of_scores(document: str, name: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    start, end = block(text, name)
+    assert text[start:end] == TABLES[document, name](json.loads(RESULTS.read_text())), "run scripts/score_tables.py"
+
+
+def test_presets_are_named() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in PRESETS if not name.startswith("paper-3") and f"`{name}`" not in text] == []
