@@ -17,9 +17,12 @@ _ENDS = re.compile(r"(?<=[.?!])\s+")
 _PARTS = str.maketrans("',.?!", "     ")
 _SHARES = {"train": range(8), "valid": range(8, 9), "test": range(9, 10)}
 _KEPT_OUT = frozenset(
-    "bitch dick porn damn hell ass asshole die dead gay drunk drug drugs weed hate stupid idiot naked boob boobs penis cum"
-    " lol lmao omg wtf ur u r im dont cant ive thats".split()
-)
+    (
+        "ass", "asshole", "bitch", "boob", "boobs", "cant", "cum", "damn", "dead", "dick", "die", "dont", "drug", "drugs",
+        "drunk", "gay", "hate", "hell", "idiot", "im", "ive", "lmao", "lol", "naked", "omg", "penis", "porn", "r",
+        "stupid", "thats", "u", "ur", "weed", "wtf",
+    )
+)  # fmt: skip
 _KEPT_OUT_STEMS = ("fuck", "shit", "bitch", "sex", "nigg", "kill", "rape", "suicid", "haha")
 _HUM = re.compile(r"hmm+")
 WORDS = (3, 14)  # shortest and longest sentence
