@@ -19,8 +19,8 @@ _SHARES = {"train": range(8), "valid": range(8, 9), "test": range(9, 10)}
 _KEPT_OUT = frozenset(
     (
         "ass", "asshole", "bitch", "boob", "boobs", "cant", "cum", "damn", "dead", "dick", "die", "dont", "drug",
-        "drugs", "drunk", "gay", "hate", "hell", "idiot", "im", "ive", "lmao", "lol", "naked", "omg", "penis", "porn", "r",
-        "stupid", "thats", "u", "ur", "weed", "wtf",
+        "drugs", "drunk", "gay", "hate", "hell", "idiot", "im", "ive", "lmao", "lol", "naked", "omg", "penis", "porn",
+        "r", "stupid", "thats", "u", "ur", "weed", "wtf",
     )
 )  # fmt: skip
 _KEPT_OUT_STEMS = ("fuck", "shit", "bitch", "sex", "nigg", "kill", "rape", "suicid", "haha")
