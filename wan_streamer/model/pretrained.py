@@ -6,13 +6,14 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
-from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.folder import codec_hash, load_codecs, weights_hash
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
@@ -36,6 +37,11 @@ class Weights:
     @property
     def codec_hash(self) -> str:
         return codec_hash(self.audio_vae, self.video_vae)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all parts, as they are stored."""
+        return weights_hash(self.streamer, self.audio_vae, self.video_vae)
 
 
 def find_checkpoint(name: str) -> Path:
