@@ -15,10 +15,12 @@ from contextlib import contextmanager
 import torch
 
 from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
+from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UnitDecoder, UserInput, live_unit
 from wan_streamer.flow.sampler import TokenSampler, draw_unit
-from wan_streamer.model.layout import LANES
+from wan_streamer.flow.solver import Velocity
+from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.units import AgentUnit, UserUnit
@@ -62,7 +64,7 @@ class Session:
             self.last,
             heard,
             self.sampler,
-            lambda velocity, last: draw_unit(velocity, last, flow, self.noise),
+            lambda velocity, last: self._draw(velocity, last, flow),
             stage=timed,
         )
         with timed("text"):
@@ -72,6 +74,9 @@ class Session:
             audio, video = self.decoder.decode(stack([self.last]))
         self.index += 1
         return AgentUnit(self.index - 1, audio, video, text, transcript, stage_ms)
+
+    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
+        return draw_unit(velocity, last, flow, self.noise)
 
     def _input(self, user: UserUnit) -> UserInput:
         device = self.streamer.device
