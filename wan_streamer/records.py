@@ -2,6 +2,7 @@
 
 `flatten`   a record -> (its outline, its tensors)
 `rebuild`   the reverse, with the classes that may occur
+`places_of`, `view_of`   tensors side by side in a block of bytes
 
 A record is a tensor, a NumPy array, None, a number, a string, bytes, a list, tuple, dict with string keys, or a
 dataclass or named tuple of them.
@@ -18,6 +19,7 @@ from torch import Tensor
 from wan_streamer.errors import DataError
 
 CHANNELS_LAST = torch.channels_last
+ALIGN = 64  # bytes; where a tensor in a block may begin
 Outline = Any
 """What is left of a record without its tensors; JSON can hold it. Anything but a plain value is a list, kind first."""
 
@@ -84,3 +86,20 @@ def rebuild(outline: Outline, tensors: Sequence[Tensor], classes: Iterable[type]
         return build(outline)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"a damaged record: {error}") from error
+
+
+def places_of(tensors: list[Tensor]) -> tuple[list[list], int]:
+    """[dtype, shape, first byte] of each tensor in a block, and the bytes of the block."""
+    places, at = [], 0
+    for tensor in tensors:
+        places.append([str(tensor.dtype).removeprefix("torch."), list(tensor.shape), at])
+        at += -(-tensor.nbytes // ALIGN) * ALIGN
+    return places, at
+
+
+def view_of(block_N: Tensor, place: list) -> Tensor:
+    """The tensor at a place of a block of bytes."""
+    name, shape, at = place
+    dtype = getattr(torch, name)
+    count = torch.Size(shape).numel() * dtype.itemsize
+    return block_N[at : at + count].view(dtype).view(shape)

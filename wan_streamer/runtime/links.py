@@ -25,10 +25,9 @@ from torch import distributed as dist
 
 from wan_streamer.errors import LinkError
 from wan_streamer.files import parse_json
-from wan_streamer.records import flatten, rebuild
+from wan_streamer.records import ALIGN, flatten, places_of, rebuild, view_of
 
 PROTOCOL = 1
-ALIGN = 64  # bytes; where a tensor may begin
 SLOTS = 2  # messages that may be under way
 HEADER = 64  # bytes of a shared block that count what was received
 POLL_S = 0.0002
@@ -79,23 +78,6 @@ def local_pair() -> tuple[Link, Link]:
 # ---------------------------------------------------------------- wire format
 
 
-def _places(tensors: list[Tensor]) -> tuple[list[list], int]:
-    """[dtype, shape, first byte] of each tensor in a block, and the bytes of the block."""
-    places, at = [], 0
-    for tensor in tensors:
-        places.append([str(tensor.dtype).removeprefix("torch."), list(tensor.shape), at])
-        at += -(-tensor.nbytes // ALIGN) * ALIGN
-    return places, at
-
-
-def _view(block_N: Tensor, place: list) -> Tensor:
-    """The tensor at a place of a block of bytes."""
-    name, shape, at = place
-    dtype = getattr(torch, name)
-    count = torch.Size(shape).numel() * dtype.itemsize
-    return block_N[at : at + count].view(dtype).view(shape)
-
-
 def _head(outline: Any, places: list[list]) -> bytes:
     return json.dumps({"version": PROTOCOL, "outline": outline, "tensors": places}).encode()
 
@@ -128,7 +110,7 @@ class SharedEnd:
 
     def send(self, message: Any) -> None:
         outline, tensors = flatten(message)
-        places, size = _places(tensors)
+        places, size = places_of(tensors)
         slot = _slot_bytes(self._outbox)
         if size > slot:
             raise LinkError(f"link: expected messages of at most {slot} bytes, got {size}; make the link with more")
@@ -137,7 +119,7 @@ class SharedEnd:
         if size:
             block_N = torch.frombuffer(self._outbox.buf, dtype=torch.uint8, count=size, offset=first)
             for tensor, place in zip(tensors, places, strict=True):
-                _view(block_N, place).copy_(tensor)
+                view_of(block_N, place).copy_(tensor)
         self._sent += 1
         try:
             self._pipe.send_bytes(_head(outline, places))
@@ -156,7 +138,7 @@ class SharedEnd:
         first = HEADER + self._received % SLOTS * slot
         self._received += 1
         block_N = torch.frombuffer(self._inbox.buf, dtype=torch.uint8, count=slot, offset=first)
-        return rebuild(outline, [_view(block_N, place) for place in places], self._classes)
+        return rebuild(outline, [view_of(block_N, place) for place in places], self._classes)
 
     def close(self) -> None:
         self._pipe.close()
@@ -212,11 +194,11 @@ class DistributedLink:
 
     def send(self, message: Any) -> None:
         outline, tensors = flatten(message)
-        places, size = _places(tensors)
+        places, size = places_of(tensors)
         head = _head(outline, places)
         block_N = torch.empty(size, dtype=torch.uint8, device=self.device)
         for tensor, place in zip(tensors, places, strict=True):
-            _view(block_N, place).copy_(tensor)
+            view_of(block_N, place).copy_(tensor)
         try:
             dist.send(torch.tensor([len(head), size], device=self.device), self.peer)
             dist.send(torch.frombuffer(bytearray(head), dtype=torch.uint8).to(self.device), self.peer)
@@ -237,7 +219,7 @@ class DistributedLink:
         except RuntimeError as error:
             raise LinkError(f"rank {self.peer} is gone ({error})") from error
         outline, places = _opened(bytes(head_N.cpu().numpy()))
-        return rebuild(outline, [_view(block_N, place) for place in places], self.classes)
+        return rebuild(outline, [view_of(block_N, place) for place in places], self.classes)
 
     def _sizes(self, timeout_s: float | None) -> list[int] | None:
         if self._asked is None:

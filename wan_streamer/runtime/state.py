@@ -87,7 +87,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.hearing, live.seeing, live.told_N2 = state.hearing, state.seeing, state.told_N2.cpu()
     live.said.clear()
     live.said.extend(said.clone() for said in state.said)
-    session.noise.set_state(state.noise.cpu())
+    session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state, decoder.video_state = state.audio, state.video
     for lane, (tokens, shown) in zip(session.lanes, state.lanes, strict=True):
