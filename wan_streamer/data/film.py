@@ -82,12 +82,16 @@ class FilmEncoder:
         self._container.mux(self._audio.encode(None))
 
 
-class ReplyWriter:
+class ReplyWriter(contextlib.AbstractContextManager["ReplyWriter"]):
     """H.264 at 25 fps, 2 x `width` by `height`, and AAC stereo at 24 kHz.
 
     Unit k of the user and unit k of the agent share the place k x 160 ms, so the film is as long as the input.
     The file appears under its name when it is complete: until then it is written beside it under a hidden name.
 
+    path            .mp4, .m4v, .mov or .mkv
+    height, width   of each half; `WanStreamer.frame_size` has those of an agent
+
+    As a context manager it is closed at the end, or leaves no file after an error.
     Raises MediaError if the place cannot be written or the encoder fails (from `write` or `close`).
     """
 
@@ -132,6 +136,12 @@ class ReplyWriter:
         self._queue.put(None)
         self._thread.join()
         self._part.unlink(missing_ok=True)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
 
     def _raise(self) -> None:
         if self._error is not None:
