@@ -137,14 +137,106 @@ def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
     assert found[24_010:47_990].min() > 0.2
 
 
-def test_damaged_packets_are_left_out(tmp_path: Path) -> None:
-    path = make_film(tmp_path / "a.mkv")
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
+def test_damaged_packets_are_left_out(name: str, tmp_path: Path) -> None:
+    """400 wrong bytes in the middle of a file; the rest is there, and somebody is told."""
+    path = make_film(tmp_path / name, seconds=4.0)
     data = bytearray(path.read_bytes())
     rng = np.random.default_rng(0)
-    for place in rng.integers(len(data) // 3, len(data) // 2, 40):
-        data[place] ^= 0xFF
+    for place in rng.integers(len(data) * 3 // 10, len(data) * 6 // 10, 400):
+        data[place] = rng.integers(256)
     path.write_bytes(data)
-    assert len(list(read_units(path))) >= 5
+    with read_units(path) as reader:
+        assert len(list(reader)) >= 24
+        assert any("damaged packets of the audio were skipped" in warning for warning in reader.warnings)
+
+
+def test_a_whole_film_has_no_warnings(tmp_path: Path) -> None:
+    for name, options in (
+        ("a.mp4", {}),
+        ("b.mkv", {"video_start": 0.6}),
+        ("c.mp3", {"size": None, "codecs": ("", "mp3")}),
+    ):
+        with read_units(make_film(tmp_path / name, **options)) as reader:
+            assert len(list(reader)) in (13, 14)
+            assert reader.warnings == []
+
+
+def test_a_film_that_was_cut_off(tmp_path: Path) -> None:
+    whole = make_film(tmp_path / "a.mkv", seconds=8.0).read_bytes()
+    (tmp_path / "a.mkv").write_bytes(whole[: len(whole) // 2])
+    with read_units(tmp_path / "a.mkv") as reader:
+        seconds = len(list(reader)) * UNIT_S
+        assert 0.5 < seconds < 7
+        (warning,) = reader.warnings
+        assert "of 8.0 s: it is cut off or damaged" in warning
+    whole = make_film(tmp_path / "b.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MediaError, match="was it cut off"):
+        read_units(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize("tracks", ["both", "sound", "picture"])
+def test_a_gap_of_hours_is_left_out(tracks: str, tmp_path: Path) -> None:
+    """A recorder that was paused for three hours: a second of the pause stays, and what follows is in step."""
+    path, pause = tmp_path / "gap.mkv", 3 * 3600
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg4", rate=25)
+        video.height, video.width, video.pix_fmt, video.codec_context.time_base = 48, 64, "yuv420p", Fraction(1, 1000)
+        audio = film.add_stream("pcm_s16le", rate=24_000, layout="mono")
+        for number in range(100):
+            time, event = number / 25 + (pause if number >= 50 else 0), number in (10, 75)
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 255 * event, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = round(time * 1000), Fraction(1, 1000)
+            if tracks != "sound":
+                film.mux(video.encode(picture))
+            sound = av.AudioFrame.from_ndarray(np.full((1, 960), 16_000 * event, np.int16), format="s16", layout="mono")
+            sound.sample_rate, sound.pts, sound.time_base = 24_000, round(time * 24_000), Fraction(1, 24_000)
+            if tracks != "picture":
+                film.mux(audio.encode(sound))
+        film.mux(video.encode(None))
+        film.mux(audio.encode(None))
+    with read_units(path) as reader:
+        units = list(reader)
+        assert 5.0 <= len(units) * UNIT_S <= 5.5
+        (warning,) = reader.warnings
+        assert "3.0 h after 2." in warning
+    frames = [frame for unit in units if unit.video is not None for frame in unit.video]
+    blocks = [block for unit in units if unit.audio is not None for block in unit.audio.reshape(-1, 960)]
+    seen = [index for index, frame in enumerate(frames) if frame.mean() > 128]
+    heard = [index for index, block in enumerate(blocks) if np.abs(block).mean() > 0.2]
+    for events in (seen, heard):
+        if events:
+            assert events[0] == 10
+            assert 100 <= events[-1] <= 104  # 1 s after the end of the pause, of which a second and a bit are left
+    assert not (seen and heard) or abs(seen[-1] - heard[-1]) <= 1
+
+
+def test_a_length_of_hours_that_is_not_there(tmp_path: Path) -> None:
+    """Every picture is said to stay for 24 minutes."""
+    path = make_film(tmp_path / "a.mp4", seconds=1.0, rate=None, codecs=("mpeg4", ""))
+    data = bytearray(path.read_bytes())
+    table = data.index(b"stts") + 4 + 4  # number of entries, then (pictures, ticks of each)
+    assert struct.unpack(">2I", data[table : table + 8]) == (1, 25)
+    ticks = struct.unpack(">I", data[table + 8 : table + 12])[0]
+    for box in (b"mvhd", b"tkhd", b"mdhd"):  # the lengths that the film and its track say
+        place = data.index(box) + 4 + (20 if box == b"tkhd" else 16)
+        data[place : place + 4] = struct.pack(">I", 25 * ticks * 36_000)
+    data[table + 8 : table + 12] = struct.pack(">I", ticks * 36_000)
+    path.write_bytes(data)
+    with read_units(path) as reader:
+        assert len(list(reader)) * UNIT_S < 40
+        assert reader.warnings[0].startswith("nothing comes for 24 min")
+
+
+def test_lists_of_files_are_refused(tmp_path: Path) -> None:
+    make_film(tmp_path / "a.ts", seconds=0.4)
+    (tmp_path / "endless.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + "#EXTINF:0.4,\na.ts\n" * 3)
+    (tmp_path / "concat.txt").write_text("ffconcat version 1.0\n" + "file a.ts\n" * 3)
+    (tmp_path / "itself.txt").write_text("ffconcat version 1.0\nfile itself.txt\n")
+    for name in ("endless.m3u8", "concat.txt", "itself.txt"):
+        with pytest.raises(MediaError, match=r"list of files|Too many open files"):
+            read_units(tmp_path / name)
 
 
 @pytest.mark.parametrize(

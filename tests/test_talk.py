@@ -224,6 +224,16 @@ def test_too_slow_a_model_holds_units_and_stays_in_time(stand_in: type[StandInAg
         assert sum(1 for _ in reply.decode(video=0)) == 60  # a held unit is in the film, as the frame before it
 
 
+def test_a_cut_recording_is_told(stand_in: type[StandInAgent], tmp_path: Path) -> None:
+    user, said = make_film(tmp_path / "user.mkv", seconds=6.0), tmp_path / "said"
+    user.write_bytes(user.read_bytes()[: user.stat().st_size // 2])
+    with said.open("w") as file:
+        report = talk(user, tmp_path / "reply.mp4", pace="fast", console=Console(file=file, width=200))
+    assert 0 < report["units"] < 37
+    assert len(report["warnings"]) == 1
+    assert f"warning: {user}: {report['warnings'][0]}" in said.read_text()
+
+
 def test_interruption_keeps_what_there_is(stand_in: type[StandInAgent], tmp_path: Path) -> None:
     stand_in.interrupt_at = 6
     film, report = tmp_path / "reply.mp4", tmp_path / "report.json"

@@ -48,8 +48,9 @@ def talk(
     typed      what the user types besides, by the unit in which it is sent
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
-    report, with `"interrupted": true`) and is then raised again. Returns the report; docs/architecture.md
-    defines its figures, and `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace.
+    report, with `"interrupted": true`) and is then raised again. What is wrong with the recording is left out and told,
+    on `console` and in `warnings` of the report. Returns the report; docs/architecture.md defines its figures, and
+    `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace.
     Raises MediaError, CheckpointError, ConfigError, OutputError.
     """
     console = console or Console(stderr=True)
@@ -72,6 +73,8 @@ def talk(
             writer.abort()
             raise
         writer.close()
+    for warning in reader.warnings:
+        console.print(f"warning: {user_path}: {warning}", markup=False, highlight=False, soft_wrap=True)
     result = run.result() | {"checkpoint": agent.name, "device": str(agent.device), "seed": session.seed, "pace": pace}
     if report is not None:
         write_json(report, result)
@@ -142,6 +145,7 @@ class _Run:
             **stats.summary(),
             "late_reads": self.late_reads,
             "transcript": self.transcript,
+            "warnings": self.reader.warnings,
             "interrupted": self.interrupted,
         }
 
