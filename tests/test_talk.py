@@ -14,6 +14,7 @@ import pytest
 from films import make_film
 from rich.console import Console
 
+from wan_streamer.data.film import FAR, NEAR
 from wan_streamer.data.media import read_units
 from wan_streamer.runtime import talk as talk_module
 from wan_streamer.runtime.talk import captions, print_summary, talk
@@ -74,8 +75,8 @@ def run(user: Path, folder: Path, *options: str) -> tuple[list[np.ndarray], np.n
 
 
 def agent_sound(sound: np.ndarray) -> np.ndarray:
-    """The agent alone: left = 0.7 user + 0.3 agent, right = 0.3 user + 0.7 agent."""
-    return (0.7 * sound[1] - 0.3 * sound[0]) / 0.4
+    """The agent alone: left = NEAR user + FAR agent, right = FAR user + NEAR agent."""
+    return (NEAR * sound[1] - FAR * sound[0]) / (NEAR**2 - FAR**2)
 
 
 def assert_alive(frames: list[np.ndarray], sound: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from wan_streamer.data.captions import SPEAKERS, to_lines
 from wan_streamer.data.film import ReplyWriter, check_film_path
 from wan_streamer.data.media import UnitReader, read_units
 from wan_streamer.errors import MediaError
@@ -26,7 +27,6 @@ from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 Pace = Literal["realtime", "fast"]
-PAUSE_UNITS = 8  # 1.3 s without text ends a line of the captions
 AHEAD_UNITS = 16  # the recording is decoded up to 2.5 s before it is heard
 
 
@@ -199,18 +199,8 @@ class _Ahead:
 
 
 def captions(transcript: list[dict]) -> list[tuple[int, str, str]]:
-    """Lines (first unit, lane, text): what a lane says without a pause of `PAUSE_UNITS`, in order of their begin."""
-    lines: list[tuple[int, str, str]] = []
-    for lane in sorted({entry["lane"] for entry in transcript}):
-        last = -PAUSE_UNITS
-        for entry in (entry for entry in transcript if entry["lane"] == lane):
-            if entry["unit"] - last >= PAUSE_UNITS:
-                lines.append((entry["unit"], lane, ""))
-            first, _, text = lines.pop()
-            lines.append((first, lane, text + entry["text"]))
-            last = entry["unit"]
-    shown = [(first, lane, "".join(filter(str.isprintable, text)).strip()) for first, lane, text in lines]
-    return sorted(line for line in shown if line[2])
+    """Lines (first unit, lane, text) of a report's transcript, in order of their begin."""
+    return [(line.first, line.lane, line.text) for line in to_lines(transcript)]
 
 
 def print_summary(report: dict, film: Path, console: Console) -> None:
@@ -230,8 +220,7 @@ def print_summary(report: dict, film: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    speakers = {"response": "agent", "transcript": "heard"}
     for unit, lane, text in captions(report["transcript"]):
-        line = f"{unit * UNIT_S:6.1f} s  {speakers[lane]}: {text}"
+        line = f"{unit * UNIT_S:6.1f} s  {SPEAKERS[lane]}: {text}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"film: {film}", markup=False, highlight=False, soft_wrap=True)
