@@ -14,7 +14,9 @@ from films import make_film
 from wan_streamer.data.captions import to_lines
 from wan_streamer.data.film import FAR, NEAR, ReplyWriter, SpeechLevel, fill
 from wan_streamer.data.media import read_units
+from wan_streamer.data.pictures import Scaler
 from wan_streamer.errors import MediaError
+from wan_streamer.serving.uplink import VideoInput, fit
 from wan_streamer.units import FPS, SAMPLE_RATE, UNIT_S, AgentUnit, UserUnit
 
 VARIABLE = [0, 100, 150, 900, 1000, 1010, 1190, 1210, 1900]  # ms; white from 1000 up to 1210
@@ -92,9 +94,8 @@ def test_huge_frames_are_scaled_down(tmp_path: Path) -> None:
     assert unit.video.shape == (4, 360, 640, 3)
 
 
-def test_rotated_film_is_upright(tmp_path: Path) -> None:
+def phone_film(path: Path) -> Path:
     """A phone held upright writes a landscape track with a display matrix of 90 degrees clockwise."""
-    path = tmp_path / "phone.mp4"
     with av.open(str(path), "w") as film:
         video = film.add_stream("libx264", rate=25)
         video.height, video.width, video.pix_fmt = 96, 160, "yuv420p"
@@ -107,11 +108,39 @@ def test_rotated_film_is_upright(tmp_path: Path) -> None:
     matrix = data.index(b"tkhd") + 4 + 40
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 96 << 16, 0, 1 << 30)
     path.write_bytes(data)
-    unit = next(iter(read_units(path)))
-    assert unit.video is not None
-    assert unit.video.shape == (4, 160, 96, 3)
-    assert unit.video[0, :30].mean() > 200  # turned clockwise, the left side is the top
-    assert unit.video[0, 60:].mean() < 30
+    return path
+
+
+@pytest.mark.parametrize("source", ["film", "call"])
+def test_a_rotated_picture_is_upright(source: str, tmp_path: Path) -> None:
+    path = phone_film(tmp_path / "phone.mp4")
+    if source == "film":
+        unit = next(iter(read_units(path)))
+        assert unit.video is not None
+        shown = unit.video[0]
+    else:
+        with av.open(str(path)) as film:
+            shown = Scaler(fit)(next(film.decode(video=0)))
+    assert shown.shape == (160, 96, 3)
+    assert shown[:30].mean() > 200  # turned clockwise, the left side is the top
+    assert shown[60:].mean() < 30
+
+
+@pytest.mark.parametrize("source", ["film", "call"])
+def test_a_camera_that_is_turned_keeps_its_shape(source: str, tmp_path: Path) -> None:
+    """In the middle of a film or a call the picture changes its size: nothing is squeezed, a unit has one size."""
+    if source == "film":
+        parts = [make_film(tmp_path / f"{h}.ts", seconds=1.0, size=(h, w)) for h, w in ((96, 160), (160, 96))]
+        (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+        shapes = [unit.video.shape for unit in read_units(tmp_path / "both.ts") if unit.video is not None]
+    else:
+        camera, shapes = VideoInput(), []
+        for number in range(50):
+            camera.push(np.zeros((96, 160, 3) if number < 25 else (160, 96, 3), np.uint8), number / 25)
+            if number % 4 == 3:
+                shapes.append(camera.take(number / 25).shape)
+    assert shapes[:4] == [(4, 96, 160, 3)] * 4
+    assert shapes[-4:] == [(4, 160, 96, 3)] * 4
 
 
 def test_units_follow_each_other_without_a_seam(tmp_path: Path) -> None:
@@ -330,14 +359,15 @@ def test_the_agent_is_as_loud_as_the_user(user: float, agent: float, tmp_path: P
         for index in range(40):
             turn = index // 5 % 2
             hiss = (0.001 * rng.standard_normal((2, 3840))).astype(np.float32)
-            mine, its = hiss[0] + (turn == 0) * tone(index, user, 300), hiss[1] + (turn == 1) * tone(index, agent, 700)
+            swell = np.minimum(1, np.arange(3840) / 480) if index % 5 == 0 else 1.0
+            sides = [(turn == 0) * tone(index, user, 300), (turn == 1) * tone(index, agent, 700)]
+            mine, its = hiss + np.array(sides) * swell
             writer.write(UserUnit(audio=mine), AgentUnit(index, its, picture))
     with av.open(str(tmp_path / "reply.mp4")) as film:
         stereo = np.concatenate([frame.to_ndarray() for frame in film.decode(audio=0)], axis=1)
     assert abs(stereo.shape[1] - 40 * 3840) <= 1024
-    level = np.sqrt(
-        np.square(stereo[:, : 40 * 3840].reshape(2, 8, 5, 3840)[:, 4:, 1:4]).mean(axis=(2, 3))
-    )  # [ear, turn]
+    power = np.square(stereo[:, : 40 * 3840].reshape(2, 8, 5, 3840)[:, 4:, 1:4])  # [ear, turn, unit, sample]
+    level = np.sqrt(power.mean(axis=(2, 3)))
     assert np.abs(stereo).max() < 1.0
     for mine, its in (level[:, 0], level[:, 1]), (level[:, 2], level[:, 3]):
         wanted = agent if user == 0 else min(max(user, agent / 4), agent * 4, 1.0)

@@ -1,13 +1,11 @@
 """An open duplex audio-visual agent: one causal Transformer that listens, watches, speaks and shows a face, live.
 
-`WanStreamer`            a loaded agent: `from_pretrained`, `session`
-`UserUnit`, `AgentUnit`  160 ms of the user, 160 ms of the agent
-`read_units`             any film or sound file -> `UserUnit`s
-`Microphone`             arrays of sound, any length and rate -> `UserUnit`s
-`ReplyWriter`            both sides -> a film
-`WanStreamerError`       base of every error that a user can cause and fix
+`WanStreamer`, `WanStreamerError`   a loaded agent; base of every error that a user can cause and fix
+`UserUnit`, `AgentUnit`             160 ms of the user, 160 ms of the agent
+`read_units`, `Microphone`          files, and arrays of sound of any length, -> `UserUnit`s
+`ReplyWriter`                       both sides -> a film
 
-Names are loaded when they are first used, so that `wan-streamer --help` does not wait for PyTorch.
+Names are loaded when first used: `wan-streamer --help` does not wait for PyTorch.
 """
 
 from importlib import import_module

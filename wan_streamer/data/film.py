@@ -31,7 +31,7 @@ from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UN
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CAMERA_OFF = 24  # grey value of the user's half when there is no camera
 SUBTITLES = ("mp4", "mov")  # the formats that find them wherever they are in the file
-PAN = math.radians(30)  # a voice is a little on its side: constant power, 0 is one ear only and 45 degrees the middle
+PAN = math.radians(25)  # a voice is a little on its side: constant power, 0 is one ear only and 45 degrees the middle
 NEAR, FAR = (f(PAN) / (math.cos(PAN) + math.sin(PAN)) for f in (math.cos, math.sin))  # the sum never clips
 HOP = SAMPLE_RATE // 50  # 20 ms
 SILENT_DB, QUIETEST_DB = -90, -55  # digital silence; what is less loud than this is no speech

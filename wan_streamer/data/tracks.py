@@ -19,6 +19,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from wan_streamer.data.pictures import Scaler, one_size
 from wan_streamer.data.sound import Mono
 from wan_streamer.errors import MediaError
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -206,13 +207,12 @@ class VideoTrack(_Track):
         super().__init__(path, container, index)
         rate, aspect = float(stream.average_rate or 0), float(stream.sample_aspect_ratio or 0)
         self._nominal_s = 1 / rate if rate > 0 else 1 / FPS
-        self._pixel_aspect = aspect if aspect > 0 else 1.0
+        self._scale = Scaler(self._fit, aspect if aspect > 0 else 1.0)
         self._timed = self._times()
         self._last = -math.inf  # time of the latest decoded frame
         self._next: tuple[float, av.VideoFrame] | None = None
         self._shown: av.VideoFrame | None = None  # the frame on screen, until it is converted
         self._image: np.ndarray | None = None  # the frame on screen, converted
-        self._size: tuple[int, int] | None = None  # height and width of every image
         self._taken = 0
 
     def _times(self) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -236,7 +236,7 @@ class VideoTrack(_Track):
             self._advance((number + 0.5) / FPS)
             if self._shown is not None:
                 try:
-                    self._image = self._convert(self._shown)
+                    self._image = self._scale(self._shown)
                 except (av.error.FFmpegError, ValueError):  # damage that looks like a frame of an impossible format
                     self.skipped += 1
                 self._shown = None
@@ -244,7 +244,7 @@ class VideoTrack(_Track):
         self._taken += FRAMES_PER_UNIT
         if images[-1] is None:
             return None
-        return np.stack([np.zeros_like(images[-1]) if image is None else image for image in images])
+        return one_size([np.zeros_like(images[-1]) if image is None else image for image in images])
 
     def upcoming(self) -> float | None:
         if self._next is None:
@@ -262,15 +262,6 @@ class VideoTrack(_Track):
             assert self._next is not None
             self._shown, self._next = self._next[1], None
 
-    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
-        """RGB with square pixels, upright, not larger than `max_side`; all images have the size of the first."""
-        turns = round(frame.rotation / 90) % 4  # quarter turns, counterclockwise
-        if self._size is None:
-            height, width = float(frame.height), frame.width * self._pixel_aspect
-            if turns % 2:
-                height, width = width, height
-            scale = min(1.0, self.max_side / max(height, width))
-            self._size = max(2, round(height * scale)), max(2, round(width * scale))
-        height, width = self._size if turns % 2 == 0 else self._size[::-1]
-        image = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, turns))
+    def _fit(self, height: float, width: float) -> tuple[int, int]:
+        scale = min(1.0, self.max_side / max(height, width))
+        return max(2, round(height * scale)), max(2, round(width * scale))
