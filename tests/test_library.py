@@ -15,7 +15,7 @@ from tiny import TALKER, tiny_weights
 import wan_streamer
 from wan_streamer import Microphone, ReplyWriter, UserUnit, WanStreamer, read_units
 from wan_streamer.data.recordings.prepare import choose_split
-from wan_streamer.errors import ConfigError, ShapeError
+from wan_streamer.errors import ConfigError, MediaError, ShapeError
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.training.stages import duplex
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -184,6 +184,11 @@ def test_what_a_microphone_cannot_take(samples: object, words: str) -> None:
         Microphone().push(samples)
     with pytest.raises(ShapeError, match="rate"):
         Microphone(0)
+
+
+def test_a_reader_takes_paths() -> None:
+    with pytest.raises(MediaError, match="expected the path of a file, got Tensor"):
+        read_units(torch.zeros(3))
 
 
 def test_a_writer_is_closed_or_leaves_nothing(tmp_path: Path, agent: WanStreamer) -> None:

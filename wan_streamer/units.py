@@ -28,6 +28,7 @@ TICKS_PER_UNIT = 4  # one tick = 40 ms, the temporal position id
 AUDIO_LATENTS_PER_UNIT = 4  # audio latents run at 25 Hz, one per tick
 LOUDEST = 100.0  # a sample beyond this is no loud sound but an integer that nobody has divided
 AUDIO_HINT = " (160 ms of mono sound at 24 kHz; Microphone makes units of sound of any length, rate and type)"
+LEVEL_HINT = " (divide 16-bit samples by 32768)"
 VIDEO_HINT = " (4 RGB frames of 8 bits, channels last)"
 
 
@@ -66,7 +67,7 @@ def check_level(name: str, audio_T: np.ndarray) -> np.ndarray:
     """float32 [T], as it is. Raises `ShapeError` for NaN, infinity and floats that are undivided integers."""
     peak = np.abs(audio_T).max(initial=0.0)
     if not peak <= LOUDEST:  # written so that NaN is refused
-        raise ShapeError(f"{name}: expected finite samples in [-1, 1], got a peak of {peak:g}")
+        raise ShapeError(f"{name}: expected finite samples in [-1, 1], got a peak of {peak:g}{LEVEL_HINT}")
     return audio_T
 
 

@@ -9,6 +9,7 @@ Damage in a file does not end it: what cannot be decoded is left out, and `UnitR
 import contextlib
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,10 @@ ESTIMATED = {"mp3", "aac", "ac3", "eac3"}  # formats that say no length: FFmpeg 
 def read_units(path: str | Path, max_side: int = MAX_SIDE) -> "UnitReader":
     """Open `path`, which may have any container, size, rate and channel count; a track may be missing.
 
-    Raises MediaError if the file is missing, a folder, not media, or holds neither sound nor picture.
+    Raises MediaError if the file is missing, a folder, not media, a list of files, or holds neither sound nor picture.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise MediaError(f"read_units: expected the path of a file, got {type(path).__name__}")
     path = Path(path)
     if path.is_dir():
         raise MediaError(f"{path}: expected a media file, got a folder")

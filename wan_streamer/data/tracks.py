@@ -37,6 +37,14 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
+def _is_cut(path: Path, error: BaseException) -> bool:
+    """Whether this begins as an MP4 or MOV, whose index is often at the end."""
+    if not isinstance(error, av.error.InvalidDataError):
+        return False
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
+
+
 class _Track:
     """The best stream of one kind, decoded frame by frame.
 
@@ -65,9 +73,7 @@ class _Track:
             # "file:" keeps a name such as "concat:a" or "http:a" a plain file name
             container = av.open(f"file:{path}", metadata_errors="ignore")
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            with path.open("rb") as file:
-                cut = file.read(8)[4:] == b"ftyp"
-            why = "its index is missing: was it cut off?" if cut else reason(error)
+            why = "its index is missing: was it cut off?" if _is_cut(path, error) else reason(error)
             raise MediaError(f"{path}: not a media file that FFmpeg can read ({why})") from error
         if container.format.name in LISTS:
             container.close()
@@ -147,9 +153,11 @@ class AudioTrack(_Track):
         for frame in self.frames():
             time = frame.time
             try:
-                yield time, mono(frame)
+                block = mono(frame)
             except (av.error.FFmpegError, ValueError):  # damage that looks like a frame of an impossible format
                 self.skipped += 1
+                continue
+            yield time, block
         yield None, mono.finish()
 
     def _placed(self) -> Iterator[tuple[int, np.ndarray]]:
