@@ -114,7 +114,7 @@ class UnitReader(contextlib.AbstractContextManager["UnitReader"]):
     @property
     def warnings(self) -> list[str]:
         found = [
-            f"{track.skipped} damaged packets of the {track.kind} were skipped"
+            f"damaged packets of the {track.kind} were skipped: {track.skipped}"
             for track in self._tracks
             if track.skipped
         ]
