@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 
 from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
+from wan_streamer.errors import ShapeError
+from wan_streamer.fields import changed
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UnitDecoder, UserInput, live_unit
 from wan_streamer.flow.sampler import TokenSampler, draw_unit
@@ -25,11 +27,26 @@ from wan_streamer.units import AgentUnit, UserUnit
 
 
 class Session:
-    """One conversation. Same seed (default: the checkpoint's) and same input give the same output, bit for bit."""
+    """One conversation. Same seed and same input give the same output, bit for bit.
 
-    def __init__(self, weights: Weights, seed: int | None = None) -> None:
-        self.streamer, self.text, self.config = weights.streamer, weights.text, weights.config
-        self.seed = self.config.flow.seed if seed is None else seed
+    seed, steps, temperature, start_bias   as `WanStreamer.session` has them; None leaves the checkpoint's
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        seed: int | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        start_bias: float | None = None,
+    ) -> None:
+        self.streamer, self.text = weights.streamer, weights.text
+        self.config = dataclasses.replace(
+            weights.config,
+            flow=changed(weights.config.flow, seed=seed, steps=steps),
+            text=changed(weights.config.text, temperature=temperature, start_bias=start_bias),
+        )
+        self.seed = self.config.flow.seed
         self.live = self.streamer.open()
         self.last = self.streamer.silence()
         self.noise = torch.Generator().manual_seed(self.seed)
@@ -41,11 +58,13 @@ class Session:
 
     @torch.inference_mode()
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
-        """The agent's unit for the user's unit. `steps` overrides the number of solver steps.
+        """The agent's unit for the user's unit. `steps` overrides the number of solver steps for this unit.
 
-        Raises `ConfigError` if `steps` is out of range.
+        Raises `ConfigError` if `steps` is out of range, `ShapeError` if `user` is no `UserUnit`.
         """
-        flow = self.config.flow if steps is None else dataclasses.replace(self.config.flow, steps=steps)
+        if not isinstance(user, UserUnit):
+            raise ShapeError(f"Session.step: expected a UserUnit, got {type(user).__name__}")
+        flow = changed(self.config.flow, steps=steps)
         stage_ms: dict[str, float] = {}
 
         @contextmanager
