@@ -74,6 +74,11 @@ def test_bad_recording(make, words: str, tmp_path: Path) -> None:
     assert not film.exists()
 
 
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"wan-streamer {wan_streamer.__version__}\n")
+
+
 def test_film_of_unknown_kind(tmp_path: Path) -> None:
     user = make_film(tmp_path / "user.mp4", seconds=0.4)
     assert_one_line(run("talk", user, "--out", tmp_path / "reply.doc"), ".mp4")

@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from wan_streamer.simulation.conversation.dialogue import GAP, YIELD, Dialogue, Scene, Turn, episode_rng, episode_units
+from wan_streamer.simulation.conversation.dialogue import GAP, Dialogue, Scene, Turn, episode_rng, episode_units
+from wan_streamer.simulation.conversation.overlap import YIELD
 from wan_streamer.simulation.conversation.partners import mix_track
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, USER, agent_texts, any_wording, wording
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES, SCENARIOS, plan_dialogue, plan_of

@@ -23,7 +23,7 @@ SEE = Observer(read=lambda frames: {})
 
 @pytest.fixture(scope="module")
 def trials() -> list[tuple[Trial, Recording]]:
-    made = [make_trial(TrialSpec(kind, 0, number)) for kind in KINDS for number in range(2)]
+    made = [make_trial(TrialSpec(kind, 0, number)) for kind in KINDS for number in range(3 if kind == "stop" else 2)]
     return [(trial, play(Replay(trial), trial.units())) for trial in made]
 
 
@@ -65,7 +65,7 @@ def test_a_delay_costs_accuracy_where_it_should(trials: list[tuple[Trial, Record
     cases = score(trials, late(0.7))
     assert talk.turn_taking(cases)["turn_end_answered"].value < 0.3
     assert talk.backchannel(cases)["onset_f1"].value == 0
-    assert talk.interruption(score(trials, late(1.0)))["yields"].value == 0
+    assert talk.interruption(score(trials, late(1.0)))["yields"].value < 0.5  # in one a pause moves to the barge-in
 
 
 def test_a_mute_agent_fails(trials: list[tuple[Trial, Recording]]) -> None:

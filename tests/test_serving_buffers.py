@@ -15,6 +15,7 @@ from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpParam
 from aiortc.rtp import HeaderExtensions, RtpPacket, unpack_header_extensions
 
 from wan_streamer.data.media import read_sound
+from wan_streamer.data.pictures import Scaler
 from wan_streamer.errors import ServingError
 from wan_streamer.serving import jitter
 from wan_streamer.serving.jitter import AudioJitterBuffer, VideoJitterBuffer
@@ -27,7 +28,7 @@ from wan_streamer.serving.messages import (
 )
 from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.playout import OUT_SAMPLES, STEP_MS, Playout, Upsampler
-from wan_streamer.serving.uplink import AudioInput, Converter, Uplink, VideoInput, fit
+from wan_streamer.serving.uplink import AudioInput, Uplink, VideoInput, fit
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit
 
 KEY, DELTA = b"\x00k", b"\x01d"  # the first bit of a VP8 frame header: 0 = key frame
@@ -182,6 +183,31 @@ def test_a_late_microphone_is_padded_and_the_delay_is_taken_back() -> None:
     assert audio._available < SAMPLE_RATE // 25
 
 
+def test_after_a_stall_only_the_newest_sound_is_kept() -> None:
+    audio = AudioInput()
+    for i in range(100):  # two seconds at once
+        audio.push(sound(960, i * 960), 2.0)
+    audio.catch_up()
+    kept, fresh = audio.take(2.0), AudioInput()
+    fresh.push(sound(96_000, 0), 0.0)
+    whole = np.concatenate([fresh.take(0.0) for _ in range(12)])
+    assert np.abs(kept[:3000] - whole[-3000:]).max() < 1  # both are there
+    assert audio._available == 0
+    assert 40_000 < audio.trimmed < 48_000
+
+
+def test_a_fast_camera_is_remembered_as_long_as_a_slow_one() -> None:
+    """Units are cut up to a second late; their pictures are those of their time, at 60 a second too."""
+    video = VideoInput()
+    for number in range(150):
+        video.push(np.full((4, 6, 3), number, np.uint8), number / 60)
+    late = 149 / 60 - 1.0
+    shown = video.take(late)
+    assert shown is not None
+    assert [int(picture[0, 0, 0]) for picture in shown] == [int((late - i / 25) * 60 + 1e-6) for i in (3, 2, 1, 0)]
+    assert len(video._pictures) < 100
+
+
 def test_a_switched_off_microphone_is_none_and_a_hole_is_silence() -> None:
     audio = AudioInput()
     for i in (*range(4), *range(6, 8)):  # 40 ms are missing in the middle
@@ -265,7 +291,7 @@ def test_the_camera_is_sampled_at_the_four_ticks() -> None:
 
 def test_camera_frames_of_any_format_become_fitted_rgb() -> None:
     frame = av.VideoFrame.from_ndarray(np.full((480, 640, 3), (200, 30, 60), np.uint8), format="rgb24")
-    converted = Converter()(frame.reformat(format="yuv420p"))
+    converted = Scaler(fit)(frame.reformat(format="yuv420p"))
     assert converted.shape == (192, 256, 3)
     assert np.abs(converted.astype(int) - (200, 30, 60)).max() < 8
 

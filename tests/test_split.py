@@ -23,7 +23,7 @@ from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime.links import Link, local_pair, shared_pair
 from wan_streamer.runtime.performer import MESSAGES, Detach, Performer, PerformerProcess, Ready, Solved, perform
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.thinker import Partner, SplitSession
+from wan_streamer.runtime.thinker import PacedSession, Partner, SplitSession
 
 RENOISING = StreamerConfig(**{**vars(TALKER), "flow": FlowConfig(steps=3, renoise=True)})
 
@@ -67,7 +67,7 @@ def test_two_equal_one(link: str, config: StreamerConfig) -> None:
     alone = Session(weights(config), seed=3)
     partner = Partner(functools.partial(on_a_thread, LINKS[link], config))
     partner.wait_ready()
-    split = SplitSession(weights(config), 3, partner)
+    split = SplitSession(weights(config), partner, seed=3)
     for number, unit in enumerate(units):
         steps = 1 + number % 2 if config is not RENOISING else None
         assert same(split.step(unit, steps), alone.step(unit, steps)), number
@@ -76,10 +76,27 @@ def test_two_equal_one(link: str, config: StreamerConfig) -> None:
     partner.close()
 
 
+@pytest.mark.parametrize("link", LINKS)
+def test_the_schedule_of_the_paper_is_one_unit_later(link: str) -> None:
+    units = user_units(8, 24)
+    alone = Session(weights(), seed=3)
+    partner = Partner(functools.partial(on_a_thread, LINKS[link]))
+    partner.wait_ready()
+    paced = PacedSession(weights(), partner, seed=3)
+    first = paced.step(units[0])
+    assert (first.index, first.audio.any(), first.video.any(), first.text) == (-1, False, False, "")
+    for number, unit in enumerate(units[1:]):
+        shown = paced.step(unit)
+        assert same(shown, alone.step(units[number])), number
+        assert set(shown.stage_ms) == {"observe", "text", "solve", "decode"}
+    assert partner.alone == 0
+    partner.close()
+
+
 def test_sessions_share_a_performer() -> None:
     partner = Partner(functools.partial(on_a_thread, local_pair))
     partner.wait_ready()
-    talks = [(Session(weights(), seed), SplitSession(weights(), seed, partner)) for seed in (1, 2)]
+    talks = [(Session(weights(), seed), SplitSession(weights(), partner, seed=seed)) for seed in (1, 2)]
     for unit in user_units(1, 9):
         for alone, split in talks:
             assert same(split.step(unit), alone.step(unit))
@@ -93,7 +110,7 @@ def test_two_processes_equal_one_and_kills_lose_nothing(process: PerformerProces
     alone = [Session(weights(), seed=4)]
     partner = Partner(process.connect)
     partner.wait_ready()
-    split = SplitSession(weights(), 4, partner)
+    split = SplitSession(weights(), partner, seed=4)
     kills = 0
     for number, unit in enumerate(units):
         if number % 12 == 5:
@@ -116,7 +133,7 @@ def test_two_processes_equal_one_and_kills_lose_nothing(process: PerformerProces
 def test_a_performer_that_stands_still_is_left(process: PerformerProcess) -> None:
     alone, partner = Session(weights(), seed=4), Partner(process.connect, patience_s=0.3)
     partner.wait_ready()
-    split = SplitSession(weights(), 4, partner)
+    split = SplitSession(weights(), partner, seed=4)
     for number, unit in enumerate(user_units(2, 9)):
         if number == 4:
             os.kill(process.process.pid, signal.SIGSTOP)
@@ -151,7 +168,7 @@ def test_an_answer_of_a_dead_epoch_is_never_taken() -> None:
 
     alone, partner = Session(weights(), seed=1), Partner(connect)
     partner.wait_ready()
-    split = SplitSession(weights(), 1, partner)
+    split = SplitSession(weights(), partner, seed=1)
     for unit in user_units(5, 6):
         assert same(split.step(unit), alone.step(unit))
     assert partner.alone == 0

@@ -14,6 +14,7 @@ import pytest
 from films import make_film
 from rich.console import Console
 
+from wan_streamer.data.film import FAR, NEAR
 from wan_streamer.data.media import read_units
 from wan_streamer.runtime import talk as talk_module
 from wan_streamer.runtime.talk import captions, print_summary, talk
@@ -74,8 +75,8 @@ def run(user: Path, folder: Path, *options: str) -> tuple[list[np.ndarray], np.n
 
 
 def agent_sound(sound: np.ndarray) -> np.ndarray:
-    """The agent alone: left = 0.7 user + 0.3 agent, right = 0.3 user + 0.7 agent."""
-    return (0.7 * sound[1] - 0.3 * sound[0]) / 0.4
+    """The agent alone: left = NEAR user + FAR agent, right = FAR user + NEAR agent."""
+    return (NEAR * sound[1] - FAR * sound[0]) / (NEAR**2 - FAR**2)
 
 
 def assert_alive(frames: list[np.ndarray], sound: np.ndarray) -> None:
@@ -222,6 +223,16 @@ def test_too_slow_a_model_holds_units_and_stays_in_time(stand_in: type[StandInAg
     assert report["realtime_factor"] > 0.8
     with av.open(str(tmp_path / "reply.mp4")) as reply:
         assert sum(1 for _ in reply.decode(video=0)) == 60  # a held unit is in the film, as the frame before it
+
+
+def test_a_cut_recording_is_told(stand_in: type[StandInAgent], tmp_path: Path) -> None:
+    user, said = make_film(tmp_path / "user.mkv", seconds=6.0), tmp_path / "said"
+    user.write_bytes(user.read_bytes()[: user.stat().st_size // 2])
+    with said.open("w") as file:
+        report = talk(user, tmp_path / "reply.mp4", pace="fast", console=Console(file=file, width=200))
+    assert 0 < report["units"] < 37
+    assert len(report["warnings"]) == 1
+    assert f"warning: {user}: {report['warnings'][0]}" in said.read_text()
 
 
 def test_interruption_keeps_what_there_is(stand_in: type[StandInAgent], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Dataclasses that know the ranges of their values, from and to JSON.
 
 `between`     a field with a default and a range;  `Ranged`  the base that checks them
-`to_dict`, `from_dict`   nested dicts as JSON has them
+`to_dict`, `from_dict`   nested dicts as JSON has them;  `changed`  a copy with other values
 """
 
 import dataclasses
@@ -9,10 +9,11 @@ import json
 import math
 import types
 import typing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from wan_streamer.errors import ConfigError
 
+T = TypeVar("T")
 SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -58,6 +59,14 @@ def from_dict(cls: type, data: object, where: str = "config"):
     for key, value in values.items():
         _check_range(fields[key], value, f"{where}.{key}")
     return cls(**values)
+
+
+def changed(config: T, **values: object) -> T:
+    """`config` with other values; None keeps what is there. Raises `ConfigError` on wrong types and ranges."""
+    given = {key: value for key, value in values.items() if value is not None}
+    if not given:
+        return config
+    return from_dict(type(config), to_dict(config) | given, getattr(config, "place", "config"))
 
 
 def _convert(hint: object, value: object, where: str) -> object:

@@ -2,10 +2,11 @@
 
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from wan_streamer import __version__
 from wan_streamer.cli.bench import bench_app
 from wan_streamer.cli.call import serve, talk
 from wan_streamer.cli.data import encode, prepare, simulate
@@ -30,6 +31,21 @@ for _command in (serve, talk, simulate, prepare, encode):
     app.command()(_command)
 app.command("eval")(evaluate)
 app.command()(inspect)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wan-streamer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 # the package that is missing -> the extra that installs it
 EXTRAS = {

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from wan_streamer.codecs.causal import CodecStats, ConvNeXt1d, State
 from wan_streamer.config import AudioVAEConfig
 from wan_streamer.errors import ShapeError
-from wan_streamer.units import SAMPLES_PER_FRAME
+from wan_streamer.units import SAMPLES_PER_FRAME, as_array
 
 
 @dataclass
@@ -114,8 +114,7 @@ class AudioVAE(nn.Module):
     @torch.inference_mode()
     def reconstruct(self, audio: np.ndarray) -> np.ndarray:
         """The codec's round trip: float32 [samples] at 24 kHz -> the same shape."""
-        if audio.ndim != 1 or audio.dtype != np.float32:
-            raise ShapeError(f"audio: expected float32 [samples], got {audio.dtype} {list(audio.shape)}")
+        audio = as_array("audio", audio, np.float32, (None,))
         padded = F.pad(torch.from_numpy(audio), (0, -len(audio) % SAMPLES_PER_FRAME))
         latent, _ = self.encode(padded[None].to(self.window.device))
         return self.decode(latent)[0][0, : len(audio)].float().cpu().numpy()

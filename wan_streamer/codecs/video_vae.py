@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from wan_streamer.codecs.causal import CodecStats, MemoryBlock, State
 from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ShapeError
-from wan_streamer.units import FRAMES_PER_UNIT
+from wan_streamer.units import FRAMES_PER_UNIT, as_array
 
 COLOUR_CHANNELS = 3
 
@@ -189,8 +189,7 @@ class VideoVAE(nn.Module):
     @torch.inference_mode()
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """The codec's round trip: uint8 [T, H, W, 3], T a multiple of 4 -> the same shape."""
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-            raise ShapeError(f"frames: expected uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        frames = as_array("frames", frames, np.uint8, (None, None, None, 3))
         latent, _ = self.encode(frames_to_video(torch.from_numpy(frames)[None], self.device).to(self.dtype))
         return video_to_frames(self.decode(latent.to(self.dtype))[0])[0].cpu().numpy()
 

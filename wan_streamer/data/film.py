@@ -1,10 +1,14 @@
-"""The film of a conversation: the user on the left, the agent on the right, both voices.
+"""The film of a conversation: the user on the left, the agent on the right, both voices, subtitles.
 
 `ReplyWriter`   writes it unit by unit on a thread of its own
+`FilmEncoder`   pictures and sound into an open container
+`both_voices`   mono of both sides -> stereo
+`SpeechLevel`   how loud somebody speaks
 `fill`          crops and scales a picture so that it fills a frame
 """
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -17,14 +21,23 @@ import av.error
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
+from av.stream import Stream
 from av.video.stream import VideoStream
 
+from wan_streamer.data.captions import LONGEST, to_cues, to_lines
 from wan_streamer.errors import MediaError
-from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, AgentUnit, UserUnit
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CAMERA_OFF = 24  # grey value of the user's half when there is no camera
-NEAR, FAR = 0.7, 0.3  # share of a voice in the channel of its own side and of the other side; the sum never clips
+SUBTITLES = ("mp4", "mov")  # the formats that find them wherever they are in the file
+PAN = math.radians(25)  # a voice is a little on its side: constant power, 0 is one ear only and 45 degrees the middle
+NEAR, FAR = (f(PAN) / (math.cos(PAN) + math.sin(PAN)) for f in (math.cos, math.sin))  # the sum never clips
+HOP = SAMPLE_RATE // 50  # 20 ms
+SILENT_DB, QUIETEST_DB = -90, -55  # digital silence; what is less loud than this is no speech
+ABOVE_DB, BELOW_DB = 9, 12  # speech is so much above the noise, and at most so much below its own mean
+ENOUGH_HOPS = 10  # 0.2 s of speech say how loud somebody is
+GAIN = (0.25, 4.0)  # the agent gets at most 12 dB less or more
 QUEUE_UNITS = 64  # about ten seconds: the encoder is far faster than real time, this only takes up stalls
 
 
@@ -45,6 +58,51 @@ def both_voices(user_T: np.ndarray, agent_T: np.ndarray) -> np.ndarray:
     """float32 [T] of the user and of the agent -> float32 [2, T], each nearer to its side."""
     stereo_CT = np.stack([NEAR * user_T + FAR * agent_T, FAR * user_T + NEAR * agent_T])
     return np.clip(stereo_CT, -1, 1).astype(np.float32)
+
+
+class SpeechLevel:
+    """How loud somebody speaks, from all that was heard so far, in constant memory. Steady noise is no speech."""
+
+    def __init__(self) -> None:
+        self._hops = np.zeros(1 - SILENT_DB, int)  # how many hops had SILENT_DB, one dB more, ..., 0 dB
+        self.peak = 0.0
+
+    def add(self, audio_T: np.ndarray) -> None:
+        """float32 [T], whole hops."""
+        power = np.square(audio_T.reshape(-1, HOP)).mean(axis=1)
+        level_dB = np.round(10 * np.log10(power + 1e-12)).clip(SILENT_DB, 0).astype(int)
+        self._hops += np.bincount(level_dB - SILENT_DB, minlength=len(self._hops))
+        self.peak = max(self.peak, float(np.abs(audio_T).max()))
+
+    @property
+    def rms(self) -> float | None:
+        """Of what is speech; None as long as too little is known."""
+        level_dB = SILENT_DB + np.arange(len(self._hops))
+        noise_dB = level_dB[np.searchsorted(self._hops.cumsum(), 0.1 * self._hops.sum())]
+        hops = np.where(level_dB > max(noise_dB + ABOVE_DB, QUIETEST_DB), self._hops, 0)
+        if hops.sum() < ENOUGH_HOPS:
+            return None
+        power = 10 ** (level_dB / 10)
+        mean_dB = 10 * np.log10((hops * power).sum() / hops.sum())
+        hops = np.where(level_dB > mean_dB - BELOW_DB, hops, 0)  # without the fringes of the words
+        return math.sqrt((hops * power).sum() / hops.sum())
+
+
+class _Match:
+    """Makes the agent as loud as the user: a gain that follows what both have said so far, gliding over a unit."""
+
+    def __init__(self) -> None:
+        self._user, self._agent = SpeechLevel(), SpeechLevel()
+        self._gain = 1.0
+
+    def __call__(self, user_T: np.ndarray, agent_T: np.ndarray) -> np.ndarray:
+        """float32 [3840] of both sides -> that of the agent with its gain, within [-1, 1]."""
+        self._user.add(user_T)
+        self._agent.add(agent_T)
+        heard, said, before = self._user.rms, self._agent.rms, self._gain
+        if heard is not None and said is not None:
+            self._gain = min(max(heard / said, GAIN[0]), GAIN[1], 1 / max(self._agent.peak, 1e-6))
+        return np.clip(agent_T * np.linspace(before, self._gain, len(agent_T), dtype=np.float32), -1, 1)
 
 
 class FilmEncoder:
@@ -82,12 +140,17 @@ class FilmEncoder:
         self._container.mux(self._audio.encode(None))
 
 
-class ReplyWriter:
+class ReplyWriter(contextlib.AbstractContextManager["ReplyWriter"]):
     """H.264 at 25 fps, 2 x `width` by `height`, and AAC stereo at 24 kHz.
 
-    Unit k of the user and unit k of the agent share the place k x 160 ms, so the film is as long as the input.
+    Unit k of the user and unit k of the agent share the place k x 160 ms, so the film is as long as the input. The
+    agent is as loud as the user. What it says and what it heard are subtitles (not in .mkv).
     The file appears under its name when it is complete: until then it is written beside it under a hidden name.
 
+    path            .mp4, .m4v, .mov or .mkv
+    height, width   of each half; `WanStreamer.frame_size` has those of an agent
+
+    As a context manager it is closed at the end, or leaves no file after an error.
     Raises MediaError if the place cannot be written or the encoder fails (from `write` or `close`).
     """
 
@@ -103,6 +166,12 @@ class ReplyWriter:
         except (av.error.FFmpegError, OSError) as error:
             raise MediaError(f"{self.path}: cannot be written ({getattr(error, 'strerror', error)})") from error
         self._film = FilmEncoder(self._container, {"preset": "superfast", "crf": "20"}, 128_000)
+        self._subtitles: Stream | None = None
+        if FORMATS[self.path.suffix.lower()] in SUBTITLES:
+            self._subtitles = self._container.add_mux_stream("mov_text")
+            self._subtitles.time_base = Fraction(1, 1000)
+        self._match = _Match()
+        self._words: list[dict] = []
         self.units = 0  # encoded so far
         self._error: BaseException | None = None
         self._queue: queue.Queue[tuple[UserUnit, AgentUnit] | None] = queue.Queue(QUEUE_UNITS)
@@ -133,6 +202,12 @@ class ReplyWriter:
         self._thread.join()
         self._part.unlink(missing_ok=True)
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
     def _raise(self) -> None:
         if self._error is not None:
             self._part.unlink(missing_ok=True)
@@ -157,7 +232,19 @@ class ReplyWriter:
     def _finish(self) -> None:
         if self.units:
             self._film.finish()
+            self._caption()
             self._container.close()
+
+    def _caption(self) -> None:
+        if self._subtitles is None:
+            return
+        for begin, end, text in to_cues(to_lines(self._words, LONGEST), self.units):
+            data = text.encode(errors="replace")
+            packet = av.Packet(len(data).to_bytes(2, "big") + data)
+            packet.stream, packet.time_base = self._subtitles, Fraction(1, 1000)
+            packet.pts = packet.dts = begin * UNIT_MS
+            packet.duration = (end - begin) * UNIT_MS
+            self._container.mux(packet)
 
     def _encode(self, user: UserUnit, agent: AgentUnit) -> None:
         shape = (FRAMES_PER_UNIT, self.height, self.width, 3)
@@ -168,7 +255,10 @@ class ReplyWriter:
         for image in both:
             self._film.picture(image)
         heard = np.zeros(SAMPLES_PER_UNIT, np.float32) if user.audio is None else user.audio
-        self._film.sound(both_voices(heard, agent.audio))
+        self._film.sound(both_voices(heard, self._match(heard, agent.audio)))
+        for lane, text in (("response", agent.text), ("transcript", agent.transcript)):
+            if text:
+                self._words.append({"unit": self.units, "lane": lane, "text": text})
         self.units += 1
 
 

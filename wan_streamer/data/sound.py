@@ -1,9 +1,16 @@
-"""Decoded sound of any format, rate and number of channels -> float32 mono, by `Mono` for films and calls alike."""
+"""Sound of any format, rate and number of channels -> float32 mono, for films, calls and arrays alike.
+
+`Mono`        frames that FFmpeg has decoded -> samples
+`Microphone`  arrays of any length -> units
+"""
 
 import av
 import numpy as np
 
-from wan_streamer.units import SAMPLE_RATE
+from wan_streamer.errors import ShapeError
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UserUnit, check_level, to_numpy
+
+MOST_CHANNELS = 8  # more columns than this are samples: the array is turned the wrong way
 
 
 class Mono:
@@ -32,3 +39,55 @@ class Mono:
     def _resample(self, frame: av.AudioFrame | None) -> np.ndarray:
         parts = [part.to_ndarray()[0] for part in self._resampler.resample(frame)] if self._resampler else []
         return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.float32) / 2.0**31
+
+
+class Microphone:
+    """Sound as it comes, in pieces of any length, to units of 160 ms.
+
+    rate   samples per second of what comes, 1 000 to 768 000
+
+    A piece is float (nominally in [-1, 1]) or int16, [samples] or [samples, channels]; an array, a tensor or a list.
+    """
+
+    def __init__(self, rate: int = SAMPLE_RATE) -> None:
+        if not (isinstance(rate, int) and 1000 <= rate <= 768_000):
+            raise ShapeError(f"Microphone: expected a rate of 1000 to 768000 samples per second, got {rate!r}")
+        self._rate = rate
+        self._mono = Mono()
+        self._rest = np.zeros(0, np.float32)
+
+    def push(self, samples: object) -> list[UserUnit]:
+        """The units that are complete with these samples; usually none or one. Raises `ShapeError`."""
+        sound_T = _mono_array(samples)
+        if len(sound_T):
+            frame = av.AudioFrame.from_ndarray(sound_T[None], format="fltp", layout="mono")
+            frame.sample_rate = self._rate
+            self._rest = np.concatenate([self._rest, self._mono(frame)])
+        return self._units()
+
+    def finish(self) -> list[UserUnit]:
+        """What is left, with silence up to the end of its unit. The microphone can be used again."""
+        rest = np.concatenate([self._rest, self._mono.finish()])
+        self._rest = np.pad(rest, (0, -len(rest) % SAMPLES_PER_UNIT))
+        self._mono = Mono()
+        return self._units()
+
+    def _units(self) -> list[UserUnit]:
+        whole = len(self._rest) // SAMPLES_PER_UNIT * SAMPLES_PER_UNIT
+        units, self._rest = self._rest[:whole], self._rest[whole:]
+        return [UserUnit(audio=audio.clip(-1, 1)) for audio in units.reshape(-1, SAMPLES_PER_UNIT)]
+
+
+def _mono_array(samples: object) -> np.ndarray:
+    """float32 [T]: the mean of the channels."""
+    array = to_numpy("Microphone.push", samples)
+    if array.ndim == 1:
+        array = array[:, None]
+    fits = array.ndim == 2 and 1 <= array.shape[1] <= MOST_CHANNELS
+    if not fits or not (array.dtype.kind == "f" or array.dtype == np.int16):
+        raise ShapeError(
+            f"Microphone.push: expected float or int16, [samples] or [samples, up to {MOST_CHANNELS} channels],"
+            f" got {array.dtype.name} {list(array.shape)}"
+        )
+    sound_T = array.mean(axis=1, dtype=np.float32) / (32768 if array.dtype == np.int16 else 1)
+    return check_level("Microphone.push", sound_T)

@@ -42,9 +42,24 @@ class WanStreamer:
         """Write a checkpoint folder that `from_pretrained` reads."""
         save_weights(self.weights, Path(folder))
 
-    def session(self, seed: int | None = None) -> Session:
-        """A fresh conversation; `seed` of its noise, the checkpoint's if none is given."""
-        return Session(self.weights, seed)
+    def session(
+        self,
+        seed: int | None = None,
+        *,
+        steps: int | None = None,
+        temperature: float | None = None,
+        start_bias: float | None = None,
+    ) -> Session:
+        """A fresh conversation. What is not given is as in the checkpoint; the README says what each changes.
+
+        seed         of noise and sampled tokens, 0 or more
+        steps        of the flow solver in each unit, 1 to 1 000
+        temperature  of the text, 0 to 100; 0 takes the likeliest token
+        start_bias   how readily a silent agent begins to speak, -1 000 to 1 000
+
+        Raises `ConfigError` on wrong types and ranges.
+        """
+        return Session(self.weights, seed, steps, temperature, start_bias)
 
     def warmup(self, units: int = 3) -> None:
         """Run a few units in a scratch session, so that the first real unit is not slow."""

@@ -33,10 +33,14 @@ VERSION = "1"
 class SessionState:
     """Fields are those of `Session` and of its parts.
 
+    steps, temperature, start_bias   what it was opened with
     noise  state of the generator;   lanes  tokens of the word in the making, and the text shown of it, for each lane
     """
 
     seed: int
+    steps: int
+    temperature: float
+    start_bias: float
     index: int
     cache: CacheState
     hearing: AudioPerceptionState | EarsState | None
@@ -63,6 +67,9 @@ def session_state(session: Session) -> SessionState:
     live, decoder = session.live, session.decoder
     return SessionState(
         seed=session.seed,
+        steps=session.config.flow.steps,
+        temperature=session.config.text.temperature,
+        start_bias=session.config.text.start_bias,
         index=session.index,
         cache=live.cache.state(),
         hearing=live.hearing,
@@ -82,7 +89,8 @@ def session_state(session: Session) -> SessionState:
 def resume_session(session: Session, state: SessionState) -> None:
     """Make a fresh session of the same weights go on where `state` was taken, bit for bit."""
     live, decoder = session.live, session.decoder
-    session.seed, session.index, session.last = state.seed, state.index, state.last
+    session.configure(state.seed, state.steps, state.temperature, state.start_bias)
+    session.index, session.last = state.index, state.last
     live.cache.restore(state.cache)
     live.hearing, live.seeing, live.told_N2 = state.hearing, state.seeing, state.told_N2.cpu()
     live.said.clear()

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from wan_streamer.data.captions import SPEAKERS, to_lines
 from wan_streamer.data.film import ReplyWriter, check_film_path
 from wan_streamer.data.media import UnitReader, read_units
 from wan_streamer.errors import MediaError
@@ -27,7 +28,6 @@ from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 Pace = Literal["realtime", "fast"]
-PAUSE_UNITS = 8  # 1.3 s without text ends a line of the captions
 AHEAD_UNITS = 16  # the recording is decoded up to 2.5 s before it is heard
 
 
@@ -49,8 +49,9 @@ def talk(
     typed      what the user types besides, by the unit in which it is sent
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
-    report, with `"interrupted": true`) and is then raised again. Returns the report; docs/architecture.md
-    defines its figures, and `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace.
+    report, with `"interrupted": true`) and is then raised again. What is wrong with the recording is left out and told,
+    on `console` and in `warnings` of the report. Returns the report; docs/architecture.md defines its figures, and
+    `realtime_factor` is seconds of recording per second of wall clock: 1.0 keeps pace.
     Raises MediaError, CheckpointError, ConfigError, OutputError.
     """
     console = console or Console(stderr=True)
@@ -76,6 +77,8 @@ def talk(
             writer.abort()
             raise
         writer.close()
+    for warning in reader.warnings:
+        console.print(f"warning: {user_path}: {warning}", markup=False, highlight=False, soft_wrap=True)
     result = run.result() | {"checkpoint": agent.name, "device": str(agent.device), "seed": session.seed, "pace": pace}
     if report is not None:
         write_json(report, result)
@@ -146,6 +149,7 @@ class _Run:
             **self.driver.summary(),
             "late_reads": self.late_reads,
             "transcript": self.transcript,
+            "warnings": self.reader.warnings,
             "interrupted": self.interrupted,
         }
 
@@ -199,18 +203,8 @@ class _Ahead:
 
 
 def captions(transcript: list[dict]) -> list[tuple[int, str, str]]:
-    """Lines (first unit, lane, text): what a lane says without a pause of `PAUSE_UNITS`, in order of their begin."""
-    lines: list[tuple[int, str, str]] = []
-    for lane in sorted({entry["lane"] for entry in transcript}):
-        last = -PAUSE_UNITS
-        for entry in (entry for entry in transcript if entry["lane"] == lane):
-            if entry["unit"] - last >= PAUSE_UNITS:
-                lines.append((entry["unit"], lane, ""))
-            first, _, text = lines.pop()
-            lines.append((first, lane, text + entry["text"]))
-            last = entry["unit"]
-    shown = [(first, lane, "".join(filter(str.isprintable, text)).strip()) for first, lane, text in lines]
-    return sorted(line for line in shown if line[2])
+    """Lines (first unit, lane, text) of a report's transcript, in order of their begin."""
+    return [(line.first, line.lane, line.text) for line in to_lines(transcript)]
 
 
 def print_summary(report: dict, film: Path, console: Console) -> None:
@@ -240,8 +234,7 @@ def print_summary(report: dict, film: Path, console: Console) -> None:
     )
     if report["held_units"]:
         console.print(why_late(report), highlight=False, soft_wrap=True)
-    speakers = {"response": "agent", "transcript": "heard"}
     for unit, lane, text in captions(report["transcript"]):
-        line = f"{unit * UNIT_S:6.1f} s  {speakers[lane]}: {text}"
+        line = f"{unit * UNIT_S:6.1f} s  {SPEAKERS[lane]}: {text}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"film: {film}", markup=False, highlight=False, soft_wrap=True)

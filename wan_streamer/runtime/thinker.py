@@ -1,6 +1,6 @@
 """The thinker: a session whose solver works elsewhere (paper section 4).
 
-`SplitSession`  a `Session` that lets a performer solve
+`SplitSession`  a `Session` that lets a performer solve;   `PacedSession`  the same on the paper's schedule
 `Partner`       the performer behind a link: attaches sessions, asks, and goes on without it when it is lost
 
 Thinker and performer have the same weights. When the performer dies or is too slow, the thinker solves the unit itself,
@@ -13,9 +13,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
 
 from wan_streamer.config import FlowConfig
 from wan_streamer.errors import LinkError
+from wan_streamer.fields import changed
 from wan_streamer.flow.joint import each
 from wan_streamer.flow.sampler import solve_unit, unit_noise
 from wan_streamer.flow.solver import Velocity
@@ -23,8 +28,8 @@ from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.runtime.links import Link
 from wan_streamer.runtime.performer import Attach, Detach, Ready, RecordingCache, Solve, Solved, Stop
-from wan_streamer.runtime.session import Session
-from wan_streamer.units import AgentUnit, UserUnit
+from wan_streamer.runtime.session import Session, Stopwatch
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, AgentUnit, UserUnit
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +74,21 @@ class Partner:
             except LinkError as error:
                 self._lose(error)
 
-    def solve(self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int) -> Latents | None:
-        """The latents of a unit; None if they have to be solved here."""
+    def ask(self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int) -> bool:
+        """Send a unit to be solved; False if it has to be solved here."""
         history = cache.take()
-        if self._link is None or self._attached.get(session) != self._epoch:
-            self.alone += 1
-            return None
+        if self._link is not None and self._attached.get(session) == self._epoch:
+            try:
+                self._link.send(Solve(session, self._epoch, unit, history, noise, steps))
+                return True
+            except LinkError as error:
+                self._lose(error)
+        self.alone += 1
+        return False
+
+    def answer(self, session: int, unit: int) -> Latents | None:
+        """The latents of a unit that was sent; None if the performer was lost, so that it has to be solved here."""
         try:
-            self._link.send(Solve(session, self._epoch, unit, history, noise, steps))
             return self._answer(session, unit)
         except LinkError as error:
             self._lose(error)
@@ -84,9 +96,10 @@ class Partner:
             return None
 
     def _answer(self, session: int, unit: int) -> Latents:
-        assert self._link is not None
         until = time.monotonic() + self.patience_s
         while True:
+            if self._link is None:
+                raise LinkError("the performer was lost while it solved")
             message = self._link.receive(max(0.0, until - time.monotonic()))
             if message is None:
                 raise LinkError(f"the performer owes unit {unit} for {self.patience_s:.1f} s")
@@ -141,26 +154,72 @@ class Partner:
 
 
 class SplitSession(Session):
-    """A session that asks `partner` to solve. Call `close` at its end."""
+    """A session that asks `partner` to solve. Call `close` at its end.
+
+    options  those of `Session`
+    """
 
     _numbers = itertools.count()
 
-    def __init__(self, weights: Weights, seed: int | None, partner: Partner) -> None:
-        super().__init__(weights, seed)
+    def __init__(self, weights: Weights, partner: Partner, **options: Any) -> None:
+        super().__init__(weights, **options)
         old = self.live.cache
         self.cache = self.live.cache = RecordingCache(old.config, old.layout, old.raw.device, old.raw.dtype)
         self.partner, self.number = partner, next(self._numbers)
-
-    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
-        noise = unit_noise(last, flow, self.noise)
-        solved = self.partner.solve(self.number, self.index, self.cache, noise, flow.steps)
-        if solved is None:
-            return solve_unit(velocity, noise, flow)
-        return each(lambda z, like: z.to(like.device), solved, last)
+        self._asked: int | None = None  # the unit that the performer has
 
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         self.partner.attach(self.number, self.cache)
         return super().step(user, steps)
 
+    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
+        noise = self._ask(last, flow)
+        return self._answer(velocity, noise, flow)
+
+    def _ask(self, last: Latents, flow: FlowConfig) -> list[Latents]:
+        """Returns the noise."""
+        noise = unit_noise(last, flow, self.noise)
+        sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps)
+        self._asked = self.index if sent else None
+        return noise
+
+    def _answer(self, velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> Latents:
+        solved = None if self._asked is None else self.partner.answer(self.number, self._asked)
+        if solved is None:
+            return solve_unit(velocity, noise, flow)
+        return each(lambda z, like: z.to(like.device), solved, noise[0])
+
     def close(self) -> None:
         self.partner.detach(self.number)
+
+
+class PacedSession(SplitSession):
+    """The schedule of the paper: unit k is decoded in step k + 1, while the performer solves unit k + 1.
+
+    The first step has nothing to show: black and silent. The units are those of a `SplitSession`, one step later.
+    """
+
+    def __init__(self, weights: Weights, partner: Partner, **options: Any) -> None:
+        super().__init__(weights, partner, **options)
+        self._waiting: Callable[[], Latents] | None = None
+        self._said = ["", ""]
+
+    @torch.inference_mode()
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+        flow, watch, said = changed(self.config.flow, steps=steps), Stopwatch(), self._said
+        first, shown = self._waiting is None, self.last
+        if self._waiting is not None:
+            with watch("solve"):
+                shown = self.last = self._waiting()
+        self.partner.attach(self.number, self.cache)
+        self._said = self._think(user, flow, watch)
+        if first:
+            height, width = self.config.video_vae.height, self.config.video_vae.width
+            silence = np.zeros(SAMPLES_PER_UNIT, np.float32)
+            return AgentUnit(-1, silence, np.zeros((FRAMES_PER_UNIT, height, width, 3), np.uint8), stage_ms=watch.ms)
+        return self._show(self.index - 2, shown, said, watch)
+
+    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
+        noise = self._ask(last, flow)
+        self._waiting = lambda: self._answer(velocity, noise, flow)
+        return last

@@ -110,10 +110,13 @@ class Call:
         due = time.monotonic() + UNIT_S
         while True:
             now = time.monotonic()
-            if now - due > RESYNC_S:
-                due = now
+            stalled = now - due > RESYNC_S
+            if stalled:
+                due = now + UNIT_S  # in this time what has waited in the network arrives
             t_in, due = due, due + UNIT_S  # complete at t_in; if this loop wakes later, that counts as latency
             await asyncio.sleep(max(0.0, t_in - now))
+            if stalled:
+                self.uplink.catch_up()
             session = self._session
             if session is None:  # the model is being restarted: time goes on, typed text waits
                 self.uplink.discard(t_in)

@@ -1,7 +1,7 @@
 """From a visitor's tracks to units: what arrived by the server's clock, cut every 160 ms.
 
 `AudioInput`  any audio frames -> 24 kHz mono samples, 3 840 at a time
-`VideoInput`  pictures -> the four that were on at the unit's four ticks; `Converter` makes them of any video frames
+`VideoInput`  pictures -> the four that were on at the unit's four ticks; `fit` is the size that they have
 `Uplink`      both of them and typed text -> `UserUnit`
 
 A device that sends nothing is off: its part of the unit is None, never a stale picture and never a wait.
@@ -12,14 +12,15 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
+from wan_streamer.data.pictures import one_size
 from wan_streamer.data.sound import Mono
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UserUnit
 
 MAX_HEIGHT, MAX_WIDTH = 192, 336  # pictures are fitted into this before they travel to the model
 AUDIO_OFF_S = 0.3
 VIDEO_OFF_S = 1.0
+KEEP_VIDEO_S = 1.5  # units may be cut this late and still find their pictures
 MAX_GAP_S = 0.5  # a hole in the stream up to this long is filled with silence, so that time does not shrink
 SLACK_UNITS = 12  # the queue's minimum over this many units (2 s) is what jitter never needed
 KEEP_SLACK = SAMPLE_RATE // 100  # 10 ms
@@ -65,6 +66,12 @@ class AudioInput:
         self._trim()
         return np.clip(audio, -1.0, 1.0)
 
+    def catch_up(self) -> None:
+        """After a stall: keep the newest unit only, so that what was missed does not delay all that follows."""
+        missed = max(0, self._available - SAMPLES_PER_UNIT)
+        self._pop(missed)
+        self.trimmed += missed
+
     def _fill_gap(self, frame: av.AudioFrame) -> None:
         if frame.pts is None or frame.sample_rate == 0:
             return
@@ -100,14 +107,16 @@ class AudioInput:
 
 
 class VideoInput:
-    """Keeps the pictures of the last unit with their arrival times."""
+    """Keeps the pictures of the last units with their arrival times."""
 
     def __init__(self) -> None:
-        self._pictures: deque[tuple[float, np.ndarray]] = deque(maxlen=64)
+        self._pictures: deque[tuple[float, np.ndarray]] = deque()
 
     def push(self, picture: np.ndarray, now: float) -> None:
         """One picture, uint8 [H, W, 3]. now: its arrival, `time.monotonic()` seconds."""
         self._pictures.append((now, picture))
+        while self._pictures[0][0] < now - KEEP_VIDEO_S:  # by time, not by number: cameras differ in their rate
+            self._pictures.popleft()
 
     def close(self) -> None:
         """The camera was switched off."""
@@ -126,23 +135,10 @@ class VideoInput:
         picked = [next((p for t, p in reversed(pictures) if t <= tick), pictures[0][1]) for tick in ticks]
         while len(self._pictures) > 1 and self._pictures[1][0] <= now:
             self._pictures.popleft()
-        newest = picked[-1]
-        return np.stack([p if p.shape == newest.shape else newest for p in picked])  # a camera may change its size
+        return one_size(picked)
 
 
-class Converter:
-    """Video frames of any format to RGB pictures of the model's size. One thread at a time."""
-
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()  # keeps the scaler: setting one up costs more than a frame
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 [H, W, 3]."""
-        height, width = fit(frame.height, frame.width)
-        return self._reformatter.reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
-
-
-def fit(height: int, width: int) -> tuple[int, int]:
+def fit(height: float, width: float) -> tuple[int, int]:
     """The size inside 192x336 with the same shape, even numbers, never enlarged."""
     scale = min(1.0, MAX_HEIGHT / height, MAX_WIDTH / width)
     return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
@@ -163,6 +159,10 @@ class Uplink:
         """The unit that ends now. One typed message goes into one unit, in order."""
         text = self._texts.popleft() if self._texts else ""
         return UserUnit(audio=self.audio.take(now), video=self.video.take(now), text=text)
+
+    def catch_up(self) -> None:
+        """Units were skipped: so is the sound that belongs to them. Pictures are taken by their time anyway."""
+        self.audio.catch_up()
 
     def discard(self, now: float) -> None:
         """Drop the media of the unit that ends now; typed text stays for a later unit."""

@@ -23,13 +23,14 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 
+from wan_streamer.data.pictures import Scaler
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving import jitter
 from wan_streamer.serving.call import Call
 from wan_streamer.serving.messages import parse_page_message
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.uplink import Converter
+from wan_streamer.serving.uplink import fit
 
 LOOPBACK = "127.0.0.1"
 CLOSE_TIMEOUT_S = 3.0
@@ -156,7 +157,7 @@ class Peer:
                 self.call.uplink.audio.push(frame, self.call.heard)
 
     async def _pump_video(self, track: MediaStreamTrack) -> None:
-        convert = Converter()
+        convert = Scaler(fit)
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()

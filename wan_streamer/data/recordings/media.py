@@ -17,8 +17,9 @@ import numpy as np
 from av.audio.stream import AudioStream
 
 from wan_streamer.data.film import fill
-from wan_streamer.data.media import TAIL_S, AudioTrack, VideoTrack
+from wan_streamer.data.media import TAIL_S
 from wan_streamer.data.recordings.sources import SIDES, Item, Side
+from wan_streamer.data.tracks import AudioTrack, VideoTrack
 from wan_streamer.data.voice_activity import HOP_S, EnergyMeter
 from wan_streamer.errors import MediaError
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, UNIT_S

@@ -170,10 +170,8 @@ def score_footage(video_vae: VideoVAE, folder: str | Path, frames: int) -> dict[
     rows = {}
     for path in sorted(path for path in Path(folder).iterdir() if path.suffix in PICTURE):
         with read_units(path) as reader:
-            units = [
-                unit.video for unit in itertools.islice(reader, frames // FRAMES_PER_UNIT) if unit.video is not None
-            ]
-        film_THWC = letterbox(np.concatenate(units))
+            units = itertools.islice(reader, frames // FRAMES_PER_UNIT)
+            film_THWC = np.concatenate([letterbox(unit.video) for unit in units if unit.video is not None])
         rebuilt_THWC = rebuild(video_vae, film_THWC)
         rows[path.stem] = {
             "psnr": round(psnr(film_THWC, rebuilt_THWC), 2),

@@ -1,10 +1,9 @@
 """Who says and does what, and when: one seeded conversation on one clock.
 
 `Dialogue`  a whole conversation: every utterance, gesture, sound and interruption at exact times
-`Scene`     what the scenarios build on: utterances, gaps, barge-ins, facts told so far
+`Scene`     what the scenarios build on: utterances, gaps, facts told so far
 
-All times are seconds from the start of the episode. The agent answers `GAP` seconds after the user's last word,
-and gives way `YIELD` seconds after a barge-in.
+All times are seconds from the start of the episode. The agent answers `GAP` seconds after the user's last word.
 """
 
 import zlib
@@ -25,9 +24,7 @@ from wan_streamer.units import SAMPLE_RATE, UNIT_MS
 Sound = TypeVar("Sound", TimedWord, TimedPhoneme)
 GAP = (0.20, 0.60)  # from the user's last word to the agent's first, seconds; mostly near 0.32
 QUICK_GAP = (0.20, 0.28)
-YIELD = (0.16, 0.48)  # from the first sound of a barge-in to the agent's last, seconds
 CUT_FADE = 0.03
-OVER_DB = (-6.0, 2.0)  # what the user says over the agent, to stop it or not: loudness does not tell
 QUIET = 1.5  # seconds without speech that count as silence
 UNITS = (125, 281)  # shortest and longest episode, units of 160 ms
 SPLITS = ("train", "valid", "test")
@@ -265,27 +262,6 @@ class Scene:
         """The user asks or says something, the agent answers."""
         asked = self.user(intent, at)
         return Draft([asked, self.reply(label or intent, asked.end)])
-
-    def barge_in(self, draft: Draft, intent: str, earliest: float, latest: float, sentence: str = "") -> Turn | None:
-        """The user breaks into the last turn of the draft with a wording of the intent, or with a sentence; it is cut.
-        None if that turn is too short."""
-        talking = draft.turns[-1]
-        latest = min(latest, talking.end - talking.onset - YIELD[1] - 0.1)
-        if latest <= earliest:
-            return None
-        onset = talking.onset + self.between(earliest, latest)
-        text = sentence or wording(intent, self.rng)
-        breaks_in = self.say("user", intent, onset, text, gain_db=self.between(*OVER_DB))
-        cut = round(breaks_in.onset + self.between(*YIELD), 4)
-        draft.turns[-1] = replace(talking, cut=cut)
-        draft.turns.append(breaks_in)
-        draft.event("barge_in", "user", breaks_in.onset, breaks_in.end, intent)
-        draft.event("yield", "agent", cut, cut, intent)
-        return breaks_in
-
-    def after_barge_in(self, draft: Draft) -> float:
-        """When both have fallen silent."""
-        return max(draft.turns[-1].end, draft.turns[-2].end)
 
     def wave(self, draft: Draft, side: str, start: float) -> None:
         start = max(0.0, start)

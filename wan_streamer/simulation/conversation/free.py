@@ -14,6 +14,7 @@ import numpy as np
 
 from wan_streamer.simulation.conversation.chats import chat_sentences, in_split
 from wan_streamer.simulation.conversation.dialogue import Draft, Scene, Turn
+from wan_streamer.simulation.conversation.overlap import after_barge_in, barge_in
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, pick
 from wan_streamer.simulation.conversation.talk import EXPLANATIONS, listen
 from wan_streamer.simulation.voice.natural import belongs
@@ -166,9 +167,9 @@ def free_barge_in(scene: Scene, at: float) -> Draft | None:
         return None
     draft = scene.exchange(pick(EXPLANATIONS, scene.rng), at)
     (said,) = some_sentences(scene.texts, 1, scene.rng)
-    if scene.barge_in(draft, "free", 0.7, 4.0, said) is None:
+    if barge_in(scene, draft, "free", 0.7, 4.0, said) is None:
         return None
-    draft.turns.append(_answer(scene, said, scene.after_barge_in(draft)))
+    draft.turns.append(_answer(scene, said, after_barge_in(draft)))
     return draft
 
 

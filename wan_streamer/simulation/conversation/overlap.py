@@ -3,7 +3,9 @@
 Every function takes (scene, at) and returns a `Draft` that begins at `at`, or None if it does not fit the situation.
 """
 
-from wan_streamer.simulation.conversation.dialogue import OVER_DB, Burst, Draft, Scene
+from dataclasses import replace
+
+from wan_streamer.simulation.conversation.dialogue import Burst, Draft, Scene, Turn
 from wan_streamer.simulation.conversation.repertoire import pick, wording
 from wan_streamer.simulation.conversation.talk import EXPLANATIONS
 from wan_streamer.simulation.face.motion import Gesture
@@ -11,6 +13,43 @@ from wan_streamer.simulation.sound.effects import SOUNDS
 
 TOPICS = ("wait_name", "wait_hear")
 ASIDE_DB = (-10.0, -3.0)  # the user speaks away from the microphone
+YIELD = (0.16, 0.48)  # from the first sound of a barge-in to the agent's last, seconds
+TRIES = 30  # moments to break in that are looked at
+BREATH = 0.3  # seconds of silence after it: closer, the two turns would look like one
+OVER_DB = (-6.0, 2.0)  # what the user says over the agent, to stop it or not: loudness does not tell
+
+
+def barge_in(
+    scene: Scene, draft: Draft, intent: str, earliest: float, latest: float, sentence: str = ""
+) -> Turn | None:
+    """The user breaks into the last turn of the draft with a wording of the intent, or with a sentence; it is cut.
+
+    None if that turn is too short, or has too many pauses: it is broken into, and off, in the middle of a word.
+    """
+    talking = draft.turns[-1]
+    latest = min(latest, talking.end - talking.onset - YIELD[1] - 0.1)
+    if latest <= earliest:
+        return None
+    words = talking.words()
+    for _ in range(TRIES):
+        onset = talking.onset + scene.between(earliest, latest)
+        cut = round(onset + scene.between(*YIELD), 4)
+        if all(any(word.start + 0.05 < at < word.end for word in words) for at in (onset, cut)):
+            break
+    else:
+        return None
+    text = sentence or wording(intent, scene.rng)
+    breaks_in = scene.say("user", intent, onset, text, gain_db=scene.between(*OVER_DB))
+    draft.turns[-1] = replace(talking, cut=cut)
+    draft.turns.append(breaks_in)
+    draft.event("barge_in", "user", breaks_in.onset, breaks_in.end, intent)
+    draft.event("yield", "agent", cut, cut, intent)
+    return breaks_in
+
+
+def after_barge_in(draft: Draft) -> float:
+    """When both have fallen silent, the one who was interrupted for a moment already."""
+    return max(draft.turns[-1].end, draft.turns[-2].end + BREATH)
 
 
 def _long_turn(scene: Scene, at: float) -> Draft:
@@ -20,9 +59,9 @@ def _long_turn(scene: Scene, at: float) -> Draft:
 
 def _answered_barge_in(scene: Scene, draft: Draft, intent: str, earliest: float, latest: float) -> Draft | None:
     """The user breaks into the last turn of the draft with something that the agent answers."""
-    if scene.barge_in(draft, intent, earliest, latest) is None:
+    if barge_in(scene, draft, intent, earliest, latest) is None:
         return None
-    draft.turns.append(scene.reply(intent, scene.after_barge_in(draft)))
+    draft.turns.append(scene.reply(intent, after_barge_in(draft)))
     return draft
 
 
@@ -41,9 +80,9 @@ def barge_in_correction(scene: Scene, at: float) -> Draft | None:
     """The agent counts to ten, but three or five was meant."""
     number = pick(("three", "five"), scene.rng)
     draft = scene.exchange("ten", at)
-    if scene.barge_in(draft, f"no_{number}", 0.7, 1.6) is None:
+    if barge_in(scene, draft, f"no_{number}", 0.7, 1.6) is None:
         return None
-    draft.turns.append(scene.agent(f"sorry_{number}", scene.after_barge_in(draft) + scene.gap()))
+    draft.turns.append(scene.agent(f"sorry_{number}", after_barge_in(draft) + scene.gap()))
     return draft
 
 
