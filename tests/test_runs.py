@@ -50,8 +50,10 @@ def test_a_run_is_neither_lost_nor_mixed(arrays: Path, tmp_path: Path, monkeypat
     assert isinstance(again("--resume", "--overwrite").exception, ConfigError)
     assert again("--steps", "3", "--resume").exit_code == 0
     steps = (out / "log.jsonl").read_text().count("\n")
+    boards = set((out / "tensorboard").glob("events*"))
     assert again("--steps", "2", "--overwrite").exit_code == 0
     assert 0 < (out / "log.jsonl").read_text().count("\n") < steps, "a new run has a new log"
+    assert not boards & set((out / "tensorboard").glob("events*")), "and curves of its own"
 
 
 def test_ctrl_c_says_how_to_go_on(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

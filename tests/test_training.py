@@ -216,7 +216,7 @@ def test_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(CheckpointError, match="No space left on device"):
         trainer.run()
     assert (tmp_path / "trainer.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob("*.partial"))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_curves_show_every_number_and_the_last_of_a_step(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@
     agent_frames, other_frames   uint8 [T, 192, 336, 3], 25 fps; `other_frames` changes person every 24 frames
 """
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import DataError, MediaError
+from wan_streamer.files import replacing
 from wan_streamer.simulation.conversation.chats import chat_sentences
 from wan_streamer.simulation.conversation.repertoire import agent_texts, any_wording, pick
 from wan_streamer.simulation.conversation.sentences import codec_sentences
@@ -192,10 +192,8 @@ def _other_frames(seed: int, valid: bool, processes: int) -> np.ndarray:
 def _save(path: Path, make: Callable[[], np.ndarray]) -> None:
     if path.exists():
         return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.save(file, make(), allow_pickle=False)
-    temporary.replace(path)
 
 
 def make_codec_data(

@@ -19,7 +19,7 @@ from wan_streamer.evaluation.spans import exchanges, onset_in
 from wan_streamer.evaluation.suite.baselines import DESCRIPTIONS
 from wan_streamer.evaluation.suite.run import AGENT, SuiteResult, conversation_seconds, run_suite, score_pairs
 from wan_streamer.evaluation.suite.stimuli import SUITES
-from wan_streamer.files import write_bytes, write_json
+from wan_streamer.files import parse_json, write_bytes, write_json
 from wan_streamer.units import UNIT_S
 
 # The readers' own errors, written by scripts/validate_readers.py.
@@ -67,7 +67,7 @@ def run_and_write(
         "device": f"cpu, {platform.processor() or platform.machine()}, {workers} processes",
         "threads": torch.get_num_threads(),
         "versions": {name: metadata.version(name) for name in ("wan-streamer", "torch", "numpy")},
-        "readers": json.loads(VALIDATION.read_text(encoding="utf-8")) if VALIDATION.exists() else {},
+        "readers": parse_json(VALIDATION.read_bytes()) if VALIDATION.exists() else {},
         "latency_ms": result.latency,
         "descriptions": DESCRIBED,
     }

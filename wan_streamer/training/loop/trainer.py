@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from wan_streamer.errors import ConfigError, TrainingError
+from wan_streamer.files import parse_json
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
 from wan_streamer.training.loop.curves import Board, write_curves
@@ -201,8 +202,12 @@ class Trainer:
                 f"{self.out}: expected a run of stage {self.stage.name!r} with the same preset, got stage"
                 f" {meta['stage']!r}{' without ' + missing[0] if missing else ''}"
             )
-        defaults = asdict(TrainConfig(steps=0, lr=0.0, batch=0))
-        stored, now = defaults | json.loads(meta["config"]), asdict(self.stage.config)
+        stored, now = asdict(TrainConfig(steps=0, lr=0.0, batch=0)), asdict(self.stage.config)
+        try:
+            stored |= parse_json(meta["config"])
+            self.guard = Guard(self.stage.config, meta.get("guard", ""))
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{self.out}: the state is damaged ({error}); start again with --overwrite") from error
         for key in SAME:
             if stored[key] != now[key]:
                 raise TrainingError(
@@ -210,7 +215,6 @@ class Trainer:
                     " started with, or start a new run in another folder"
                 )
         self.step = int(meta["step"])
-        self.guard = Guard(self.stage.config, meta.get("guard", ""))
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(tensors[f"model.{name}"])
