@@ -227,5 +227,5 @@ def test_refuses_a_start_that_is_not_there(arrays: Path, tmp_path: Path) -> None
     config = TrainConfig(steps=1, lr=1e-3, batch=2)
     with pytest.raises(ConfigError, match="name one with --from"):
         AudioCodecStage("tiny", arrays, config, None, True)
-    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+    with pytest.raises(CheckpointError, match="expected a codec for audio"):
         AudioCodecStage("tiny", arrays, config, str(tmp_path / "nowhere"))

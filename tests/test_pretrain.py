@@ -256,7 +256,7 @@ def test_the_tokenizer_knows_prompts_and_answers(data: Path, tmp_path: Path) -> 
     text = learn_text(stores, 1000)
     for word in ("Say", ":", " says", "Picture", " you", "hello"):
         assert len(text.encode(word)) == 1, word
-    with pytest.raises(DataError, match="found none"):
+    with pytest.raises(DataError, match="found an empty folder"):
         learn_text([tmp_path], 1000)
 
 

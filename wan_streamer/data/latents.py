@@ -34,6 +34,7 @@ from wan_streamer.data.encode import (
 from wan_streamer.data.shards import shard_paths
 from wan_streamer.errors import DataError
 from wan_streamer.files import remove_halves
+from wan_streamer.folders import expected
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 
@@ -98,9 +99,7 @@ class LatentStore:
     ) -> None:
         self.paths = sorted(Path(folder).glob("*.safetensors"))
         if not self.paths:
-            raise DataError(
-                f"{folder}: expected encoded conversations, found none; make them with 'wan-streamer encode'"
-            )
+            raise DataError(f"{folder}: {expected('conversations', Path(folder))}")
         sources = {
             target_name(shard, key): source
             for shard in (shard_paths(shards) if shards else ())

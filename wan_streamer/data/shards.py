@@ -26,6 +26,7 @@ import numpy as np
 from wan_streamer.data.shard_media import decode_flac, decode_mp4, encode_flac, encode_mp4
 from wan_streamer.errors import DataError, MediaError
 from wan_streamer.files import parse_json, replacing
+from wan_streamer.folders import SHARDS, describe
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 SCHEMA = 1
@@ -207,11 +208,12 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
 def shard_paths(folder: str | Path) -> list[Path]:
     """All shards of a folder in order. Raises `DataError` if there are none or one is missing in between."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of shards, found nothing; make one with 'wan-streamer simulate'")
-    paths = sorted(folder.glob("shard-*.tar"))
+    paths = sorted(folder.glob(SHARDS))
     if not paths:
-        raise DataError(f"{folder}: expected files named {shard_name(0)}, found none")
+        raise DataError(
+            f"{folder}: expected a folder of shards ({shard_name(0)}), found {describe(folder)}; make one with"
+            " 'wan-streamer simulate DIR --hours H'"
+        )
     numbers = [int(re.sub(r"\D", "", path.stem) or -1) for path in paths]
     missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
     if missing:

@@ -49,6 +49,8 @@ def train_distill(
     if method == "matching" and options.start is None and not options.resume:
         raise ConfigError("matching begins with a student of --method consistency; expected its folder as --from")
     world, data, settings = join(device), Path(data), settings or DistillConfig()
+    for name in (teacher, options.start or teacher):
+        find_checkpoint(name)  # both are there before one is loaded
     weights = load_weights(find_checkpoint(teacher))
     codecs = codec_hash(*load_codecs(weights.config, data))
     check_same_kind(weights.config, weights.config, codecs, weights.codec_hash)

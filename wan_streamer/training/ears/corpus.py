@@ -18,6 +18,7 @@ import numpy as np
 
 from wan_streamer.errors import DataError, ShapeError
 from wan_streamer.files import parse_json, write_json
+from wan_streamer.folders import KINDS
 from wan_streamer.units import SAMPLE_RATE
 
 SCALE = 32767
@@ -99,7 +100,7 @@ def load_corpus(
             if clip.split == split:
                 clips.append(replace(clip, text=clip.text or texts.get(str(clip.start), "")))
     if not clips:
-        raise DataError(f"{folder}: expected utterances of split {split!r}, found none; make a corpus first")
+        raise DataError(f"{folder}: expected utterances of split {split!r}, found none; {KINDS['corpus'].made}")
     return clips
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.data.encode import read_labels
 from wan_streamer.errors import DataError
+from wan_streamer.folders import expected
 
 MESSAGES = ("typed", "written")  # events whose label is a text
 
@@ -19,7 +20,7 @@ def learn_text(stores: Iterable[Path], vocab_size: int) -> TextCodec:
     for store in stores:
         paths = sorted(Path(store).glob("*.safetensors"))
         if not paths:
-            raise DataError(f"{store}: expected encoded conversations or tasks, found none")
+            raise DataError(f"{store}: {expected('conversations', Path(store))}")
         for path in paths:
             texts += dict.fromkeys(_texts(read_labels(path)))
     return TextCodec.train(texts, vocab_size)

@@ -55,7 +55,7 @@ class Board:
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One entry: kind "train" or "valid"."""
-        known = {key: value for key, value in numbers.items() if value == value}  # JSON has no "not a number"
+        known = {key: value for key, value in numbers.items() if math.isfinite(value)}  # JSON has no "not a number"
         line = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in known.items()}}
         with self.path.open("a") as log:
             log.write(json.dumps(line) + "\n")

@@ -18,15 +18,12 @@ from torch import distributed as dist
 
 from wan_streamer.errors import TrainingError
 from wan_streamer.files import parse_json, write_json
+from wan_streamer.folders import RUN
 from wan_streamer.tensors import save_atomically
 from wan_streamer.training.loop.parallel import World, shard_like
 
-FILE, INDEX, FOLDER = "trainer.safetensors", "trainer.json", "trainer"
-
-
-def holds_run(out: Path) -> bool:
-    """Whether a run has left its state in the folder `out`."""
-    return (out / FILE).exists() or (out / INDEX).exists()
+FILE, INDEX = RUN
+FOLDER = "trainer"
 
 
 def save_state(tensors: dict[str, Tensor], meta: dict[str, str], out: Path, world: World) -> None:

@@ -29,6 +29,7 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
 from wan_streamer.training.loop.curves import Board, write_curves
 from wan_streamer.training.loop.guard import Guard
+from wan_streamer.training.loop.means import mean_of
 from wan_streamer.training.loop.optimisers import Average, Optimisers
 from wan_streamer.training.loop.parallel import World, shard
 from wan_streamer.training.loop.prefetch import Prefetch
@@ -107,7 +108,8 @@ class Trainer:
                         if late:
                             break
             finally:  # errors of the data keep the finished steps
-                self.save()
+                if self.step:
+                    self.save()
                 if self.prefetch is not None:
                     self.prefetch.close()
         with self.ema.in_place():
@@ -134,15 +136,16 @@ class Trainer:
         self.stage.after_step(self.step)
         self.step += 1
         self.ema.update(min(config.ema, self.step / (self.step + 10)))
-        kept = {key: value for key, value in numbers.items() if value == value}
+        kept = {key: value for key, value in numbers.items() if math.isfinite(value)}
         return kept, any(row[-2] for row in everyone), any(row[-1] for row in everyone)
 
     def _check(self, numbers: dict[str, float]) -> None:
         for what, value in (("loss", numbers["loss"]), ("gradient", numbers["grad_norm"])):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"{self.stage.name}: the {what} is {value} at step {self.step}, expected a finite number; the"
-                    f" weights of the last finished step are in {self.out}; resume with a smaller learning rate"
+                    f"{self.stage.name}: the {what} is {value} at step {self.step}, expected a finite number; "
+                    + (f"the last finished step is in {self.out}; resume it with" if self.step else "start with")
+                    + " a smaller learning rate"
                 )
         if self.guard.diverges(numbers["loss"]):
             raise TrainingError(
@@ -253,5 +256,4 @@ def _read(numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 def _mean(values: list[float], strict: bool) -> float:
     """The mean; unless `strict`, of those that are numbers."""
-    known = values if strict else [value for value in values if value == value]
-    return sum(known) / len(known) if known else math.nan
+    return sum(values) / len(values) if strict else mean_of(values)
