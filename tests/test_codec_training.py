@@ -25,6 +25,8 @@ from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage
 from wan_streamer.training.stages.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
 from wan_streamer.units import SAMPLE_RATE
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
+
 both_stages = pytest.mark.parametrize("stage_class", [AudioCodecStage, VideoCodecStage])
 
 

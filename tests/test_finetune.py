@@ -19,6 +19,8 @@ from wan_streamer.training.stages.duplex import train_duplex
 from wan_streamer.training.stages.lora import TRAINED_WHOLE, add_lora, merge_lora
 from wan_streamer.training.stages.run import RunOptions
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
+
 
 @pytest.fixture(autouse=True)
 def tiny_stage(monkeypatch: pytest.MonkeyPatch) -> None:

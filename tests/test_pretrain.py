@@ -36,6 +36,8 @@ from wan_streamer.training.stages.pretrain import PretrainStage, train_pretrain
 from wan_streamer.training.stages.run import RunOptions
 from wan_streamer.training.stages.streamer import StreamerStage
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
+
 PUPIL = dataclasses.replace(
     TALKER, backbone=dataclasses.replace(TALKER.backbone, dim=64, mlp_dim=128), text=TextConfig(vocab_size=400)
 )

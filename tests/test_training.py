@@ -35,6 +35,8 @@ from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage,
 from wan_streamer.training.stages.duplex import DuplexStage, train_duplex
 from wan_streamer.training.stages.run import RunOptions
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
+
 STEPS = 12
 
 
