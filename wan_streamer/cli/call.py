@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from wan_streamer.cli.options import Checkpoint, Device, ModelThreads
+from wan_streamer.cli.outputs import check_file
 from wan_streamer.errors import ConfigError
 
 Pace = Literal["realtime", "fast"]
@@ -60,6 +61,7 @@ def talk(
 
     read_units(user).close()  # bad input is told before PyTorch is loaded
     check_film_path(out, user)
+    check_file(report)
     from rich.console import Console
 
     from wan_streamer.runtime.talk import print_summary
