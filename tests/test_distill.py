@@ -40,6 +40,8 @@ from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages.run import RunOptions
 from wan_streamer.units import SAMPLES_PER_UNIT
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
+
 UNITS = 6
 SETTINGS = DistillConfig(guidance=Guidance(1.5, 2.0), context=3, ratio=1, teacher_steps=4)
 STAGES = {"consistency": ConsistencyStage, "matching": MatchingStage}

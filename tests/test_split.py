@@ -5,24 +5,31 @@ import functools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from films import make_film
+from rich.console import Console
 from test_memory_data import remembering
 from test_session import all_same, same, user_units
 from tiny import TALKER, tiny_weights
 
 from wan_streamer import WanStreamer
 from wan_streamer.config import FlowConfig, StreamerConfig
-from wan_streamer.errors import LinkError
+from wan_streamer.errors import ConfigError, LinkError
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime.links import Link, local_pair, shared_pair
 from wan_streamer.runtime.performer import MESSAGES, Detach, Performer, PerformerProcess, Ready, Solved, perform
 from wan_streamer.runtime.session import Session
+from wan_streamer.runtime.split import open_agent
+from wan_streamer.runtime.talk import talk
 from wan_streamer.runtime.thinker import PacedSession, Partner, SplitSession
 
 RENOISING = StreamerConfig(**{**vars(TALKER), "flow": FlowConfig(steps=3, renoise=True)})
@@ -91,6 +98,55 @@ def test_the_schedule_of_the_paper_is_one_unit_later(link: str) -> None:
         assert set(shown.stage_ms) == {"observe", "text", "solve", "decode"}
     assert partner.alone == 0
     partner.close()
+
+
+def test_two_ranks_equal_one() -> None:
+    here = Path(__file__).parent
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        here / "split_ranks.py",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}:{here}"}
+    result = subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "20 units, the same" in result.stdout
+
+
+@pytest.mark.parametrize("schedule", ["eager", "paced"])
+def test_talk_with_two_processes_says_and_shows_the_same(schedule: str, tmp_path: Path) -> None:
+    WanStreamer(tiny_weights(), "tiny").save_pretrained(tmp_path / "agent")
+    film = make_film(tmp_path / "me.mp4", seconds=2.0)
+    reports = {}
+    for device, out in (("cpu", tmp_path / "one.mp4"), ("cpu,cpu", tmp_path / "two.mp4")):
+        when = schedule if "," in device else "eager"
+        options = {"checkpoint": str(tmp_path / "agent"), "pace": "fast", "seed": 3, "device": device, "schedule": when}
+        reports[device] = talk(film, out, console=Console(quiet=True), **options)
+    one, two = reports.values()
+    assert (two["device"], two["units"]) == ("cpu,cpu", one["units"])
+    late = 1 if schedule == "paced" else 0
+    last = one["units"] - 1
+    moved = [{**entry, "unit": entry["unit"] + late} for entry in one["transcript"] if entry["unit"] + late <= last]
+    assert moved
+    assert two["transcript"] == moved
+
+
+@pytest.mark.parametrize(
+    ("device", "schedule", "words"),
+    [
+        ("cpu", "paced", "two devices such as cpu,cpu"),
+        ("cpu,cpu,cpu", "eager", "one, or two"),
+        ("cpu", "now", "eager or paced"),
+        ("cpu,tpu", "eager", "tpu"),
+    ],
+)
+def test_devices_and_schedules_that_do_not_exist(device: str, schedule: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        open_agent("nano", device, schedule)
 
 
 def test_sessions_share_a_performer() -> None:

@@ -12,6 +12,7 @@ import typing
 from typing import Any, ClassVar, TypeVar
 
 from wan_streamer.errors import ConfigError
+from wan_streamer.files import parse_json
 
 T = TypeVar("T")
 SHOWN = 60  # characters of a wrong value in a message
@@ -43,7 +44,7 @@ def _check_range(field: dataclasses.Field, value: Any, where: str) -> None:
 
 def to_dict(config: object) -> dict:
     """Nested dict of a dataclass as JSON gives it back: lists in place of tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
+    return parse_json(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
 
 
 def from_dict(cls: type, data: object, where: str = "config"):

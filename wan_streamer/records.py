@@ -48,8 +48,8 @@ def flatten(record: Any) -> tuple[Outline, list[Tensor]]:
             parts = {field.name: outline(getattr(value, field.name)) for field in fields(value)}
             return ["record", type(value).__name__, parts]
         if isinstance(value, tuple):
-            if hasattr(value, "_fields"):
-                return ["record", type(value).__name__, {key: outline(item) for key, item in value._asdict().items()}]
+            if names := getattr(value, "_fields", None):
+                return ["record", type(value).__name__, dict(zip(names, map(outline, value), strict=True))]
             return ["tuple", [outline(item) for item in value]]
         raise TypeError(f"not part of a record: {type(value).__name__}")
 

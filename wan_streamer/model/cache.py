@@ -117,8 +117,8 @@ class KVCache:
 
     def state(self) -> CacheState:
         """What the cache holds, between two blocks; later changes of the cache do not reach it."""
-        held = (self.raw[:, :, : self.length], self.block_M[: self.length], self.index_M[: self.length])
-        return CacheState(*(part.clone() for part in held), self.block)
+        raw_2ZMGd, block_M, index_M = self.raw[:, :, : self.length], self.block_M, self.index_M
+        return CacheState(raw_2ZMGd.clone(), block_M[: self.length].clone(), index_M[: self.length].clone(), self.block)
 
     def restore(self, state: CacheState) -> None:
         """Hold what another cache held. The next block can be opened; the one of then cannot be read any more."""

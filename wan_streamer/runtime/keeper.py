@@ -66,6 +66,7 @@ class Keeper:
 
     def _numbers(self, half: int) -> memoryview:
         first = half * self._half
+        assert self._block.buf is not None
         return self._block.buf[first : first + HEADER].cast("q")
 
     def _bytes(self, half: int) -> Tensor:

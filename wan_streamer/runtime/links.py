@@ -20,7 +20,6 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
 from wan_streamer.errors import LinkError
@@ -162,6 +161,7 @@ class SharedEnd:
     @staticmethod
     def _count(block: SharedMemory) -> memoryview:
         """Messages after which the reader of a block has asked for the next."""
+        assert block.buf is not None
         return block.buf[:8].cast("q")
 
 
@@ -179,18 +179,20 @@ def shared_pair(classes: Iterable[type], slot_bytes: int = 32 << 20) -> tuple[Sh
     mine = [SharedMemory(create=True, size=HEADER + SLOTS * slot_bytes) for _ in range(2)]
     theirs = [SharedMemory(block.name) for block in reversed(mine)]
     known = tuple(classes)
-    return SharedEnd(here, *mine, known, owner=True), SharedEnd(there, *theirs, known, owner=False)
+    return SharedEnd(here, mine[0], mine[1], known, True), SharedEnd(there, theirs[0], theirs[1], known, False)
 
 
 # ---------------------------------------------------------------- two ranks
 
 
 class DistributedLink:
-    """The way to the rank `peer` of an initialised process group. Tensors travel on `device`."""
+    """The way to the rank `peer` of an initialised process group. Tensors travel on `device`.
+
+    Here a message that does not come in time raises `LinkError`: a receive that was begun cannot be taken back.
+    """
 
     def __init__(self, peer: int, classes: Iterable[type], device: torch.device | str = "cpu") -> None:
         self.peer, self.classes, self.device = peer, tuple(classes), torch.device(device)
-        self._asked: tuple[Any, Tensor] | None = None  # a receive that nothing came for yet
 
     def send(self, message: Any) -> None:
         outline, tensors = flatten(message)
@@ -208,35 +210,22 @@ class DistributedLink:
             raise LinkError(f"rank {self.peer} is gone ({error})") from error
 
     def receive(self, timeout_s: float | None = None) -> Any:
+        sizes_2 = torch.empty(2, dtype=torch.long, device=self.device)
         try:
-            sizes = self._sizes(timeout_s)
-            if sizes is None:
-                return None
-            head_N, block_N = (torch.empty(size, dtype=torch.uint8, device=self.device) for size in sizes)
+            work = dist.irecv(sizes_2, self.peer)
+            assert work is not None  # only for a rank outside the group
+            if timeout_s is None:
+                work.wait()
+            else:
+                work.wait(timedelta(seconds=timeout_s))
+            head_N, block_N = (torch.empty(size, dtype=torch.uint8, device=self.device) for size in sizes_2.tolist())
             dist.recv(head_N, self.peer)
             if len(block_N):
                 dist.recv(block_N, self.peer)
         except RuntimeError as error:
-            raise LinkError(f"rank {self.peer} is gone ({error})") from error
+            raise LinkError(f"rank {self.peer} is gone, or did not answer in time ({error})") from error
         outline, places = _opened(bytes(head_N.cpu().numpy()))
         return rebuild(outline, [view_of(block_N, place) for place in places], self.classes)
-
-    def _sizes(self, timeout_s: float | None) -> list[int] | None:
-        if self._asked is None:
-            sizes_2 = torch.empty(2, dtype=torch.long, device=self.device)
-            self._asked = dist.irecv(sizes_2, self.peer), sizes_2
-        work, sizes_2 = self._asked
-        if timeout_s is None:
-            work.wait()
-        else:
-            until = time.monotonic() + timeout_s
-            while not work.is_completed():
-                if time.monotonic() > until:
-                    return None
-                time.sleep(POLL_S)
-            work.wait(timedelta(seconds=1))
-        self._asked = None
-        return sizes_2.tolist()
 
     def close(self) -> None:
         pass  # the process group belongs to whoever made it

@@ -29,6 +29,7 @@ from wan_streamer.model.streamer import LiveState, Streamer
 from wan_streamer.process import tune_process
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.links import Link, shared_pair
+from wan_streamer.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class Performer:
         return Solved(message.session, epoch, message.unit, latents)
 
 
-def perform(link: Link, performer: Performer) -> None:
-    """Answer messages until `Stop`. Raises `LinkError` when the thinker is gone."""
+def perform(link: Link, performer: Performer, after: Callable[[], None] = lambda: None) -> None:
+    """Answer messages until `Stop`; `after` is called after each unit. Raises `LinkError` when the thinker is gone."""
     link.send(Ready())
     while True:
         match message := link.receive():
@@ -160,6 +161,7 @@ def perform(link: Link, performer: Performer) -> None:
             case Solve():
                 if (solved := performer.solve(message)) is not None:
                     link.send(solved)
+                after()
 
 
 def load_streamer(checkpoint: str, device: str) -> Streamer:
@@ -199,4 +201,5 @@ def _serve(link: Link, factory: Callable[[], Streamer]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the thinker decides when to stop
     tune_process()
     with contextlib.suppress(LinkError):  # the thinker is gone: nobody is left to answer
-        perform(link, Performer(factory()))
+        performer, threads = Performer(factory()), Threads()
+        perform(link, performer, threads.check)

@@ -54,12 +54,12 @@ def _typed(kind: str, message: str) -> WanStreamerError:
 class _Worker:
     """One life of the child process: its pipe and the two threads that move messages."""
 
-    def __init__(self, factory: AgentFactory | str, memory: str, on_message: Callable[[Any], None],
-                 on_death: Callable[["_Worker"], None]) -> None:  # fmt: skip
+    def __init__(self, factory: AgentFactory | str, memory: str, has_children: bool,
+                 on_message: Callable[[Any], None], on_death: Callable[["_Worker"], None]) -> None:  # fmt: skip
         context = multiprocessing.get_context("spawn")  # fork would copy the event loop, its sockets and its threads
         self.conn, child = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=serve_model, args=(child, factory, memory), name="wan-streamer-model", daemon=True
+            target=serve_model, args=(child, factory, memory), name="wan-streamer-model", daemon=not has_children
         )
         self.ready: Future[Ready] = Future()
         self.dead = False
@@ -157,11 +157,12 @@ class ModelSession:
 class ModelProcess:
     """The worker as the server sees it: one session at a time, a new worker whenever the old one died.
 
-    factory  picklable callable or "package.module:function" that returns an `Agent`
+    factory       picklable callable or "package.module:function" that returns an `Agent`
+    has_children  whether that agent has processes of its own
     """
 
-    def __init__(self, factory: AgentFactory | str) -> None:
-        self._factory = factory
+    def __init__(self, factory: AgentFactory | str, has_children: bool = False) -> None:
+        self._factory, self._has_children = factory, has_children
         self._memory = SharedMemory(create=True, size=STATE_BYTES)  # outlives the worker
         self._worker: _Worker | None = None
         self._session: ModelSession | None = None
@@ -186,7 +187,7 @@ class ModelProcess:
         with self._lock:
             if self._worker is None or not self._worker.alive:
                 self.restarts += 1
-                self._worker = _Worker(self._factory, self._memory.name, self._deliver, self._lose)
+                self._worker = _Worker(self._factory, self._memory.name, self._has_children, self._deliver, self._lose)
 
     def wait_ready(self, timeout_s: float = 600.0) -> Ready:
         """Block until the agent is loaded. Raises what loading raised, e.g. `CheckpointError`."""

@@ -101,7 +101,8 @@ class Session:
     def _show(self, index: int, latents: Latents, said: list[str], watch: "Stopwatch") -> AgentUnit:
         with watch("decode"):
             audio, video = self.decoder.decode(stack([latents]))
-        return AgentUnit(index, audio, video, *said, watch.ms)
+        text, transcript = said
+        return AgentUnit(index, audio, video, text, transcript, watch.ms)
 
     def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
         return draw_unit(velocity, last, flow, self.noise)

@@ -141,9 +141,9 @@ class Shutdown(_Message):
 
 def load_agent(checkpoint: str, device: str) -> Agent:
     """The agent of a checkpoint: a built-in name such as "nano", a folder, or a hub id."""
-    from wan_streamer.runtime.agent import WanStreamer  # here, so that the parent process never loads the model's code
+    from wan_streamer.runtime.split import open_agent  # here, so that the parent process never loads the model's code
 
-    return WanStreamer.from_pretrained(checkpoint, device=device)
+    return open_agent(checkpoint, device)
 
 
 def _resolve(factory: AgentFactory | str) -> AgentFactory:

@@ -75,7 +75,9 @@ def serve(
         if file is not None and not Path(file).is_file():
             raise ServingError(f"HTTPS {name}: expected a PEM file, found nothing at {file}")
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
-    model = ModelProcess(agent_factory or functools.partial(load_agent, str(checkpoint), device))
+    model = ModelProcess(
+        agent_factory or functools.partial(load_agent, str(checkpoint), device), has_children="," in device
+    )
     try:
         with console.status("Loading the agent ..."):
             ready = model.wait_ready()
