@@ -345,7 +345,7 @@ def test_what_does_not_fit_is_refused(data: Path, teacher: Weights, tmp_path: Pa
         train_distill(data, str(tmp_path / "teacher"), out, "matching")
     with pytest.raises(ConfigError, match="expected 1 to 4"):
         DistillConfig(solver_steps=5)
-    with pytest.raises(CheckpointError, match="found nothing"):
+    with pytest.raises(CheckpointError, match="expected an agent, found nothing"):
         train_distill(data, str(tmp_path / "nobody"), out, "consistency")
     save_weights(tiny_weights(seed=1), tmp_path / "others")
     with pytest.raises(CheckpointError, match="expected a model of the codecs"):

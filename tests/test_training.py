@@ -463,7 +463,7 @@ def test_duplex_stage_refuses(latents: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         duplex_stage(tmp_path / "data")
     damaged.unlink()
-    with pytest.raises(DataError, match="found none"):
+    with pytest.raises(DataError, match="found an empty folder"):
         duplex_stage(tmp_path / "data")
     shutil.copytree(latents, tmp_path / "again")
     stage = duplex_stage(tmp_path / "again")

@@ -139,7 +139,7 @@ def describe(path: Path) -> str:
 
 def _part(folder: Path) -> str:
     """What a folder holds a part of, "" if nothing is known of it."""
-    if _has(folder, "tokenizer.json") and not holds_run(folder):
+    if _has(folder, "tokenizer.json") and KINDS["codec"].holds(folder):
         return f"an agent without {next(name for name in AGENT_FILES if not _has(folder, name))}"
     if KINDS["codec"].holds(folder) and not _splits(folder, LATENTS):
         return KINDS["codec"].words
@@ -151,7 +151,7 @@ def _part(folder: Path) -> str:
     for pattern, words in ((SHARDS, "shards"), (LATENTS, "encoded conversations")):
         if splits := _splits(folder, pattern):
             return f"{words} in {' and '.join(splits)}" + (" without codecs" if splits == list(SPLITS) else " only")
-        if any(folder.glob(pattern)):
+        if any(folder.glob(f"shard-{pattern.removeprefix('shard-')}")):  # other things are safetensors too
             return f"{words} of one split (name the folder above it, with train and valid)"
     if arrays := [name for name in ARRAYS if _has(folder, name)]:
         return f"{len(arrays)} of {len(ARRAYS)} arrays of sounds and faces"
