@@ -139,7 +139,8 @@ def describe(path: Path) -> str:
 
 def _part(folder: Path) -> str:
     """What a folder holds a part of, "" if nothing is known of it."""
-    if _has(folder, "tokenizer.json") and KINDS["codec"].holds(folder):
+    more = ("model.safetensors", "tokenizer.json")  # than a codec has
+    if KINDS["codec"].holds(folder) and any(_has(folder, name) for name in more):
         return f"an agent without {next(name for name in AGENT_FILES if not _has(folder, name))}"
     if KINDS["codec"].holds(folder) and not _splits(folder, LATENTS):
         return KINDS["codec"].words
