@@ -60,8 +60,7 @@ def test_sizes_are_those_of_a_running_agent() -> None:
     cache.open_block()
     assert history["visible_tokens"] == cache.length
     assert history["cache_bytes_allocated"] == cache.bytes
-    keys, values = cache.view(0)
-    per_token = (keys[0, 0].numel() + values[0, 0].numel()) * keys.element_size() * len(cache.rotated)
+    per_token = cache.raw[:, :, 0].numel() * cache.raw.element_size()
     assert history["kv_slice_bytes"] == per_token * tokens["history"]
     assert history["cache_bytes_visible"] == per_token * 3 // 2 * cache.length
     assert history["kv_bytes_per_minute"] == per_token * tokens["history"] * 375

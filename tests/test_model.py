@@ -17,7 +17,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Layer, rotary_table, rotate
 from wan_streamer.model.layout import Kind, Latents, UnitLayout, effective_distance, unit_layout
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import ClipBatch, LiveState, Streamer
 from wan_streamer.training.stages.rollout import roll_out
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -253,6 +253,64 @@ def test_peek_never_changes_the_cache(model: Streamer) -> None:
             assert (cache.length, cache.block) == (length, block)
             assert torch.equal(cache.raw[..., :length, :, :], before[0])
             assert torch.equal(cache.rotated[..., :length, :, :], before[1])
+
+
+def lives_of_other_ages(model: Streamer) -> list[LiveState]:
+    """Sessions that have heard different noise for different times."""
+    lives = []
+    for units in (1, 4, 9):
+        live = model.open()
+        for k in range(units):
+            g = torch.Generator().manual_seed(100 * units + k)
+            noise = UserInput(torch.randn(SAMPLES_PER_UNIT, generator=g) * 0.1, None, model.quiet_slots())
+            live_unit(model, live, model.silence(), noise, say_nothing, lambda velocity, last: last)
+        lives.append(live)
+    return lives
+
+
+@torch.inference_mode()
+def test_sessions_together_are_each_alone(model: Streamer) -> None:
+    """One pass for sessions of different ages gives what a pass for each gives, and commits nothing."""
+    lives, where = lives_of_other_ages(model), torch.arange(model.layout.opening.stop)
+    for live in lives:
+        live.cache.open_block()
+    x_BND = torch.randn(len(lives), len(where), model.config.backbone.dim, generator=torch.Generator().manual_seed(1))
+    caches = [live.cache for live in lives]
+    lengths = [cache.length for cache in caches]
+    together, slices = model.backbone.step(x_BND, where, caches)
+    for b, cache in enumerate(caches):
+        alone, (part,) = model.backbone.step(x_BND[b, None], where, [cache])
+        torch.testing.assert_close(together[b], alone[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(slices[b].key_ZNGd, part.key_ZNGd, atol=1e-5, rtol=0)
+        torch.testing.assert_close(slices[b].value_ZNGd, part.value_ZNGd, atol=1e-5, rtol=0)
+    assert [cache.length for cache in caches] == lengths
+    assert not torch.allclose(together[0], together[1], atol=1e-2), "they have different histories"
+
+
+@torch.inference_mode()
+def test_an_hour_changes_nothing() -> None:
+    """A session that is an hour older sees the same distances, so it gives the same numbers."""
+    torch.manual_seed(0)
+    config = with_policy("window")
+    model = Streamer(dataclasses.replace(config, cache=dataclasses.replace(config.cache, sink_units=0))).eval()
+    for head in (model.video_out, model.audio_out):
+        torch.nn.init.normal_(head.weight, std=0.2)
+    live = lives_of_other_ages(model)[-1]
+    state = live.cache.state()
+    hour = 22_500
+    older = dataclasses.replace(state, block=state.block + hour, block_M=state.block_M + hour)
+    latents = []
+    for kept in (state, older):
+        live.cache.restore(kept)
+        live.cache.open_block()
+        g = torch.Generator().manual_seed(3)
+        noise = Latents(*(torch.randn(z.shape, generator=g) for z in model.silence()))
+        latents.append(model.velocity(live, noise, 0.5))
+    torch.testing.assert_close(latents[0].video, latents[1].video, atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents[0].audio, latents[1].audio, atol=1e-4, rtol=0)
+    live.cache.restore(dataclasses.replace(state, block=state.block + 1))
+    live.cache.open_block()
+    assert not torch.allclose(model.velocity(live, noise, 0.5).video, latents[0].video, atol=1e-3), "positions matter"
 
 
 def test_window_cache_stays_flat_and_full_grows() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import Checkpoint, Device, ModelThreads
+from wan_streamer.cli.options import Checkpoint, Device, ModelThreads, NumberFormats
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.errors import ConfigError
 
@@ -21,6 +21,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     device: Device = "cpu",
     threads: ModelThreads = None,
+    formats: NumberFormats = "auto",
     certfile: Annotated[
         Path | None, typer.Option(help="TLS certificate (PEM). Browsers want HTTPS on any name but localhost.")
     ] = None,
@@ -55,6 +56,7 @@ def talk(
         Schedule, typer.Option(help="With two devices. eager: show a unit when it is solved; paced: one unit later.")
     ] = "eager",
     threads: ModelThreads = None,
+    formats: NumberFormats = "auto",
 ) -> None:
     """Let the agent answer a recording; no browser needed.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import ModelThreads, Processes
+from wan_streamer.cli.options import ModelThreads, NumberFormats, Processes
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.errors import ConfigError
 
@@ -45,6 +45,7 @@ def evaluate(
     mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
     processes: Processes = None,
     threads: ModelThreads = None,
+    formats: NumberFormats = "auto",
 ) -> None:
     """Measure an agent beside blind baselines and the truth; write figures and a page.
 

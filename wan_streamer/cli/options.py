@@ -37,6 +37,24 @@ ModelThreads = Annotated[
         help="Threads of the model on a CPU; if not given, as many as pay off while other programs need the cores.",
     ),
 ]  # fmt: skip
+
+
+def _fix_formats(text: str) -> str:
+    if text != "auto":
+        from wan_streamer.runtime.formats import ENVIRONMENT, Formats
+
+        Formats.parse(text)
+        os.environ[ENVIRONMENT] = text
+    return text
+
+
+NumberFormats = Annotated[
+    str,
+    typer.Option(
+        "--formats", callback=_fix_formats,
+        help="Number formats of Transformer and picture codec, such as half,float32; auto: those that are fast here.",
+    ),
+]  # fmt: skip
 EngineKind = Literal["local", "ray"]
 
 

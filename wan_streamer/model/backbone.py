@@ -9,6 +9,7 @@ What a clip attends to is a view (`model/clip_view.py`, `model/flat_view.py`); `
 a dense token-by-token reference and against the live cache.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -61,29 +62,38 @@ class Backbone(nn.Module):
         """Fuse the element-wise work of a training layer (one graph for all layers; needs a C++ compiler)."""
         self.clip_layer = torch.compile(_clip_layer, dynamic=False)
 
-    def step(self, x_ND: Tensor, index_N: Tensor, cache: KVCache) -> tuple[Tensor, KVSlice]:
-        """Run tokens `index_N` of the open block against the cache: hidden states [N, D] and the KV slice to commit.
+    def step(self, x_BND: Tensor, index_N: Tensor, caches: Sequence[KVCache]) -> tuple[Tensor, list[KVSlice]]:
+        """Run tokens `index_N` of the open blocks of B sessions: hidden states [B, N, D], KV slices to commit.
 
-        Only peeks: the cache is the same afterwards. Runs in the precision of the layers' weights; what comes in and
-        out keeps its own.
+        Only peeks: the caches are the same afterwards. Runs in the precision of the layers' weights; what comes in and
+        out keeps its own. Weights are read once for all sessions; each attends to its own history.
         """
-        table = rotary_table(self.layout.position_N3[index_N], self.config.backbone).to(x_ND.device)
-        own = visible_in_block(self.layout)[index_N][:, index_N]
-        mask = None
-        if not own.all():
-            mask = torch.cat([own.new_ones(len(index_N), cache.length), own], dim=1).to(x_ND.device)
-        x, added = x_ND[None].to(self.norm.weight.dtype), []
+        tables_2BNh = torch.stack([cache.table_2Nh[:, index_N] for cache in caches], dim=1)
+        masks = [self._mask(index_N, cache.length, x_BND.device) for cache in caches]
+        x, added = x_BND.to(self.norm.weight.dtype), []
 
-        def attend(past: tuple[Tensor, Tensor], attention: Attention, normed: Tensor) -> Tensor:
+        def attend(layer: int, attention: Attention, normed: Tensor) -> Tensor:
             q, raw_k, v = attention.project(normed)
-            added.append((raw_k[0], v[0]))
-            k = torch.cat([past[0].to(q.dtype), rotate(raw_k, table)], dim=1)
-            return attention.attend(rotate(q, table), k, torch.cat([past[1].to(q.dtype), v.to(q.dtype)], dim=1), mask)
+            added.append(torch.stack([raw_k, v]))
+            q, k = rotate(q, tables_2BNh), rotate(raw_k, tables_2BNh)
+            parts = [
+                attention.mix(q[b, None], *cache.peek(layer, k[b], v[b]), mask)
+                for b, (cache, mask) in enumerate(zip(caches, masks, strict=True))
+            ]
+            return attention.out_proj(torch.cat(parts))
 
         for number, layer in enumerate(self.layers):
-            x = layer(x, partial(attend, cache.view(number)))
-        keys, values = (torch.stack(parts) for parts in zip(*added, strict=True))
-        return self.norm(x[0]).to(x_ND.dtype), KVSlice(keys, values, index_N)
+            x = layer(x, partial(attend, number))
+        key_BZNGd, value_BZNGd = torch.stack(added, dim=2)
+        slices = [KVSlice(key, value, index_N) for key, value in zip(key_BZNGd, value_BZNGd, strict=True)]
+        return self.norm(x).to(x_BND.dtype), slices
+
+    def _mask(self, index_N: Tensor, length: int, device: torch.device) -> Tensor | None:
+        """What tokens of a block see of the history, which is all of it, and of each other: bool [N, M + N]."""
+        own = visible_in_block(self.layout)[index_N][:, index_N]
+        if own.all():
+            return None
+        return torch.cat([own.new_ones(len(index_N), length), own], dim=1).to(device)
 
     def remember(self, x_ND: Tensor, past_2ZMGd: Tensor) -> Tensor:
         """Keys (not rotated) and values [2, Z, N, G, d] of N more memory tokens; the past is that of those before."""

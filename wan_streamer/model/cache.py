@@ -1,9 +1,12 @@
 """Preallocated key-value cache of a live session, with peek and commit kept apart.
 
-Keys are stored before rotation. When a block opens, `open_block` drops what has left its window and rotates what is
-left relative to this block, all layers at once: ids stay small for any length of session, and sinks move with the
-window for free. `append` is the one call that advances the cache. Memory tokens (`model/memory.py`) live in the same
-rows, `remember` adds them; they belong to no block and end where the text window begins.
+`open_block` drops what has left its window: the last rows move into the holes, so that a unit costs the same at any
+age. Keys are rotated once, to where they stand in the session; a query is rotated likewise, and attention sees the
+distance between them. Only what moves along with the session is rotated again for each block: sinks outside their
+window, and memory tokens (`model/memory.py`), which belong to no block and end where the text window begins.
+
+`peek` writes behind the last row, where the next commit writes as well. `append` is the one call that advances the
+cache.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from wan_streamer.model.memory import SOURCES, memory_ids
 from wan_streamer.units import TICKS_PER_UNIT
 
 START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's size never does
-MEMORY = -1  # the block of a memory token
+MEMORY = -1  # the block of the first memory token; that of each later one is one less
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class CacheState:
 
 
 class KVCache:
-    """Cache of one session. `view` is what a query of the open block reads: keys rotated, oldest first."""
+    """Cache of one session. What a query of the open block reads is in no order."""
 
     def __init__(self, config: StreamerConfig, layout: UnitLayout, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.layout = config, layout
@@ -52,6 +55,7 @@ class KVCache:
             most = min(most, int((of_kind * (window_units(config) + config.cache.sink_units)).sum()))
         if config.cache.memory_tokens:  # and the words of a unit, while the oldest are still there
             most += config.cache.memory_tokens + len(SOURCES) * config.text.slots
+        most += len(layout.kind_N)  # for what is peeked at
         shape = (2, backbone.layers, most, backbone.kv_heads, backbone.head_dim)
         self.raw = torch.empty(shape, device=device, dtype=dtype)  # keys before rotation, and values
         self.rotated = torch.empty(shape[1:], device=device, dtype=dtype)
@@ -61,35 +65,65 @@ class KVCache:
         self.block = -1
 
     def open_block(self) -> None:
-        """Start the next block: forget what left its window, rotate the rest relative to the new block."""
+        """Start the next block: forget what left its window, move what moves along."""
         self.block += 1
-        blocks, index = self.block_M[: self.length], self.index_M[: self.length]
-        distance = effective_distance(self.config, self.layout.kind_N[index], self.block, blocks)
-        position_M3 = self.layout.position_N3[index]
+        self._drop(self._distance() < 0)
+        index_M, block_M = self.index_M[: self.length], self.block_M[: self.length]
+        position_M3 = self.layout.position_N3[index_M]
+        moves_M = self.block - block_M >= window_units(self.config)[self.layout.kind_N[index_M]]
         if self.config.cache.memory_tokens:
             memory = self._memory()
-            distance[memory] = min(self.block, self.config.cache.text_units - 1)  # of the text window's first unit
-            distance[memory[: -self.config.cache.memory_tokens]] = -1
-            position_M3[memory] = memory_ids(len(memory))
-        keep = (distance >= 0).nonzero().squeeze(1)
-        if len(keep) < self.length:
-            self.raw[:, :, : len(keep)] = self.raw[:, :, keep]
-            self.block_M[: len(keep)] = blocks[keep]
-            self.index_M[: len(keep)] = index[keep]
-            self.length = len(keep)
-        position = position_M3[keep] - TICKS_PER_UNIT * distance[keep][:, None]
-        table = rotary_table(position, self.config.backbone).to(self.raw.device)
-        self.rotated[:, : self.length] = rotate(self.raw[0, :, : self.length], table)
+            position_M3[memory], moves_M[memory] = memory_ids(len(memory)), True
+        if moves_M.any():
+            distance_M = self._distance()[moves_M]
+            self._rotate(moves_M.nonzero().squeeze(1), position_M3[moves_M] - TICKS_PER_UNIT * distance_M[:, None])
+        self.table_2Nh = self._table(self.layout.position_N3)
+
+    def _distance(self) -> Tensor:
+        """How many units before the open block a row is seen, or -1 where it is not seen any more."""
+        index_M, block_M = self.index_M[: self.length], self.block_M[: self.length]
+        distance_M = effective_distance(self.config, self.layout.kind_N[index_M], self.block, block_M)
+        if self.config.cache.memory_tokens:
+            memory = self._memory()
+            distance_M[memory] = min(self.block, self.config.cache.text_units - 1)  # of the text window's first unit
+            distance_M[memory[: -self.config.cache.memory_tokens]] = -1
+        return distance_M
+
+    def _drop(self, gone_M: Tensor) -> None:
+        """Forget rows: the last ones that stay move into their places."""
+        kept = self.length - int(gone_M.sum())
+        holes, movers = gone_M[:kept].nonzero().squeeze(1), kept + (~gone_M[kept:]).nonzero().squeeze(1)
+        if len(holes):
+            self.raw[:, :, holes] = self.raw[:, :, movers]
+            self.rotated[:, holes] = self.rotated[:, movers]
+            self.block_M[holes], self.index_M[holes] = self.block_M[movers], self.index_M[movers]
+        self.length = kept
+
+    def _table(self, position_N3: Tensor) -> Tensor:
+        """Rotary table of positions relative to the open block."""
+        position_N3 = position_N3 + TICKS_PER_UNIT * self.block
+        return rotary_table(position_N3, self.config.backbone).to(self.raw.device)
+
+    def _rotate(self, rows: Tensor, position_R3: Tensor) -> None:
+        self.rotated[:, rows] = rotate(self.raw[0, :, rows], self._table(position_R3))
 
     def append(self, part: KVSlice) -> None:
         """Commit tokens of the open block to the history."""
         here = self._rows(part.index_N.numel())
         self.raw[0, :, here] = part.key_ZNGd
         self.raw[1, :, here] = part.value_ZNGd
-        table = rotary_table(self.layout.position_N3[part.index_N], self.config.backbone).to(self.raw.device)
-        self.rotated[:, here] = rotate(part.key_ZNGd, table)
+        self.rotated[:, here] = rotate(self.raw[0, :, here], self.table_2Nh[:, part.index_N])
         self.block_M[here] = self.block
         self.index_M[here] = part.index_N
+
+    def peek(self, layer: int, key_NGd: Tensor, value_NGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [1, M + N, G, d] of one layer, those of N more tokens included. Commits nothing."""
+        end = self.length + len(key_NGd)
+        while end > self.raw.shape[2]:
+            self._grow()
+        self.rotated[layer, self.length : end] = key_NGd
+        self.raw[1, layer, self.length : end] = value_NGd
+        return self.rotated[layer, None, :end], self.raw[1, layer, None, :end]
 
     def memory(self, most: int) -> Tensor:
         """Keys (not rotated) and values [2, Z, M, G, d] of the memory's last tokens, `most` at most."""
@@ -98,14 +132,17 @@ class KVCache:
 
     def remember(self, new_2ZNGd: Tensor) -> None:
         """Add keys (not rotated) and values to the memory. The next block is the first to read them."""
+        memory = self._memory()
+        first = int(self.block_M[memory[-1]]) - 1 if len(memory) else MEMORY
         here = self._rows(new_2ZNGd.shape[2])
         self.raw[:, :, here] = new_2ZNGd
-        self.block_M[here] = MEMORY
+        self.block_M[here] = torch.arange(first, first - new_2ZNGd.shape[2], -1)
         self.index_M[here] = 0  # of a token of no block; its position follows from its place in the memory
 
     def _memory(self) -> Tensor:
-        """Rows of the memory, oldest first: rows never change their order."""
-        return (self.block_M[: self.length] == MEMORY).nonzero().squeeze(1)
+        """Rows of the memory, oldest first."""
+        rows = (self.block_M[: self.length] <= MEMORY).nonzero().squeeze(1)
+        return rows[self.block_M[rows].argsort(descending=True)]
 
     def _rows(self, count: int) -> slice:
         """New rows at the end."""
@@ -126,10 +163,9 @@ class KVCache:
         here = self._rows(len(state.block_M))
         self.raw[:, :, here] = state.raw_2ZMGd
         self.block_M[here], self.index_M[here] = state.block_M, state.index_M
-
-    def view(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values [1, M, G, d] of one layer. Reading changes nothing."""
-        return self.rotated[layer, None, : self.length], self.raw[1, layer, None, : self.length]
+        position_M3 = self.layout.position_N3[state.index_M]
+        position_M3 = position_M3 - TICKS_PER_UNIT * (state.block - state.block_M)[:, None]
+        self._rotate(torch.arange(here.stop), position_M3)
 
     def _grow(self) -> None:
         self.raw = torch.cat([self.raw, torch.empty_like(self.raw)], dim=2)

@@ -65,6 +65,10 @@ class Attention(nn.Module):
 
     def attend(self, q_BNQd: Tensor, k_BMGd: Tensor, v_BMGd: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention and the output projection: [B, N, D]. The mask broadcasts to [B, 1, N, M]."""
+        return self.out_proj(self.mix(q_BNQd, k_BMGd, v_BMGd, mask))
+
+    def mix(self, q_BNQd: Tensor, k_BMGd: Tensor, v_BMGd: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention without the output projection: [B, N, Q d]."""
         config = self.config
         B, N = q_BNQd.shape[:2]
         repeat = config.heads // config.kv_heads
@@ -74,8 +78,7 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask.repeat(1, 1, repeat, 1)
         out = F.scaled_dot_product_attention(q_BGNd, k_BGMd, v_BGMd, attn_mask=mask)
-        out = out.unflatten(2, (repeat, N)).permute(0, 3, 1, 2, 4).reshape(B, N, -1)
-        return self.out_proj(out)
+        return out.unflatten(2, (repeat, N)).permute(0, 3, 1, 2, 4).reshape(B, N, -1)
 
 
 class SwiGLU(nn.Module):

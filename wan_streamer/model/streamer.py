@@ -263,17 +263,17 @@ class Streamer(nn.Module):
 
     def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
         index_N = torch.arange(where.start, where.stop)
-        hidden, part = self.backbone.step(x_ND + self.place[where], index_N, live.cache)
-        live.cache.append(part)
-        return self.logits(hidden[-len(LANES) :])
+        hidden_BND, parts = self.backbone.step((x_ND + self.place[where])[None], index_N, [live.cache])
+        live.cache.append(parts[0])
+        return self.logits(hidden_BND[0, -len(LANES) :])
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""
         times = torch.full((2,), tau, device=self.device)
         where = self.layout.noisy
         x_ND = torch.cat(self._embed_latents(*noisy, times)) + self.place[where]
-        hidden, _ = self.backbone.step(x_ND, torch.arange(where.start, where.stop), live.cache)
-        return self._velocity(hidden, noisy, times)
+        hidden_BND, _ = self.backbone.step(x_ND[None], torch.arange(where.start, where.stop), [live.cache])
+        return self._velocity(hidden_BND[0], noisy, times)
 
     def quiet_slots(self) -> Tensor:
         """Empty user text [S]."""

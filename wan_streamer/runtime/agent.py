@@ -3,40 +3,40 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
-from wan_streamer.device import find_device, working_dtype
+from wan_streamer.device import find_device
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
+from wan_streamer.runtime.formats import Formats, apply_formats, choose_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
 
 
 class WanStreamer:
-    """An agent that can hold several sessions. The weights are shared and never change."""
+    """An agent that can hold several sessions. The weights are shared and never change.
 
-    def __init__(self, weights: Weights, name: str, device: str = "cpu") -> None:
+    formats  number formats; by default those that are fast on this machine
+    """
+
+    def __init__(self, weights: Weights, name: str, device: str = "cpu", formats: Formats | None = None) -> None:
         self.weights, self.name = weights, name
         self.device = find_device(device)
         for module in (weights.streamer, weights.audio_vae, weights.video_vae):
             module.to(self.device).eval().requires_grad_(False)
-        # In bfloat16 convolutions run more than twice as fast on CPUs that have it, and the Transformer reads half the
-        # bytes per pass. Perception and the audio decoder, whose spectra span many magnitudes, stay in float32.
-        dtype = working_dtype(self.device)
-        weights.video_vae.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights.streamer.backbone.to(dtype)
+        self.formats = formats or choose_formats(weights, self.device)
+        apply_formats(weights, self.formats)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "WanStreamer":
+    def from_pretrained(cls, name: str | Path, device: str = "cpu", formats: Formats | None = None) -> "WanStreamer":
         """Load an embedded checkpoint ("nano"), a folder, or a hub id.
 
-        Raises `CheckpointError` (missing, damaged, does not fit) or `ConfigError` (config, device).
+        Raises `CheckpointError` (missing, damaged, does not fit) or `ConfigError` (config, device, formats).
         """
         folder = find_checkpoint(str(name))
         weights = load_weights(folder)
-        return cls(weights, agent_name(name, folder, weights), device)
+        return cls(weights, agent_name(name, folder, weights), device, formats)
 
     def close(self) -> None:
         """End what works for it in other processes; nothing, for an agent on one device."""

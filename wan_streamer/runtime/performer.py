@@ -28,6 +28,7 @@ from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import LiveState, Streamer
 from wan_streamer.process import tune_process
 from wan_streamer.runtime.agent import WanStreamer
+from wan_streamer.runtime.formats import Formats
 from wan_streamer.runtime.links import Link, shared_pair
 from wan_streamer.threads import Threads
 
@@ -164,9 +165,9 @@ def perform(link: Link, performer: Performer, after: Callable[[], None] = lambda
                 after()
 
 
-def load_streamer(checkpoint: str, device: str) -> Streamer:
+def load_streamer(checkpoint: str, device: str, formats: Formats | None = None) -> Streamer:
     """The model of a checkpoint, as `WanStreamer` holds it; its codecs are not kept."""
-    return WanStreamer.from_pretrained(checkpoint, device).weights.streamer
+    return WanStreamer.from_pretrained(checkpoint, device, formats).weights.streamer
 
 
 class PerformerProcess:

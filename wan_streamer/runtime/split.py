@@ -11,6 +11,7 @@ from wan_streamer.device import find_device
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights
 from wan_streamer.runtime.agent import WanStreamer, agent_name
+from wan_streamer.runtime.formats import Formats, choose_formats
 from wan_streamer.runtime.performer import PerformerProcess, load_streamer
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.thinker import PacedSession, Partner, SplitSession
@@ -28,9 +29,10 @@ class SplitAgent(WanStreamer):
     """
 
     def __init__(
-        self, weights: Weights, name: str, device: str, process: PerformerProcess, schedule: Schedule = "eager"
-    ) -> None:
-        super().__init__(weights, name, device)
+        self, weights: Weights, name: str, device: str, process: PerformerProcess, schedule: Schedule = "eager",
+        formats: Formats | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(weights, name, device, formats)
         self.process, self._session = process, SplitSession if schedule == "eager" else PacedSession
         self.partner = Partner(process.connect)
 
@@ -63,5 +65,6 @@ def open_agent(name: str | Path, device: str = "cpu", schedule: Schedule = "eage
     find_device(performer[0])  # a wrong name fails here, not in the other process
     folder = find_checkpoint(str(name))
     weights = load_weights(folder)
-    process = PerformerProcess(partial(load_streamer, str(folder), performer[0]))
-    return SplitAgent(weights, agent_name(name, folder, weights), thinker, process, schedule)
+    formats = choose_formats(weights, find_device(thinker))
+    process = PerformerProcess(partial(load_streamer, str(folder), performer[0], formats))
+    return SplitAgent(weights, agent_name(name, folder, weights), thinker, process, schedule, formats)

@@ -87,6 +87,7 @@ def talk(
         "checkpoint": agent.name,
         "device": device,
         "schedule": schedule,
+        "formats": agent.formats.as_dict(),
         "seed": session.seed,
         "pace": pace,
     }

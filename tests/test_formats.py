@@ -1,0 +1,105 @@
+"""Number formats: chosen by time, exact where they say so, and lost by no round trip."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from tests.test_session import user_units
+from tests.tiny import tiny_weights
+from wan_streamer.cli.app import app
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.packed import PackedLinear, can_pack, pack
+from wan_streamer.runtime import formats as module
+from wan_streamer.runtime.agent import WanStreamer
+from wan_streamer.runtime.formats import Formats, choose_formats
+
+CPU = torch.device("cpu")
+packs = pytest.mark.skipif(not can_pack(nn.Linear(4, 4)), reason="no FBGEMM in this build of PyTorch")
+
+
+@packs
+@pytest.mark.parametrize("tokens", [1, 2, 44])
+def test_packed_weights_of_a_checkpoint_are_exact(tokens: int) -> None:
+    linear = nn.Linear(96, 64)
+    linear.load_state_dict({name: value.bfloat16().float() for name, value in linear.state_dict().items()})
+    x = torch.randn(3, tokens, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear)(x), linear(x), atol=1e-5, rtol=1e-5)
+
+
+@packs
+def test_packing_keeps_what_is_saved(tmp_path: Path) -> None:
+    plain, packed = tiny_weights(), tiny_weights()
+    agent = WanStreamer(packed, "tiny", formats=Formats("half", "float32"))
+    assert any(isinstance(part, PackedLinear) for part in packed.streamer.backbone.modules())
+    agent.save_pretrained(tmp_path)
+    again = WanStreamer.from_pretrained(tmp_path).weights
+    for name, value in plain.streamer.state_dict().items():
+        assert torch.equal(again.streamer.state_dict()[name].float(), value.float()), name
+
+
+@packs
+def test_half_says_the_same_as_float32() -> None:
+    units = []
+    for formats in (Formats("float32", "float32"), Formats("half", "float32")):
+        session = WanStreamer(tiny_weights(), "tiny", formats=formats).session(seed=1)
+        units.append([session.step(user) for user in user_units()])
+    for one, other in zip(*units, strict=True):
+        assert one.text == other.text
+        torch.testing.assert_close(torch.from_numpy(one.audio), torch.from_numpy(other.audio), atol=1e-4, rtol=0)
+
+
+def test_weights_out_of_range_are_not_packed() -> None:
+    linear = nn.Linear(4, 4)
+    nn.init.constant_(linear.weight, 1e5)
+    assert not can_pack(linear)
+    weights = tiny_weights()
+    nn.init.constant_(weights.streamer.backbone.layers[0].mlp.down.weight, 1e5)
+    with pytest.raises(ConfigError, match="half needs"):
+        WanStreamer(weights, "tiny", formats=Formats("half", "float32"))
+
+
+def test_only_clearly_faster_formats_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fastest(**seconds: float) -> str:
+        clock, spent = itertools.count(0.0, 0.0), [0.0]
+        monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock) + spent[0])
+
+        def run(duration: float) -> None:
+            spent[0] += duration
+
+        return module._fastest({name: lambda s=s: run(s) for name, s in seconds.items()})
+
+    assert fastest(float32=1.0, half=0.95) == "float32"
+    assert fastest(float32=1.0, half=0.5, bfloat16=0.48) == "half"
+    assert fastest(float32=1.0, half=0.5, bfloat16=0.2) == "bfloat16"
+
+
+def test_the_choice_is_made_once_and_can_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tiny_weights()
+    monkeypatch.delenv(module.ENVIRONMENT, raising=False)
+    assert choose_formats(weights, CPU) is choose_formats(weights, CPU)
+    monkeypatch.setenv(module.ENVIRONMENT, "float32,bfloat16")
+    assert choose_formats(weights, CPU) == Formats("float32", "bfloat16")
+    assert WanStreamer(weights, "tiny").video_vae.dtype == torch.bfloat16
+    monkeypatch.setenv(module.ENVIRONMENT, "int3")
+    with pytest.raises(ConfigError, match="expected auto"):
+        choose_formats(weights, CPU)
+
+
+def test_wrong_formats_are_told_before_anything_is_loaded() -> None:
+    result = CliRunner().invoke(app, ["talk", "nothing.mp4", "--out", "r.mp4", "--formats", "int3"])
+    assert result.exit_code != 0
+    assert isinstance(result.exception, ConfigError)
+    assert "half,float32" in str(result.exception)
+
+
+@packs
+def test_packing_reaches_every_linear_layer() -> None:
+    backbone = tiny_weights().streamer.backbone
+    pack(backbone)
+    kinds = {type(part) for part in backbone.modules() if isinstance(part, nn.Linear)}
+    assert kinds == {PackedLinear}

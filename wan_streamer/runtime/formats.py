@@ -1,0 +1,126 @@
+"""Number formats of the two large stages of an agent, chosen for the machine (docs/decisions.md, 52).
+
+`Formats`         what the Transformer and the picture codec compute with
+`choose_formats`  by a short measurement, or what `--formats` says
+`apply_formats`   brings a loaded agent into them
+
+The same formats give the same output, bit for bit. So a thinker tells its performer which, and a choice is made once
+in a process. Ears, eyes and the audio codec, whose spectra span many magnitudes, stay in float32.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.packed import can_pack, pack
+from wan_streamer.model.pretrained import Weights
+
+ENVIRONMENT = "WAN_STREAMER_FORMATS"  # what `--formats` sets, for processes of ours too
+BACKBONE = ("float32", "half", "bfloat16")  # "half": weights in half precision, all else in float32
+PICTURES = ("float32", "bfloat16")
+FASTER = 0.9  # of the time of a more exact format is what another must reach
+TOKENS = (2, 32)  # of the passes that are timed: text slots, then a step of the solver
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Formats:
+    """backbone   of the Transformer's layers: one of `BACKBONE`;   pictures   of the video codec: one of `PICTURES`"""
+
+    backbone: str
+    pictures: str
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONE or self.pictures not in PICTURES:
+            raise ConfigError(
+                f"formats: expected auto, or one of {', '.join(BACKBONE)} for the Transformer and one of"
+                f" {', '.join(PICTURES)} for pictures, such as half,float32, got {self.backbone},{self.pictures}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Formats":
+        """Of "half,float32". Raises `ConfigError`."""
+        backbone, _, pictures = text.partition(",")
+        return cls(backbone.strip(), pictures.strip())
+
+    def as_dict(self) -> dict[str, str]:
+        """For reports."""
+        return asdict(self)
+
+
+def choose_formats(weights: Weights, device: torch.device) -> Formats:
+    """What is fast here: bfloat16 on a GPU; on a CPU what is measured, or what the environment asks for.
+
+    Raises `ConfigError` if the environment asks for what there is not.
+    """
+    if (asked := os.environ.get(ENVIRONMENT, "auto")) != "auto":
+        return Formats.parse(asked)
+    if device.type != "cpu":
+        return Formats("bfloat16", "bfloat16")
+    config = weights.config
+    return _measured(config.backbone.dim, config.backbone.mlp_dim, config.backbone.layers, config.video_vae.channels[1])
+
+
+def apply_formats(weights: Weights, formats: Formats) -> None:
+    """Change the modules of an agent, for inference. Raises `ConfigError` if they cannot be in these formats here."""
+    backbone = weights.streamer.backbone
+    if formats.backbone == "half":
+        linears = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
+        if backbone.norm.weight.device.type != "cpu" or not all(map(can_pack, linears)):
+            raise ConfigError("formats: half needs an x86 CPU and weights below 65 504; take float32 or bfloat16")
+        pack(backbone)
+    else:
+        backbone.to(getattr(torch, formats.backbone))
+    pictures = getattr(torch, formats.pictures)
+    weights.video_vae.to(pictures, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@functools.cache
+@torch.inference_mode()
+def _measured(dim: int, mlp_dim: int, depth: int, channels: int) -> Formats:
+    """The fastest for `depth` layers of these widths; the more exact one if another is hardly faster."""
+
+    def layers() -> nn.Sequential:
+        return nn.Sequential(*(nn.Linear(*sizes) for _ in range(depth) for sizes in ((dim, mlp_dim), (mlp_dim, dim))))
+
+    passes = {"float32": _passes(layers(), dim, torch.float32)}
+    if can_pack(nn.Linear(dim, dim)):
+        packed = layers()
+        pack(packed)
+        passes["half"] = _passes(packed, dim, torch.float32)
+    passes["bfloat16"] = _passes(layers().bfloat16(), dim, torch.bfloat16)
+    frames = {name: _convolution(channels, getattr(torch, name)) for name in PICTURES}
+    return Formats(_fastest(passes), _fastest(frames))
+
+
+def _passes(layers: nn.Sequential, dim: int, dtype: torch.dtype) -> Callable[[], object]:
+    inputs = [torch.ones(tokens, dim, dtype=dtype) for tokens in TOKENS]
+    return lambda: [layers(x) for x in inputs]
+
+
+def _convolution(channels: int, dtype: torch.dtype) -> Callable[[], object]:
+    frame = torch.ones(1, channels, 24, 42, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.ones(channels, channels, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    return lambda: F.conv2d(frame, kernel, padding=1)
+
+
+def _fastest(candidates: dict[str, Callable[[], object]]) -> str:
+    """The name of the fastest; of two that are about equal, the first. They take turns."""
+    best = dict.fromkeys(candidates, float("inf"))
+    for _ in range(REPEATS):
+        for name, run in candidates.items():
+            began = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - began)
+    chosen = next(iter(candidates))
+    for name, seconds in best.items():
+        if seconds < FASTER * best[chosen]:
+            chosen = name
+    return chosen
