@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_session import user_units
+from tiny import tiny_weights
 from torch import nn
 from typer.testing import CliRunner
 
-from tests.test_session import user_units
-from tests.tiny import tiny_weights
 from wan_streamer.cli.app import app
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.packed import PackedLinear, can_pack, pack

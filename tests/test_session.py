@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler
 from wan_streamer.model.inspect import describe_checkpoint
+from wan_streamer.model.layout import Latents
+from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 UNITS = 8  # more than any window of the tiny agent
@@ -292,3 +295,28 @@ def test_pickled_weights_are_never_loaded(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         WanStreamer.from_pretrained(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_latents_that_are_no_numbers_end_at_their_unit(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture rests, the sound fades, the unit is counted, and the session goes on with what it had."""
+    session = WanStreamer(tiny_weights(), "tiny").session()
+    users, whole = user_units(), session._draw
+
+    def draw(*args: Any) -> Latents:
+        latents = whole(*args)
+        if session.index == 3:
+            latents.audio[0, 0] = wrong
+        return latents
+
+    monkeypatch.setattr(session, "_draw", draw)
+    driver = UnitDriver(session, 2, (96, 96), policy=False)
+    units = [driver.step(user, 0.0) for user in users]
+    assert [unit.broken for unit in units] == [k == 3 for k in range(len(units))]
+    assert driver.summary()["broken_units"] == 1
+    assert (units[3].video == units[2].video[-1]).all()
+    assert not units[3].audio[240:].any(), "the sound has faded"
+    assert abs(units[3].audio[0] - units[2].audio[-1]) <= abs(units[2].audio[-1]) / 2 + 1e-6
+    for unit in units:
+        assert np.isfinite(unit.audio).all()
+    assert not (units[5].video == units[3].video).all(), "it goes on"

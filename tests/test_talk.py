@@ -17,6 +17,7 @@ from rich.console import Console
 from wan_streamer.data.film import FAR, NEAR
 from wan_streamer.data.media import read_units
 from wan_streamer.runtime import talk as talk_module
+from wan_streamer.runtime.formats import Formats
 from wan_streamer.runtime.talk import captions, print_summary, talk
 from wan_streamer.units import UNIT_MS, AgentUnit, UserUnit
 
@@ -171,6 +172,7 @@ class StandInAgent:
     """What `talk` needs of an agent, without a model."""
 
     name, device, default_steps, frame_size = "stand-in", "cpu", 2, (48, 80)
+    formats = Formats("float32", "float32")
     seconds, interrupt_at = 0.0, 0
 
     def warmup(self) -> None: ...

@@ -109,6 +109,7 @@ class AgentUnit:
     transcript  what the agent heard the user say, likewise
     stage_ms    milliseconds of each stage of this step
     held        True if the unit is a repeat because the deadline could not be met
+    broken      True if it is a repeat because the model's latents were no numbers
     """
 
     index: int
@@ -118,3 +119,4 @@ class AgentUnit:
     transcript: str = ""
     stage_ms: dict[str, float] = field(default_factory=dict)
     held: bool = False
+    broken: bool = False

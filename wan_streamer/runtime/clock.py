@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wan_streamer.runtime.still import Still
 from wan_streamer.threads import SPARE, Threads
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UNIT_S, AgentUnit, UserUnit
+from wan_streamer.units import UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
-FADE = SAMPLE_RATE // 100  # 10 ms: the sound goes to silence and comes back without a click
 SOLVE_STAGE = "solve"  # the entry of `AgentUnit.stage_ms` that grows with the number of solver steps
 SURPRISE_S = 0.08
 KEEP_UNITS = 22_500  # figures cover the last hour, so that a long session does not grow
@@ -107,6 +107,7 @@ class DriverStats:
     units       agent units that came out, held ones included
     misses      units that left after their deadline, held ones included
     held        units the model did not see
+    broken      units whose latents were no numbers, so that the last picture was shown again
     reduced     units solved with fewer steps than wanted
     backlog_max largest number of complete units that were waiting when a step began
     """
@@ -114,6 +115,7 @@ class DriverStats:
     units: int = 0
     misses: int = 0
     held: int = 0
+    broken: int = 0
     reduced: int = 0
     backlog_max: int = 0
     model_ms: deque[float] = field(default_factory=_recent)
@@ -122,6 +124,7 @@ class DriverStats:
     def count(self, latency_s: float, waited_s: float, out: AgentUnit) -> None:
         self.units += 1
         self.held += out.held
+        self.broken += out.broken
         self.misses += out.held or latency_s > UNIT_S
         self.backlog_max = max(self.backlog_max, int(waited_s / UNIT_S + 1e-9))
         self.model_ms.append(latency_s * 1000)
@@ -138,6 +141,7 @@ class DriverStats:
         return {
             "deadline_misses": self.misses,
             "held_units": self.held,
+            "broken_units": self.broken,
             "reduced_units": self.reduced,
             "backlog_max": self.backlog_max,
             "model_latency_ms": self.model_latency_ms,
@@ -169,16 +173,14 @@ class UnitDriver:
         self.session, self.steps, self.policy, self.clock, self.threads = session, steps, policy, clock, threads
         self.cost = StepCost()
         self.stats = DriverStats()
-        self._frame = np.zeros((*frame_size, 3), np.uint8)  # the last one shown
-        self._sample = np.float32(0)  # the last one heard
-        self._after_hold = False
+        self._still = Still(frame_size)
 
     def step(self, user: UserUnit, t_in: float) -> AgentUnit:
         """The agent's answer to a unit that was complete at `t_in` on the clock; never later than 160 ms + one step."""
         began = self.clock()
         too_late = self.policy and began - t_in >= UNIT_S
-        out = self._hold() if too_late else self._solve(user, began, t_in + UNIT_S)
-        self._frame, self._sample = out.video[-1], out.audio[-1]
+        out = self._still.unit(self.stats.units, held=True) if too_late else self._solve(user, began, t_in + UNIT_S)
+        self._still.follow(out)
         latency_s = self.clock() - t_in
         self.stats.count(latency_s, began - t_in, out)
         if self.threads is not None:
@@ -195,16 +197,4 @@ class UnitDriver:
         out = self.session.step(user, steps=steps)
         self.cost.update(self.clock() - began, steps, out.stage_ms)
         self.stats.reduced += steps < self.steps
-        audio = out.audio
-        if self._after_hold:
-            audio = audio.copy()
-            audio[:FADE] *= np.linspace(0, 1, FADE, dtype=np.float32)
-            self._after_hold = False
-        return replace(out, index=self.stats.units, audio=audio)
-
-    def _hold(self) -> AgentUnit:
-        audio = np.zeros(SAMPLES_PER_UNIT, np.float32)
-        audio[:FADE] = self._sample * (0.5 + 0.5 * np.cos(np.linspace(0, np.pi, FADE, dtype=np.float32)))
-        self._after_hold = True
-        video = np.repeat(self._frame[None], FRAMES_PER_UNIT, axis=0)
-        return AgentUnit(index=self.stats.units, audio=audio, video=video, held=True)
+        return replace(out, index=self.stats.units, audio=self._still.fade_in(out.audio))

@@ -25,6 +25,7 @@ from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
+from wan_streamer.runtime.still import Still
 from wan_streamer.units import AgentUnit, UserUnit
 
 
@@ -51,6 +52,8 @@ class Session:
         self.lanes = [LaneDecoder(self.text) for _ in LANES]
         self.typed: deque[int] = deque()
         self.index = 0
+        self._still = Still((self.config.video_vae.height, self.config.video_vae.width))
+        self._broken = False
 
     def configure(
         self,
@@ -78,14 +81,15 @@ class Session:
         if not isinstance(user, UserUnit):
             raise ShapeError(f"Session.step: expected a UserUnit, got {type(user).__name__}")
         flow, watch = changed(self.config.flow, steps=steps), Stopwatch()
-        said = self._think(user, flow, watch)
-        return self._show(self.index - 1, self.last, said, watch)
+        said, latents = self._think(user, flow, watch)
+        self._take(latents)
+        return self._show(self.index - 1, said, watch)
 
-    def _think(self, user: UserUnit, flow: FlowConfig, watch: "Stopwatch") -> list[str]:
-        """All of a unit but decoding: sets `last` to its latents and returns what both lanes say."""
+    def _think(self, user: UserUnit, flow: FlowConfig, watch: "Stopwatch") -> tuple[list[str], Latents]:
+        """All of a unit but decoding: what both lanes say, and its latents."""
         with watch("observe"):
             heard = self._input(user)
-        token_SL, self.last = live_unit(
+        token_SL, latents = live_unit(
             self.streamer,
             self.live,
             self.last,
@@ -96,13 +100,26 @@ class Session:
         )
         self.index += 1
         with watch("text"):
-            return [lane.push(tokens) for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)]
+            said = [lane.push(tokens) for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)]
+        return said, latents
 
-    def _show(self, index: int, latents: Latents, said: list[str], watch: "Stopwatch") -> AgentUnit:
-        with watch("decode"):
-            audio, video = self.decoder.decode(stack([latents]))
+    def _take(self, latents: Latents) -> None:
+        """These are the unit's latents. If they are no numbers, those of the unit before count in the history."""
+        self._broken = not all(bool(z.isfinite().all()) for z in latents)
+        if not self._broken:
+            self.last = latents
+
+    def _show(self, index: int, said: list[str], watch: "Stopwatch") -> AgentUnit:
+        """The unit of the latents that were taken last."""
         text, transcript = said
-        return AgentUnit(index, audio, video, text, transcript, watch.ms)
+        if self._broken:
+            unit = self._still.unit(index, text=text, transcript=transcript, stage_ms=watch.ms, broken=True)
+        else:
+            with watch("decode"):
+                audio, video = self.decoder.decode(stack([self.last]))
+            unit = AgentUnit(index, self._still.fade_in(audio), video, text, transcript, watch.ms)
+        self._still.follow(unit)
+        return unit
 
     def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
         return draw_unit(velocity, last, flow, self.noise)

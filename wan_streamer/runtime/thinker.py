@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from wan_streamer.config import FlowConfig
@@ -29,7 +28,8 @@ from wan_streamer.model.pretrained import Weights
 from wan_streamer.runtime.links import Link
 from wan_streamer.runtime.performer import Attach, Detach, Ready, RecordingCache, Solve, Solved, Stop
 from wan_streamer.runtime.session import Session, Stopwatch
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+from wan_streamer.runtime.still import Still
+from wan_streamer.units import AgentUnit, UserUnit
 
 log = logging.getLogger(__name__)
 
@@ -207,17 +207,15 @@ class PacedSession(SplitSession):
     @torch.inference_mode()
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         flow, watch, said = changed(self.config.flow, steps=steps), Stopwatch(), self._said
-        first, shown = self._waiting is None, self.last
+        first = self._waiting is None
         if self._waiting is not None:
             with watch("solve"):
-                shown = self.last = self._waiting()
+                self._take(self._waiting())
         self.partner.attach(self.number, self.cache)
-        self._said = self._think(user, flow, watch)
+        self._said, _ = self._think(user, flow, watch)
         if first:
-            height, width = self.config.video_vae.height, self.config.video_vae.width
-            silence = np.zeros(SAMPLES_PER_UNIT, np.float32)
-            return AgentUnit(-1, silence, np.zeros((FRAMES_PER_UNIT, height, width, 3), np.uint8), stage_ms=watch.ms)
-        return self._show(self.index - 2, shown, said, watch)
+            return Still((self.config.video_vae.height, self.config.video_vae.width)).unit(-1, stage_ms=watch.ms)
+        return self._show(self.index - 2, said, watch)
 
     def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
         noise = self._ask(last, flow)
