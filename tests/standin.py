@@ -43,6 +43,8 @@ class StandInSession:
             os._exit(3)
         if user.text == "error":
             raise RuntimeError("asked to fail")
+        if user.text == "slow":
+            time.sleep(1.5)
         if user.text == "hang":
             time.sleep(3600)
         k, self.index = self.index, self.index + 1
@@ -73,6 +75,7 @@ class StandInAgent:
     name = "stand-in"
     frame_size = (HEIGHT, WIDTH)
     default_steps = 1
+    concurrency = 2
 
     def warmup(self) -> None:
         self.session().step(UserUnit())

@@ -68,7 +68,7 @@ def test_kills_lose_no_unit(model: ModelProcess) -> None:
                         assert same(await answer(session, number, unit), expected)
                 except ServingError:
                     began = time.monotonic()
-                    session = await model.open_session(seed=1, resume=True)
+                    session = await model.open_session(seed=1, resume=session)
                 got = await answer(session, number, unit)
                 print(f"goes on after {time.monotonic() - began:.1f} s")
                 assert session.units in (reference.index - 1, reference.index)

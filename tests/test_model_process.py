@@ -28,7 +28,7 @@ def model() -> Iterator[ModelProcess]:
 def test_model_process_answers_in_order_and_reports(model: ModelProcess) -> None:
     async def talk() -> tuple[list[UnitOut], list[Stats]]:
         session = await model.open_session()
-        with pytest.raises(ServingError, match="already serves"):
+        with pytest.raises(ServingError, match="already serves as many"):
             await model.open_session()
         units: list[UnitOut] = []
         stats: list[Stats] = []

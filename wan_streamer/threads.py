@@ -105,6 +105,10 @@ class Threads:
         if number < self.now or now - self._crowded >= QUIET_S:
             self._use(number)
 
+    def here(self, sessions: int) -> None:
+        """Give the calling thread its share, if so many sessions are open, each on a thread of its own."""
+        _compute_with(max(1, self.now // sessions))
+
     def summary(self) -> dict[str, Any]:
         """For reports: cores, how many of them others took, steps by the number of threads, whether it was fixed."""
         others = self._others or [0.0]
@@ -122,8 +126,12 @@ class Threads:
 
     def _use(self, number: int) -> None:
         self.now = number
-        if "torch" in sys.modules:  # programs that only move media are not to load it
-            sys.modules["torch"].set_num_threads(number)
+        _compute_with(number)
+
+
+def _compute_with(number: int) -> None:
+    if "torch" in sys.modules:  # programs that only move media are not to load it
+        sys.modules["torch"].set_num_threads(number)
 
 
 def _of_the_environment() -> int | None:

@@ -23,6 +23,7 @@ from wan_streamer.model.backbone import Backbone
 from wan_streamer.model.cache import KVCache
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, readable, spoken
+from wan_streamer.model.together import Step, Together
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerception, VideoPerceptionState
@@ -99,6 +100,7 @@ class Streamer(nn.Module):
         self.apply(self._initialise)
         for head in (self.video_out, self.audio_out):
             nn.init.zeros_(head.weight)
+        self.together: Together | None = None  # where live sessions on several threads meet
         memory = config.cache.memory_tokens > 0
         self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if memory else None
 
@@ -263,16 +265,20 @@ class Streamer(nn.Module):
 
     def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
         index_N = torch.arange(where.start, where.stop)
-        hidden_BND, parts = self.backbone.step((x_ND + self.place[where])[None], index_N, [live.cache])
+        hidden_BND, parts = self._step((x_ND + self.place[where])[None], index_N, [live.cache])
         live.cache.append(parts[0])
         return self.logits(hidden_BND[0, -len(LANES) :])
+
+    @property
+    def _step(self) -> Step:
+        return self.together or self.backbone.step
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""
         times = torch.full((2,), tau, device=self.device)
         where = self.layout.noisy
         x_ND = torch.cat(self._embed_latents(*noisy, times)) + self.place[where]
-        hidden_BND, _ = self.backbone.step(x_ND[None], torch.arange(where.start, where.stop), [live.cache])
+        hidden_BND, _ = self._step(x_ND[None], torch.arange(where.start, where.stop), [live.cache])
         return self._velocity(hidden_BND[0], noisy, times)
 
     def quiet_slots(self) -> Tensor:

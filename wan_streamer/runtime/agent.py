@@ -9,9 +9,13 @@ from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.device import find_device
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
+from wan_streamer.model.together import Together
 from wan_streamer.runtime.formats import Formats, apply_formats, choose_formats
 from wan_streamer.runtime.session import Session
+from wan_streamer.threads import Load
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
+
+MEETING = 64  # sessions on a GPU whose passes are put together
 
 
 class WanStreamer:
@@ -27,6 +31,8 @@ class WanStreamer:
             module.to(self.device).eval().requires_grad_(False)
         self.formats = formats or choose_formats(weights, self.device)
         apply_formats(weights, self.formats)
+        if self.device.type == "cuda":
+            weights.streamer.together = Together(weights.streamer.backbone.step)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", formats: Formats | None = None) -> "WanStreamer":
@@ -37,6 +43,11 @@ class WanStreamer:
         folder = find_checkpoint(str(name))
         weights = load_weights(folder)
         return cls(weights, agent_name(name, folder, weights), device, formats)
+
+    @property
+    def concurrency(self) -> int:
+        """Sessions that can compute at the same time, each on a thread of its own: one a core; on a GPU they meet."""
+        return max(1, Load().cores) if self.device.type == "cpu" else MEETING
 
     def close(self) -> None:
         """End what works for it in other processes; nothing, for an agent on one device."""

@@ -6,6 +6,7 @@
 Two halves are written in turns, and a half counts only when it is whole: a kill in the middle leaves the state before.
 """
 
+import contextlib
 import json
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -64,6 +65,11 @@ class Keeper:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"a damaged state of a session ({error})") from error
 
+    def close(self) -> None:
+        """The memory stays, for others."""
+        with contextlib.suppress(BufferError):  # a tensor still looks at it; the mapping goes with the last one
+            self._block.close()
+
     def _numbers(self, half: int) -> memoryview:
         first = half * self._half
         assert self._block.buf is not None
@@ -95,3 +101,6 @@ class KeptSession:
         if self._session.index > self._last:
             self._last = self._session.index
             self._keeper.keep(self._last, session_state(self._session))
+
+    def close(self) -> None:
+        self._keeper.close()

@@ -1,6 +1,6 @@
 """The model in a process of its own, so that nothing it computes can delay the media of a call.
 
-`ModelProcess`   starts, watches and restarts the worker; never blocks an event loop
+`ModelProcess`   starts, watches and replaces the worker; never blocks an event loop
 `ModelSession`   one visitor's session in the worker
 
 A thread per direction stands between the pipe and the event loop: a unit with video is larger than a pipe's buffer, so
@@ -40,6 +40,7 @@ from wan_streamer.runtime.worker import (
 from wan_streamer.units import UserUnit
 
 STATE_BYTES = 32 << 20  # of shared memory for two states of a session; nano's has 9 MB in float32
+BUSY = "the model already serves as many sessions as it can; close one first"
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,14 @@ def _typed(kind: str, message: str) -> WanStreamerError:
 class _Worker:
     """One life of the child process: its pipe and the two threads that move messages."""
 
-    def __init__(self, factory: AgentFactory | str, memory: str, has_children: bool,
+    def __init__(self, factory: AgentFactory | str, most: int, measure: bool, has_children: bool,
                  on_message: Callable[[Any], None], on_death: Callable[["_Worker"], None]) -> None:  # fmt: skip
         context = multiprocessing.get_context("spawn")  # fork would copy the event loop, its sockets and its threads
         self.conn, child = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=serve_model, args=(child, factory, memory), name="wan-streamer-model", daemon=not has_children
-        )
+            target=serve_model, args=(child, factory, most, measure), name="wan-streamer-model",
+            daemon=not has_children,
+        )  # fmt: skip
         self.ready: Future[Ready] = Future()
         self.dead = False
         self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -122,11 +124,13 @@ class _Worker:
 class ModelSession:
     """One session in the worker. Belongs to the event loop that opened it.
 
+    memory   where the worker keeps its state
     pending  units sent and not yet answered: the backlog
     units    units that the session had behind it when it was opened; known with the first answer
     """
 
     number: int
+    memory: SharedMemory
     loop: asyncio.AbstractEventLoop
     send: Callable[[Any], None]
     pending: int = 0
@@ -155,19 +159,25 @@ class ModelSession:
 
 
 class ModelProcess:
-    """The worker as the server sees it: one session at a time, a new worker whenever the old one died.
+    """The worker as the server sees it, and another that stands by, loaded, to take over when it dies.
 
     factory       picklable callable or "package.module:function" that returns an `Agent`
     has_children  whether that agent has processes of its own
+    most          sessions at once; `capacity` of them, if so many do not keep pace
+    standby       whether another worker stands by; it takes as much memory as the first
     """
 
-    def __init__(self, factory: AgentFactory | str, has_children: bool = False) -> None:
-        self._factory, self._has_children = factory, has_children
-        self._memory = SharedMemory(create=True, size=STATE_BYTES)  # outlives the worker
+    def __init__(
+        self, factory: AgentFactory | str, has_children: bool = False, most: int = 1, standby: bool = False
+    ) -> None:
+        self._factory, self._has_children, self.most, self._standby = factory, has_children, most, standby
         self._worker: _Worker | None = None
-        self._session: ModelSession | None = None
+        self._spare: _Worker | None = None
+        self._sessions: dict[int, ModelSession] = {}
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._ended = False
+        self._measured: int | None = None
         self.restarts = -1  # the first start is not a restart
 
     @property
@@ -179,15 +189,37 @@ class ModelProcess:
         return "ready" if worker.ready.done() else "starting"
 
     @property
+    def capacity(self) -> int:
+        """So many sessions may be open. Known when the first worker is ready."""
+        return self.most if self._measured is None else self._measured
+
+    @property
     def pid(self) -> int | None:
         return self._worker.process.pid if self._worker else None
 
     def start(self) -> None:
-        """Start the worker unless one is alive. Returns at once; `wait_ready` or `ensure_ready` tell the outcome."""
+        """See that there is a worker. Returns at once; `wait_ready` or `ensure_ready` tell the outcome."""
         with self._lock:
+            if self._ended:
+                raise ServingError("the model process was shut down")
             if self._worker is None or not self._worker.alive:
                 self.restarts += 1
-                self._worker = _Worker(self._factory, self._memory.name, self._has_children, self._deliver, self._lose)
+                spare, self._spare = self._spare, None
+                self._worker = spare if spare is not None and spare.alive else self._new_worker()
+                self._worker.ready.add_done_callback(self._is_ready)
+
+    def _new_worker(self) -> _Worker:
+        measure = self._measured is None
+        return _Worker(self._factory, self.capacity, measure, self._has_children, self._deliver, self._lose)
+
+    def _is_ready(self, ready: Future[Ready]) -> None:
+        if ready.exception() is not None:
+            return
+        with self._lock:
+            if self._measured is None:
+                self._measured = ready.result().capacity
+            if self._standby and self._spare is None and not self._ended:
+                self._spare = self._new_worker()
 
     def wait_ready(self, timeout_s: float = 600.0) -> Ready:
         """Block until the agent is loaded. Raises what loading raised, e.g. `CheckpointError`."""
@@ -199,30 +231,33 @@ class ModelProcess:
             raise ServingError(f"the model was not ready after {timeout_s:.0f} s") from None
 
     async def ensure_ready(self) -> Ready:
-        """The same for an event loop; restarts a dead worker."""
+        """The same for an event loop; replaces a dead worker."""
         self.start()
         assert self._worker is not None
         return await asyncio.shield(asyncio.wrap_future(self._worker.ready))
 
-    async def open_session(self, seed: int = 0, resume: bool = False) -> ModelSession:
-        """Open the worker's only session. Raises `ServingError` if one is open or the worker cannot start.
+    async def open_session(self, seed: int = 0, resume: ModelSession | None = None) -> ModelSession:
+        """Open a session. Raises `ServingError` if there are as many as can be, or the worker cannot start.
 
-        resume  go on with the session that was open last, if a worker died in it; `ModelSession.units` tells
+        resume  go on with this one, whose worker died; `ModelSession.units` tells
         """
         await self.ensure_ready()
-        worker = self._worker
-        assert worker is not None
-        if self._session is not None:
-            raise ServingError("the model already serves a session; close it first")
-        session = ModelSession(next(self._numbers), asyncio.get_running_loop(), worker.outbox.put)
-        self._session = session
-        worker.outbox.put(OpenSession(session.number, seed, resume))
+        with self._lock:
+            worker = self._worker
+            assert worker is not None
+            if len(self._sessions) >= self.capacity:
+                raise ServingError(BUSY)
+            memory = SharedMemory(create=True, size=STATE_BYTES) if resume is None else resume.memory
+            session = ModelSession(next(self._numbers), memory, asyncio.get_running_loop(), worker.outbox.put)
+            self._sessions[session.number] = session
+        session.send(OpenSession(session.number, seed, memory.name, resume is not None))
         return session
 
     def close_session(self, session: ModelSession) -> None:
+        """Its state is forgotten too."""
         session.close()
-        if self._session is session:
-            self._session = None
+        self._sessions.pop(session.number, None)
+        _free(session.memory)
 
     def kill(self) -> None:
         """End a worker that no longer answers; its session sees a `ServingError`."""
@@ -230,28 +265,41 @@ class ModelProcess:
             self._worker.kill()
 
     def shutdown(self, timeout_s: float = 3.0) -> None:
-        """End the worker: politely, then by force."""
-        worker, self._worker, self._session = self._worker, None, None
-        if worker is not None:
-            worker.stop(timeout_s)
-        with contextlib.suppress(FileNotFoundError):  # shut down before
-            self._memory.close()
-            self._memory.unlink()
+        """End the workers: politely, then by force."""
+        with self._lock:
+            self._ended = True
+            workers, sessions = (self._worker, self._spare), list(self._sessions.values())
+            self._worker = self._spare = None
+            self._sessions.clear()
+        for worker in workers:
+            if worker is not None:
+                worker.stop(timeout_s)
+        for session in sessions:
+            _free(session.memory)
 
     def _deliver(self, message: Any) -> None:  # called by the reader thread
-        session = self._session
-        if session is None or message.session != session.number:
+        session = self._sessions.get(message.session)
+        if session is None:
             return
         if isinstance(message, SessionLost):
-            self._session = None
+            self._sessions.pop(session.number, None)
             message = ServingError(f"a model step failed: {message.kind}: {message.message}")
         self._post(session, message)
 
     def _lose(self, worker: _Worker) -> None:  # called by the reader thread
-        if worker is not self._worker:
-            return
-        session, self._session = self._session, None
-        if session is not None:
+        with self._lock:
+            if worker is self._spare:
+                self._spare = None  # the next is started with the next worker
+                log.warning("the model process that stood by ended (exit code %s)", worker.process.exitcode)
+            if worker is not self._worker:
+                return
+            sessions = list(self._sessions.values())
+            self._sessions.clear()
+        if worker.ready.exception() is None:  # one that never became ready would not the next time either
+            log.warning("the model process ended (exit code %s) and is replaced", worker.process.exitcode)
+            with contextlib.suppress(ServingError):
+                self.start()
+        for session in sessions:
             self._post(session, ServingError(f"the model process ended (exit code {worker.process.exitcode})"))
 
     @staticmethod
@@ -260,3 +308,9 @@ class ModelProcess:
             session.loop.call_soon_threadsafe(session.inbox.put_nowait, message)
         except RuntimeError:
             log.debug("the event loop of session %d is closed", session.number)
+
+
+def _free(memory: SharedMemory) -> None:
+    with contextlib.suppress(FileNotFoundError):  # freed before
+        memory.close()
+        memory.unlink()

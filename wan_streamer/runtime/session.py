@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -89,15 +89,16 @@ class Session:
         """All of a unit but decoding: what both lanes say, and its latents."""
         with watch("observe"):
             heard = self._input(user)
-        token_SL, latents = live_unit(
-            self.streamer,
-            self.live,
-            self.last,
-            heard,
-            self.sampler,
-            lambda velocity, last: self._draw(velocity, last, flow),
-            stage=watch,
-        )
+        with nullcontext() if self.streamer.together is None else self.streamer.together.joined():
+            token_SL, latents = live_unit(
+                self.streamer,
+                self.live,
+                self.last,
+                heard,
+                self.sampler,
+                lambda velocity, last: self._draw(velocity, last, flow),
+                stage=watch,
+            )
         self.index += 1
         with watch("text"):
             said = [lane.push(tokens) for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)]

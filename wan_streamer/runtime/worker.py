@@ -1,7 +1,7 @@
 """The child side of `processes`: what travels between the two processes, and the loop that answers it.
 
 messages      `Ready` `Failed` `OpenSession` `Opened` `UnitIn` `UnitOut` `Stats` `SessionLost` `CloseSession` `Shutdown`
-`serve_model` loads the agent once, then serves one session at a time
+`serve_model` loads the agent once, then serves its sessions, each on a thread of its own
 
 Times are `time.monotonic()` seconds, one clock for all processes of a machine.
 """
@@ -10,22 +10,25 @@ import importlib
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import tune_process
 from wan_streamer.runtime.clock import Session, UnitDriver
+from wan_streamer.runtime.seats import Seat, Turns, capacity
 from wan_streamer.threads import Threads
 from wan_streamer.units import AgentUnit, UserUnit
 
 if TYPE_CHECKING:
     from wan_streamer.runtime.keeper import KeptSession
 
-PROTOCOL = 2
+PROTOCOL = 3
 STATS_EVERY_UNITS = 6  # about once a second
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,9 @@ class Agent(Protocol):
     @property
     def default_steps(self) -> int: ...
 
+    @property
+    def concurrency(self) -> int: ...
+
     def session(self, seed: int = 0) -> Session: ...
 
     def warmup(self) -> None: ...
@@ -58,11 +64,12 @@ class _Message:
 
 @dataclass(frozen=True)
 class Ready(_Message):
-    """Worker to parent: the agent is loaded and warm."""
+    """Worker to parent: the agent is loaded and warm. capacity: so many sessions keep pace at once"""
 
     name: str
     frame_size: tuple[int, int]
     load_s: float
+    capacity: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,15 @@ class Failed(_Message):
 
 @dataclass(frozen=True)
 class OpenSession(_Message):
-    """Parent to worker. resume: go on where the session of a worker before stopped, if its state was kept."""
+    """Parent to worker.
+
+    memory  name of the shared memory in which the session's state is kept
+    resume  go on with the state that is kept there, of a session of a worker before
+    """
 
     session: int
     seed: int
+    memory: str
     resume: bool = False
 
 
@@ -157,10 +169,11 @@ def _resolve(factory: AgentFactory | str) -> AgentFactory:
                            f" ({error})") from error  # fmt: skip
 
 
-def serve_model(conn: Connection, factory: AgentFactory | str, memory: str) -> None:
+def serve_model(conn: Connection, factory: AgentFactory | str, most: int, measure: bool) -> None:
     """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone.
 
-    memory  name of the shared memory in which the state of the session is kept
+    most     sessions at once; fewer, if so many do not keep pace
+    measure  whether to find that out, which takes all cores for a moment
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     tune_process()
@@ -170,8 +183,9 @@ def serve_model(conn: Connection, factory: AgentFactory | str, memory: str) -> N
         agent.warmup()
         threads = Threads()
         threads.measure(agent.warmup)
-        conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started))
-        _serve_sessions(conn, agent, threads, memory)
+        seats = _capacity(agent, threads, most) if measure and most > 1 else most
+        conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started, seats))
+        _Sessions(conn, agent, threads).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone: nobody is left to answer
     except WanStreamerError as error:
@@ -181,40 +195,93 @@ def serve_model(conn: Connection, factory: AgentFactory | str, memory: str) -> N
         conn.send(Failed("ServingError", f"the model process failed: {type(error).__name__}: {error}"))
 
 
-def _serve_sessions(conn: Connection, agent: Agent, threads: Threads, memory: str) -> None:
-    driver: UnitDriver | None = None
-    kept: KeptSession | None = None
-    current = -1
-    while True:
-        message = conn.recv()
-        if message.version != PROTOCOL:
-            raise ServingError(f"model process: expected messages of version {PROTOCOL}, got {message.version}")
-        match message:
-            case Shutdown():
-                return
-            case OpenSession():
-                session = agent.session(seed=message.seed)
-                kept = _kept(session, memory)
-                units = 0 if kept is None else kept.begin(message.resume)
-                driver = UnitDriver(session, agent.default_steps, agent.frame_size, threads=threads)
-                current = message.session
-                conn.send(Opened(current, units))
-            case CloseSession() if message.session == current:
-                driver, current = None, -1
-            case UnitIn() if driver is not None and message.session == current:
-                t_start = time.monotonic()
-                try:
-                    out = driver.step(message.unit, message.t_in)
-                except Exception as error:
-                    log.exception("a step failed in the model process")
-                    conn.send(SessionLost(current, type(error).__name__, str(error)))
-                    driver, current = None, -1
-                    continue
-                conn.send(UnitOut(current, message.index, message.t_in, t_start, time.monotonic(), out))
-                if kept is not None:
-                    kept.keep()
-                if (message.index + 1) % STATS_EVERY_UNITS == 0:
-                    conn.send(Stats(current, driver.summary()))
+def _capacity(agent: Agent, threads: Threads, most: int) -> int:
+    def fresh(sessions: int) -> Callable[[], object]:
+        session = agent.session()
+
+        def play() -> object:
+            threads.here(sessions)
+            return session.step(UserUnit())
+
+        return play
+
+    return capacity(fresh, most, agent.concurrency)
+
+
+class _Sessions:
+    """The sessions of a worker."""
+
+    def __init__(self, conn: Connection, agent: Agent, threads: Threads) -> None:
+        self.conn, self.agent, self.threads = conn, agent, threads
+        self.turns = Turns(agent.concurrency)
+        self.seats: dict[int, Seat] = {}
+        self._sending = threading.Lock()
+
+    def send(self, message: _Message) -> None:
+        with self._sending:
+            self.conn.send(message)
+
+    def serve(self) -> None:
+        """Hand messages to the seats. An answer of a seat that is closed may still be sent; the parent drops it."""
+        while True:
+            message = self.conn.recv()
+            if message.version != PROTOCOL:
+                raise ServingError(f"model process: expected messages of version {PROTOCOL}, got {message.version}")
+            match message:
+                case Shutdown():
+                    return
+                case OpenSession():
+                    number = message.session
+                    talk = _Conversation(self)
+                    self.seats[number] = Seat(number, talk.answer, partial(self._lose, number), talk.close)
+                    self.seats[number].put(message)
+                case CloseSession() if (seat := self.seats.pop(message.session, None)) is not None:
+                    seat.close()
+                case UnitIn() if message.session in self.seats:
+                    self.seats[message.session].put(message)
+
+    def _lose(self, number: int, error: Exception) -> None:
+        if self.seats.pop(number, None) is not None:
+            self.send(SessionLost(number, type(error).__name__, str(error)))
+
+
+class _Conversation:
+    """What a seat does."""
+
+    def __init__(self, worker: _Sessions) -> None:
+        self._worker = worker
+        self._driver: UnitDriver | None = None
+        self._kept: KeptSession | None = None
+
+    def answer(self, message: OpenSession | UnitIn) -> None:
+        with self._worker.turns:
+            self._worker.threads.here(len(self._worker.seats) or 1)
+            if isinstance(message, OpenSession):
+                self._open(message)
+            else:
+                self._step(message)
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+
+    def _open(self, message: OpenSession) -> None:
+        agent = self._worker.agent
+        session = agent.session(seed=message.seed)
+        self._kept = _kept(session, message.memory)
+        units = 0 if self._kept is None else self._kept.begin(message.resume)
+        self._driver = UnitDriver(session, agent.default_steps, agent.frame_size, threads=self._worker.threads)
+        self._worker.send(Opened(message.session, units))
+
+    def _step(self, message: UnitIn) -> None:
+        assert self._driver is not None
+        t_start = time.monotonic()
+        out = self._driver.step(message.unit, message.t_in)
+        self._worker.send(UnitOut(message.session, message.index, message.t_in, t_start, time.monotonic(), out))
+        if self._kept is not None:
+            self._kept.keep()
+        if (message.index + 1) % STATS_EVERY_UNITS == 0:
+            self._worker.send(Stats(message.session, self._driver.summary()))
 
 
 def _kept(session: Session, memory: str) -> "KeptSession | None":

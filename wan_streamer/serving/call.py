@@ -54,6 +54,7 @@ class Call:
         self.heard = time.monotonic()
         self._model, self._config, self._emit = model, config, emit
         self._session: ModelSession | None = None
+        self._lost: ModelSession | None = None  # to go on with
         self._meter = Meter()
         self._deadline_misses = 0
         self._units = 0
@@ -92,14 +93,15 @@ class Call:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._session is not None:
-                self._model.close_session(self._session)
+            for session in (self._session, self._lost):
+                if session is not None:
+                    self._model.close_session(session)
             self.playout.close()
         with contextlib.suppress(Exception):
             self._emit(SessionEvent("ended", reason))
         return reason
 
-    async def _open(self, state: str, message: str = "", resume: bool = False) -> None:
+    async def _open(self, state: str, message: str = "", resume: ModelSession | None = None) -> None:
         ready = await self._model.ensure_ready()
         self._session = await self._model.open_session(seed=secrets.randbelow(2**31), resume=resume)
         self._answered = time.monotonic()
@@ -164,12 +166,13 @@ class Call:
 
     async def _recover(self, error: ServingError) -> None:
         log.warning("model session lost: %s", error)
-        self._session = None
+        self._lost, self._session = self._session, None
         self._recoveries += 1
         if self._recoveries > self._config.max_recoveries:
             raise ServingError(f"the model failed {self._recoveries} times in this call; the last time: {error}")
         self._emit(SessionEvent("recovering", "The model stopped and is being restarted. Please wait."))
-        await self._open("live", resume=True)
+        await self._open("live", resume=self._lost)
+        self._lost = None
         self._resumed = True
 
     async def _report(self) -> str:
