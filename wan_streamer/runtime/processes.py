@@ -8,6 +8,7 @@ that both ends of a pipe can block. The other side is in `worker`.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -157,6 +158,7 @@ class ModelProcess:
         self._session: ModelSession | None = None
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._ended = False
         self.restarts = -1  # the first start is not a restart
 
     @property
@@ -174,6 +176,8 @@ class ModelProcess:
     def start(self) -> None:
         """Start the worker unless one is alive. Returns at once; `wait_ready` or `ensure_ready` tell the outcome."""
         with self._lock:
+            if self._ended:
+                raise ServingError("the model process was shut down")
             if self._worker is None or not self._worker.alive:
                 self.restarts += 1
                 self._worker = _Worker(self._factory, self._deliver, self._lose)
@@ -217,7 +221,9 @@ class ModelProcess:
 
     def shutdown(self, timeout_s: float = 3.0) -> None:
         """End the worker: politely, then by force."""
-        worker, self._worker, self._session = self._worker, None, None
+        with self._lock:
+            self._ended = True
+            worker, self._worker, self._session = self._worker, None, None
         if worker is not None:
             worker.stop(timeout_s)
 
@@ -236,6 +242,10 @@ class ModelProcess:
         session, self._session = self._session, None
         if session is not None:
             self._post(session, ServingError(f"the model process ended (exit code {worker.process.exitcode})"))
+        if worker.ready.exception() is None:  # one that never became ready would not the next time either
+            log.warning("the model process ended (exit code %s) and is restarted", worker.process.exitcode)
+            with contextlib.suppress(ServingError):
+                self.start()
 
     @staticmethod
     def _post(session: ModelSession, message: UnitOut | Stats | ServingError) -> None:

@@ -80,4 +80,4 @@ def guard_channels(sctp: RTCSctpTransport, refuse: Callable[[Exception], None]) 
             with contextlib.suppress(Exception):
                 refuse(error)
 
-    sctp._data_channel_receive = receive_guarded
+    sctp._data_channel_receive = receive_guarded  # type: ignore[method-assign, assignment]

@@ -59,7 +59,7 @@ def plan_access(
 ) -> Access:
     """What the server accepts when it listens on `host`.
 
-    A token is made up if the host is not local and none is given. Raises `ServingError` naming the option that is wrong.
+    A token is made up if the host is not local and none is given. Raises `ServingError` naming the wrong option.
     """
     if token is not None and not TOKEN.fullmatch(token):
         raise ServingError("--token: expected 16 to 200 letters, digits or ._~+/=-")

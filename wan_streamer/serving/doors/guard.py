@@ -78,4 +78,3 @@ class _Callers:
                 refused = refusal(403, "origin", "Calls can only be started from this server's own page.")
                 return await refused(scope, receive, send)
         await self._app(scope, receive, send)
-
