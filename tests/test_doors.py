@@ -271,7 +271,7 @@ def test_sigterm_tells_the_caller_and_leaves_no_process(tmp_path: Path) -> None:
         use_loopback_candidates()
         assert "stopped" in asyncio.run(call())[0]["message"]
         assert process.wait(15) == 0
-        assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+        assert psutil.wait_procs(children, timeout=5)[1] == []
     assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
