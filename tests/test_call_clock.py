@@ -27,7 +27,7 @@ class SilentModel:
     async def ensure_ready(self) -> Ready:
         return Ready("silent", (192, 336), 0.0)
 
-    async def open_session(self, seed: int) -> "SilentModel":
+    async def open_session(self, seed: int, resume: bool = False) -> "SilentModel":
         return self
 
     def close_session(self, session: "SilentModel") -> None: ...

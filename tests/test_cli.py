@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import wan_streamer
 from wan_streamer.cli.app import app
 from wan_streamer.flow.joint import Guidance
+from wan_streamer.folders import ARRAYS
 from wan_streamer.training.distill.student import DistillConfig
 from wan_streamer.training.stages.run import RunOptions
 
@@ -36,6 +37,15 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
     assert lines[0].startswith("error: ")
     for word in words:
         assert word in lines[0]
+
+
+def training_data(folder: Path) -> Path:
+    """What `train` looks for before anything else, by the names of its files."""
+    latents = [f"{split}/{name}" for split in ("train", "valid") for name in ("shard-00000.tar", "a.safetensors")]
+    for name in (*ARRAYS, "audio_vae.safetensors", "video_vae.safetensors", *latents):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
 
 
 def missing(path: Path) -> None:
@@ -93,7 +103,7 @@ def test_film_must_not_replace_the_recording(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["inspect", "train codec --codec audio", "train duplex"])
 def test_unknown_preset(command: str, tmp_path: Path) -> None:
-    places = [] if command == "inspect" else ["--data", tmp_path, "--out", tmp_path / "run"]
+    places = [] if command == "inspect" else ["--data", training_data(tmp_path / "data"), "--out", tmp_path / "run"]
     assert_one_line(run(*command.split(), "--preset", "gigantic", *places), "gigantic", "nano", "paper-192p")
 
 
@@ -106,14 +116,19 @@ def test_missing_training_data(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "toaster"])
 @pytest.mark.parametrize("command", ["train codec --codec audio", "train codec --codec video", "train duplex"])
 def test_missing_training_device(command: str, device: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert_one_line(run(*command.split(), "--data", tmp_path, "--out", out, "--device", device), device, "cuda:N")
+    out, data = tmp_path / "run", training_data(tmp_path / "data")
+    assert_one_line(run(*command.split(), "--data", data, "--out", out, "--device", device), device, "cuda:N")
     assert not out.exists()
 
 
 def test_missing_shards_and_codecs(tmp_path: Path) -> None:
     assert_one_line(run("encode", tmp_path / "nowhere", tmp_path / "a", "--codecs", NANO), "nowhere")
-    assert_one_line(run("encode", tmp_path, tmp_path / "b", "--codecs", tmp_path), "audio_vae.safetensors")
+    shards, audio = training_data(tmp_path / "data"), tmp_path / "audio"
+    audio.mkdir()
+    for path in NANO.glob("audio_vae.*"):
+        shutil.copy(path, audio)
+    assert_one_line(run("encode", shards, tmp_path / "b", "--codecs", audio), "video_vae.safetensors", "--codec video")
+    assert not list(tmp_path.glob("[ab]"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "audio_vae.safetensors", "video_vae.safetensors", "config.json"])
@@ -198,6 +213,7 @@ def test_missing_system_library_is_told_with_its_package(tmp_path: Path) -> None
 def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that several commands share are expanded from one record, and put together into another."""
     calls: list[tuple] = []
+    monkeypatch.setattr("wan_streamer.cli.train.need", lambda folder, kind: None)
     for name in ("stages.duplex.train_duplex", "stages.pretrain.train_pretrain", "distill.run.train_distill"):
         monkeypatch.setattr(f"wan_streamer.training.{name}", lambda *arguments: calls.append(arguments) or {})
     common = "--data d --out o --from nano --resume --steps 3 --minutes 2 --batch 4 --accumulate 2 --lr 0.1 --seed 0"

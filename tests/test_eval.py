@@ -1,5 +1,6 @@
 """The evaluation from end to end, through the command line, and what it says about known agents."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from wan_streamer.evaluation.records import Case, Observation
 from wan_streamer.evaluation.stats import Metric
+from wan_streamer.evaluation.suite import run as suite_run
+from wan_streamer.evaluation.suite.results import DESCRIBED, print_table
 from wan_streamer.evaluation.suite.run import SuiteResult, _entry, run_suite
+from wan_streamer.evaluation.suite.stimuli import TrialSpec, make_trial, trial_list
 
 pytest.importorskip("faster_whisper")
 
@@ -68,7 +73,9 @@ def test_what_the_command_writes(timer: tuple[dict[str, Any], Path]) -> None:
             assert {"value", "low", "high", "n", "better", "informative", "baselines"} <= set(entry)
     lines = [json.loads(line) for line in (folder / "r.jsonl").read_text().splitlines()]
     assert len(lines) == results["trials"] == 26
+    assert set(results["machine"]) == {"cores", "load_start", "load_end"}
     page = (folder / "r.html").read_text()
+    assert f"{results['machine']['load_start']} at the start" in page
     assert "timer_0.5" in page
     assert "data:video/mp4;base64," in page
 
@@ -113,3 +120,56 @@ def test_an_empty_result_has_every_axis() -> None:
     assert all(entry["value"] is None or entry["n"] for metrics in axes.values() for entry in metrics.values())
     with pytest.raises(Exception, match="expected one of quick, full"):
         run_suite("nano", "huge")
+
+
+# ---------------------------------------------------------------- at a glance
+
+
+def test_names_are_whole_in_eighty_columns_and_the_machine_is_told() -> None:
+    baselines = {"looped_video": -1234.5, "replay": -1234.5}
+    row = {"value": -1234.5, "low": -0.00123, "high": -12345.6, "n": 12345, "better": "higher", "informative": True,
+           "beaten_by": [], "baselines": baselines}  # fmt: skip
+    axes: dict[str, dict] = {}
+    for name in DESCRIBED:
+        axis, metric = name.split(".")
+        axes.setdefault(axis, {})[metric] = row
+    results = {
+        "axes": axes, "checkpoint": "runs/a-rather-long-name", "suite": "quick",
+        "machine": {"cores": 2, "load_start": 0.25, "load_end": 1.5},
+        "latency_ms": {"model": {"p50": 67.2, "p95": 172.0}, "deadline_misses": 3, "units": 58},
+    }  # fmt: skip
+    text = io.StringIO()
+    print_table(results, Console(file=text, width=80))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    starts = [line.strip().split(" ")[0] for line in lines]
+    for name in DESCRIBED:
+        assert name.split(".")[1] in starts, name
+    for words in ("0.25 at the start, 1.5 at the end, with 2 cores", "3 of 58 units later than 160 ms", "p95 172 ms"):
+        assert words in " ".join(text.getvalue().split())
+    results["latency_ms"] = None
+    print_table(results, Console(file=io.StringIO(), width=80))
+
+
+def test_a_first_look_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the agent's time: one trial, and once against the clock. Nothing of the long conversation."""
+    played: list[int] = []
+
+    def jobs(job: Any, numbers: range, engine: Any) -> Any:
+        assert isinstance(job, suite_run._Task)
+        for number in numbers:
+            played.append(make_trial(job.specs[number]).episode.units)
+            yield number, {name: None for name in ("agent", *suite_run.BLIND, "replay")}, None
+
+    def latency(checkpoint: str, trial: Any, rounds: int) -> dict:
+        played.append(rounds * trial.episode.units)
+        return {}
+
+    monkeypatch.setattr(suite_run, "run_jobs", jobs)
+    monkeypatch.setattr(suite_run, "_open", lambda *_: None)
+    monkeypatch.setattr(suite_run, "measure_latency", latency)
+    result = run_suite("nano", "quick", limit=1)
+    assert result.long == {}
+    assert len(played) == 2
+    assert sum(played) <= 140
+    assert trial_list("quick")[0] == TrialSpec("pause", 0, 0)

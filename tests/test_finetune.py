@@ -19,6 +19,8 @@ from wan_streamer.training.stages.duplex import train_duplex
 from wan_streamer.training.stages.lora import TRAINED_WHOLE, add_lora, merge_lora
 from wan_streamer.training.stages.run import RunOptions
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
+
 
 @pytest.fixture(autouse=True)
 def tiny_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,7 @@ def test_refusals(latents: Path, agent: Path, tmp_path: Path) -> None:
         train_duplex(latents, RunOptions(tmp_path / "a", "tiny", steps=1, lora=2, clip_units=6), "cpu")
     with pytest.raises(ConfigError, match="rank from 1 to the model's width 32, got 99"):
         train_duplex(latents, RunOptions(tmp_path / "b", start=str(agent), steps=1, lora=99, clip_units=6), "cpu")
-    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+    with pytest.raises(CheckpointError, match="expected an agent"):
         train_duplex(latents, RunOptions(tmp_path / "c", start=str(tmp_path / "nowhere"), steps=1, clip_units=6), "cpu")
     with pytest.raises(ConfigError, match="start without --resume"):
         train_duplex(latents, RunOptions(tmp_path / "d", "tiny", resume=True, clip_units=6), "cpu")

@@ -48,6 +48,12 @@ def test_splits_share_no_free_sentence():
     assert not found[0] & found[1] | found[0] & found[2] | found[1] & found[2]
 
 
+def test_no_pause_leaves_a_full_stop_alone():
+    rng = np.random.default_rng(0)
+    said = [piece.said for _ in range(200) for piece in plan_pieces(["I met her at school ."], 1, rng)]
+    assert all(any(map(str.isalpha, text)) for text in said)
+
+
 def test_a_natural_voice_reads_its_own_small_part():
     a, b = (set(free_texts("train", name)) for name in ("af_alloy", "am_adam"))
     assert 300 < len(a) < 1500

@@ -124,7 +124,7 @@ def test_every_preset_can_be_described(name: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'huge'"):
         describe_preset("huge")
-    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+    with pytest.raises(CheckpointError, match="expected an agent"):
         describe_checkpoint("huge")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -219,13 +220,20 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
 
 
 def test_interrupted_encoding_leaves_whole_files(shards: Path, tmp_path: Path) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", ""])
+    killed = worker.pid
+    worker.wait()
+
     def stop(done: int, total: int) -> None:
-        (tmp_path / "out" / "shard-00001-ep000003.safetensors.partial").touch()  # of a worker that was killed
+        (tmp_path / "out" / f".shard-00001-ep000003.safetensors.{platform.node()}-{killed}.part").touch()
+        (tmp_path / "out" / f".shard-00001-ep000003.safetensors.{platform.node()}-{os.getpid()}.part").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         encode_tiny(shards, tmp_path / "out", progress=stop)
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    halves = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".part"]
+    assert [str(os.getpid()) in path.name for path in halves] == [True], "what another process writes now is kept"
+    assert len(list((tmp_path / "out").iterdir())) == 3
     assert encode_tiny(shards, tmp_path / "out") == EPISODES - 2
     labels = LatentStore(tmp_path / "out", fingerprint()).labels
     assert [row["index"] for row in labels] == list(range(EPISODES))

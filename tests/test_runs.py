@@ -2,16 +2,19 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TALKER
-from tiny_world import make_codec_arrays
+from tiny_world import make_codec_arrays, make_latents
 from typer.testing import CliRunner, Result
 
 from wan_streamer import presets
 from wan_streamer.cli.app import app
-from wan_streamer.errors import ConfigError
+from wan_streamer.data.cluster import run_jobs
+from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.training.stages.codec import AudioCodecStage
 
 
@@ -50,8 +53,10 @@ def test_a_run_is_neither_lost_nor_mixed(arrays: Path, tmp_path: Path, monkeypat
     assert isinstance(again("--resume", "--overwrite").exception, ConfigError)
     assert again("--steps", "3", "--resume").exit_code == 0
     steps = (out / "log.jsonl").read_text().count("\n")
+    boards = set((out / "tensorboard").glob("events*"))
     assert again("--steps", "2", "--overwrite").exit_code == 0
     assert 0 < (out / "log.jsonl").read_text().count("\n") < steps, "a new run has a new log"
+    assert not boards & set((out / "tensorboard").glob("events*")), "and curves of its own"
 
 
 def test_ctrl_c_says_how_to_go_on(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +86,63 @@ def test_ctrl_c_before_the_first_step_promises_nothing(
     stopped = train(arrays, tmp_path / "run", monkeypatch=monkeypatch)
     assert stopped.exit_code == 130
     assert "--resume" not in stopped.output
+
+
+# ---------------------------------------------------------------- folders of data
+
+
+def stopped_at(line: str, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setattr("sys.argv", ["wan-streamer", *line.split()])
+    return CliRunner().invoke(app, line.split())
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_ctrl_c_of_simulate_keeps_what_is_whole(finished: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "world" / "train"
+
+    def jobs(job: object, numbers: range, engine: object) -> Iterator[int]:
+        for number in range(finished):
+            (out / f"shard-{number:05d}.tar").touch()
+            yield number
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wan_streamer.simulation.generate.run_jobs", jobs)
+    stopped = stopped_at(f"simulate {out} --hours 1 --seed 3", monkeypatch)
+    assert stopped.exit_code == 130
+    assert (f"Go on with: wan-streamer simulate {out} --hours 1 --seed 3\n" in stopped.output) == bool(finished)
+    assert (tmp_path / "world").exists() == bool(finished), "nothing whole, so no folder either"
+
+
+def test_encode_goes_on_after_ctrl_c_and_fails_without_a_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out, real = make_latents(tmp_path / "data", 6), tmp_path / "new" / "latents", run_jobs
+    line = f"encode {data / 'shards'} {out} --codecs {data} --preset tiny --processes 1"
+
+    def jobs(*arguments: Any) -> Iterator[Any]:
+        yield from real(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wan_streamer.data.latents.run_jobs", jobs)
+        stopped = stopped_at(line, monkeypatch)
+    assert stopped.exit_code == 130
+    assert f"Go on with: wan-streamer {line}\n" in stopped.output
+    assert len(list(out.glob("train/*.safetensors"))) == 1
+    again = stopped_at(line, monkeypatch)
+    assert again.output.split("\n")[1::2] == ["train: 0 conversations encoded", "valid: 1 conversations encoded"]
+    shard = data / "shards" / "train" / "shard-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    failed = stopped_at(line.replace("/new/", "/other/"), monkeypatch)
+    assert isinstance(failed.exception, DataError)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_training_that_fails_at_once_leaves_no_folder(
+    arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("a file is damaged")
+
+    monkeypatch.setattr(AudioCodecStage, "batch", broken)
+    failed = train(arrays, tmp_path / "runs" / "audio", monkeypatch=monkeypatch)
+    assert isinstance(failed.exception, DataError)
+    assert not (tmp_path / "runs").exists()

@@ -173,11 +173,9 @@ class StandInAgent:
     name, device, default_steps, frame_size = "stand-in", "cpu", 2, (48, 80)
     seconds, interrupt_at = 0.0, 0
 
-    @classmethod
-    def from_pretrained(cls, name: str, device: str = "cpu") -> "StandInAgent":
-        return cls()
-
     def warmup(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def session(self, seed: int = 0) -> StandInSession:
         return StandInSession(self.seconds)
@@ -185,7 +183,7 @@ class StandInAgent:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandInAgent]:
-    monkeypatch.setattr(talk_module, "WanStreamer", StandInAgent)
+    monkeypatch.setattr(talk_module, "open_agent", lambda name, device, schedule: StandInAgent())
     monkeypatch.setattr(StandInAgent, "seconds", 0.0)
     monkeypatch.setattr(StandInAgent, "interrupt_at", 0)
     return StandInAgent

@@ -38,3 +38,7 @@ class OutputError(WanStreamerError):
 
 class ServingError(WanStreamerError):
     """The server cannot start or a session cannot be opened."""
+
+
+class LinkError(ServingError):
+    """The other end of a link is gone, closed, too slow, or sends what is no message."""

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import json
 import math
 import types
 import typing
@@ -43,7 +42,13 @@ def _check_range(field: dataclasses.Field, value: Any, where: str) -> None:
 
 def to_dict(config: object) -> dict:
     """Nested dict of a dataclass as JSON gives it back: lists in place of tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
+    return _lists(dataclasses.asdict(config))  # type: ignore[call-overload]
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_dict(cls: type, data: object, where: str = "config"):

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,46 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises `OutputError` with path and cause; what was there before is untouched.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with replacing(path) as part:
+            part.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another path to write to, which takes the place of `path` when all went well and is removed when not.
+
+    Makes the folders above it. The name is of this process alone; the mode is what the umask leaves, also where a
+    library makes the file by itself and narrower. Raises `OSError`; what was there before is untouched.
+    """
+    part = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)
         os.replace(part, path)
-    except OSError as error:
+    finally:
         with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+            part.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what processes of this machine that were killed have left half written in `folder`."""
+    for part in folder.glob(f".*.{platform.node()}-*.part"):
+        with contextlib.suppress(OSError, ValueError):
+            if not _lives(int(part.suffixes[-2].rpartition("-")[2])):
+                part.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True

@@ -1,6 +1,5 @@
 """Tensors on disk: safetensors only, written atomically, read without unpickling."""
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from wan_streamer.errors import CheckpointError
+from wan_streamer.files import replacing
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -16,12 +16,10 @@ def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, 
 
     Raises `CheckpointError` if it cannot be written; what was there before is untouched.
     """
-    temporary = path.with_name(path.name + ".partial")
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata)
     except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error}); the file before is kept; free space") from error
 
 

@@ -5,7 +5,7 @@
 
 The threads of one matrix product wait for each other by spinning. If another program takes a core from one of them, all
 of them wait until the scheduler gives it back, again and again: on two busy cores two threads are far slower than one,
-which loses only what the other program takes (docs/decisions.md, 48).
+which loses only what the other program takes (docs/decisions.md, 47).
 """
 
 import os

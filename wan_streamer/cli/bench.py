@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from wan_streamer.cli.options import Checkpoint, Compiled
+from wan_streamer.cli.outputs import check_file
 from wan_streamer.files import write_json
 
 bench_app = typer.Typer(help="Measure how fast the parts are on this machine.")
@@ -31,6 +32,7 @@ def bench_codecs(
 
     Example: [b]wan-streamer bench codecs --json codecs.json --threads 2[/b]
     """
+    check_file(json_path)
     from rich.console import Console
 
     from wan_streamer.benchmarks.codecs import bench_codecs as run
@@ -57,6 +59,7 @@ def bench_training(
 
     Example: [b]wan-streamer bench training --presets nano,smol --json training.json[/b]
     """
+    check_file(json_path)
     from rich.console import Console
 
     from wan_streamer.benchmarks.training import bench_training as run

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from wan_streamer.cli.options import Checkpoint, Device, ModelThreads
+from wan_streamer.cli.outputs import check_file
 
 Pace = Literal["realtime", "fast"]
+Schedule = Literal["eager", "paced"]
 
 
 def serve(
@@ -72,6 +74,9 @@ def talk(
         int | None, typer.Option(min=0, help="The same seed gives the same answer (with --pace fast).")
     ] = None,
     device: Device = "cpu",
+    schedule: Annotated[
+        Schedule, typer.Option(help="With two devices. eager: show a unit when it is solved; paced: one unit later.")
+    ] = "eager",
     threads: ModelThreads = None,
 ) -> None:
     """Let the agent answer a recording; no browser needed.
@@ -83,10 +88,12 @@ def talk(
 
     read_units(user).close()  # bad input is told before PyTorch is loaded
     check_film_path(out, user)
+    check_file(report)
     from rich.console import Console
 
     from wan_streamer.runtime.talk import print_summary
     from wan_streamer.runtime.talk import talk as run
 
-    result = run(user, out, report, checkpoint=checkpoint, pace=pace, seed=seed, device=device)
+    result = run(user, out, report, checkpoint=checkpoint, pace=pace, seed=seed, device=device,
+                 schedule=schedule)  # fmt: skip
     print_summary(result, out, Console())

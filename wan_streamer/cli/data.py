@@ -5,14 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wan_streamer.cli.options import OutDir, Preset, Workers, expand
-from wan_streamer.errors import ConfigError, DataError
+from wan_streamer.cli.outputs import filling
+from wan_streamer.errors import CheckpointError, ConfigError, DataError
+from wan_streamer.files import replacing
+from wan_streamer.folders import CODECS, LATENTS, SPLITS, need
+
+if TYPE_CHECKING:
+    from wan_streamer.config import StreamerConfig
 
 PREVIEWS = 4  # conversations to film
+MADE = ("shard-*", "*.npy", "voice_cache/*")  # by `simulate`, and whole
 
 
 @dataclass(frozen=True)
@@ -86,22 +93,25 @@ def simulate(
     from wan_streamer.presets import get_preset
     from wan_streamer.simulation import make_codec_data
     from wan_streamer.simulation import simulate as run
+    from wan_streamer.simulation.generate import check_request
 
-    engine = workers.open()
+    engine, kind = workers.open(), "tasks" if tasks else "conversations"
+    if hours is not None:
+        check_request(hours, seed, split, kind, natural)
     latents = None
     if encode is not None:
         from wan_streamer.model.pretrained import find_checkpoint
         from wan_streamer.simulation.generate import Latents
 
-        copy_codecs([find_checkpoint(encode)], out_dir.resolve().parent)
-        latents = Latents(out_dir.resolve().parent, get_preset(preset), device)
-    with Progress(transient=True) as progress:
+        above, config = out_dir.resolve().parent, get_preset(preset)
+        copy_codecs(config, [find_checkpoint(encode)], above)
+        latents = Latents(above, config, device)
+    with filling(out_dir, MADE), Progress(transient=True) as progress:
         task = progress.add_task("simulating", total=None)
         if codecs:
             make_codec_data(out_dir, seed=seed, processes=engine.processes, recordings=speech)
         if hours is not None:
             update = partial(progress.update, task)
-            kind = "tasks" if tasks else "conversations"
             run(
                 out_dir, hours, seed, split, engine, natural=natural, kind=kind, latents=latents,
                 progress=lambda done, all_: update(completed=done, total=all_),
@@ -131,7 +141,7 @@ def prepare(
     from wan_streamer.data.recordings.prepare import PrepareOptions
     from wan_streamer.data.recordings.prepare import prepare as run
 
-    with Progress(transient=True) as progress:
+    with filling(out_dir, ["report.json"]), Progress(transient=True) as progress:
         task = progress.add_task("preparing", total=None)
         report = run(
             source,
@@ -161,34 +171,53 @@ def encode(
 
     Example: [b]wan-streamer encode data/world data/latents --codecs runs/audio --codecs runs/video[/b]
     """
+    need(shards, "shards")
+    for folder in codecs or []:
+        need(folder, "codec")
     from rich.progress import Progress
 
-    from wan_streamer.codecs.folder import load_codecs
     from wan_streamer.data.latents import encode_shards
     from wan_streamer.presets import get_preset
 
-    config = get_preset(preset)
-    copy_codecs(codecs or [], out_dir)
-    audio_vae, video_vae = load_codecs(config, out_dir)
-    engine = workers.open()
-    for split in ("train", "valid"):
-        with Progress(transient=True) as progress:
-            update = partial(progress.update, progress.add_task(f"encoding {split}", total=None))
-            written = encode_shards(
-                shards / split,
-                out_dir / split,
-                audio_vae,
-                video_vae,
-                config.perception,
-                engine,
-                progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
+    config, engine = get_preset(preset), workers.open()
+    with filling(out_dir, [f"*/{LATENTS}"]):
+        audio_vae, video_vae = copy_codecs(config, codecs or [], out_dir)
+        for split in SPLITS:
+            with Progress(transient=True) as progress:
+                update = partial(progress.update, progress.add_task(f"encoding {split}", total=None))
+                written = encode_shards(
+                    shards / split,
+                    out_dir / split,
+                    audio_vae,
+                    video_vae,
+                    config.perception,
+                    engine,
+                    progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
+                )
+            typer.echo(f"{split}: {written} conversations encoded")
+
+
+def copy_codecs(config: "StreamerConfig", folders: Sequence[Path], out_dir: Path) -> list[Any]:
+    """Keep the codecs beside what they encode; they are loaded first, so that none is replaced by what does not fit.
+
+    Raises `CheckpointError` if one of the two is neither in `folders` nor in `out_dir`.
+    """
+    from wan_streamer.codecs.folder import load_codec
+
+    found: dict[str, Path] = {}
+    for kind in CODECS:
+        holders = [folder for folder in (out_dir, *folders) if (folder / f"{kind}_vae.safetensors").is_file()]
+        if not holders:
+            raise CheckpointError(
+                f"expected a codec for {kind} ({kind}_vae.safetensors), found none; make one with 'wan-streamer train"
+                f" codec --codec {kind} --data DIR --out DIR' and name it with --codecs"
             )
-        typer.echo(f"{split}: {written} conversations encoded")
-
-
-def copy_codecs(folders: Sequence[Path], out_dir: Path) -> None:
-    """Keep the codecs beside what they encoded."""
+        found[kind] = holders[-1]
+    loaded = [load_codec(folder, kind, getattr(config, f"{kind}_vae")) for kind, folder in found.items()]
     out_dir.mkdir(parents=True, exist_ok=True)
-    for path in [path for folder in folders for path in folder.glob("*_vae.*")]:
-        if path.resolve() != (out_dir / path.name).resolve():
-            shutil.copy(path, out_dir)
+    for kind, folder in found.items():
+        for path in folder.glob(f"{kind}_vae.*"):
+            if path.resolve() != (out_dir / path.name).resolve():
+                with replacing(out_dir / path.name) as part:
+                    shutil.copyfile(path, part)
+    return loaded

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from wan_streamer.cli.options import ModelThreads, Processes
+from wan_streamer.cli.outputs import check_file
 from wan_streamer.errors import ConfigError
 
 SuiteName = Literal["quick", "full"]
@@ -32,7 +33,15 @@ def evaluate(
     seed: Annotated[
         list[int] | None, typer.Option(help="Seeds instead of the suite's; may be given more than once.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many trials: a first look.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="A first look: so many trials and no long conversation. The agent plays about 60 units of 160 ms for"
+            " each and 60 against the clock; 1 takes less than a minute on two cores.",
+            metavar="N",
+        ),
+    ] = None,
     mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
     processes: Processes = None,
     threads: ModelThreads = None,
@@ -43,9 +52,8 @@ def evaluate(
     """
     if (checkpoint is None) == (pairs is None):
         raise ConfigError("eval: expected --checkpoint or --pairs, and not both")
-    from wan_streamer.evaluation.suite.results import run_and_write
+    for path in (json, html):
+        check_file(path)
+    from wan_streamer.evaluation.suite.results import Asked, run_and_write
 
-    run_and_write(
-        checkpoint, pairs, suite, seeds=seed or None, limit=limit, mos=mos, processes=processes, json_path=json,
-        html_path=html,
-    )  # fmt: skip
+    run_and_write(Asked(checkpoint, pairs, suite, seed or None, limit, mos, processes), json, html)

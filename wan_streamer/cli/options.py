@@ -15,7 +15,10 @@ from wan_streamer.data.cluster import Engine
 Checkpoint = Annotated[
     str, typer.Option(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
 ]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:1.")]
+Device = Annotated[
+    str,
+    typer.Option(help="Where the model runs: cpu, cuda or cuda:1; or thinker,performer such as cuda:0,cuda:1."),
+]
 Preset = Annotated[str, typer.Option(help="Size of the model: nano, nano-ears, smol, paper-192p or paper-368p.")]
 OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to fill; what is there already is kept.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes at work; one per core if not given.")]

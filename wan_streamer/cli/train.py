@@ -1,10 +1,6 @@
 """The commands under `wan-streamer train`: one for each stage."""
 
-import os
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from wan_streamer.cli.options import Compiled, ModelThreads, Preset, expand
-from wan_streamer.errors import ConfigError
+from wan_streamer.cli.outputs import training_in
+from wan_streamer.folders import need
 
 train_app = typer.Typer(help="Train an agent, one stage after the other: first the two codecs, then the conversation.")
 Codec = Literal["audio", "video"]
@@ -143,9 +140,10 @@ def train_codec(
 
     Example: [b]wan-streamer train codec --codec audio --data data/codecs --out runs/audio[/b]
     """
+    need(data, "codec data")
     from wan_streamer.training.stages.codec import train_codec as run
 
-    with _training_in(out, resume, overwrite):
+    with training_in(out, resume, overwrite):
         scores = run(
             codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
             decoder_only=decoder_only,
@@ -176,9 +174,10 @@ def train_ears(
 
     Example: [b]wan-streamer train ears --data data/corpus --out runs/ears[/b]
     """
+    _need_all(corpus=data, ears=start)
     from wan_streamer.training.ears.stage import train_ears as run
 
-    with _training_in(out, resume, overwrite):
+    with training_in(out, resume, overwrite):
         scores = run(data, out, start, resume, steps, minutes, lr, batch, device=device)
     _print_scores(scores)
     typer.echo("let an agent hear with them:")
@@ -204,10 +203,11 @@ def train_pretrain(
 
     Example: [b]wan-streamer train pretrain --data data/task-latents --out runs/pretrain[/b]
     """
+    _need_all(tasks=data, conversations=talks, ears=options.ears, corpus=options.heard)
     from wan_streamer.training.stages.pretrain import train_pretrain as run
     from wan_streamer.training.stages.run import RunOptions
 
-    with _training_in(options.out, options.resume, overwrite):
+    with training_in(options.out, options.resume, overwrite):
         scores = run(data, RunOptions(**vars(options)), device, talks)
     _print_scores(scores, options.out)
 
@@ -228,10 +228,11 @@ def train_duplex(
 
     Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
+    _need_all(conversations=data, tasks=tasks, ears=options.ears, corpus=options.heard)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
-    with _training_in(options.out, options.resume, overwrite):
+    with training_in(options.out, options.resume, overwrite):
         scores = run(data, RunOptions(**vars(options)), device, tasks)
     _print_scores(scores, options.out)
 
@@ -260,6 +261,7 @@ def train_distill(
     Example: [b]wan-streamer train distill --method consistency --teacher runs/duplex --data data/latents
     --out runs/student[/b]
     """
+    need(data, "conversations")
     from wan_streamer.flow.joint import Guidance
     from wan_streamer.training.distill.run import train_distill as run
     from wan_streamer.training.distill.student import DistillConfig
@@ -269,35 +271,16 @@ def train_distill(
     weights = {name: numbers.pop(f"guide_{name}") for name in ("video", "audio") if f"guide_{name}" in numbers}
     config = DistillConfig(guidance=Guidance(**weights), **numbers)
     options = RunOptions(out, start=start, compiled=compiled, clip_units=clip_units, **vars(schedule))
-    with _training_in(out, schedule.resume, overwrite):
+    with training_in(out, schedule.resume, overwrite):
         scores = run(data, teacher, options, method, config, device)
     _print_scores(scores, out)
 
 
-@contextmanager
-def _training_in(out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
-    """A run in the folder `out`: no run there is lost by accident, and after Ctrl-C it says how to go on.
-
-    Raises `ConfigError` if the folder holds a run and nobody said what should become of it.
-    """
-    from wan_streamer.training.loop.state import holds_run
-
-    if resume and overwrite:
-        raise ConfigError("train: expected --resume or --overwrite, and not both")
-    if holds_run(out) and not (resume or overwrite):
-        raise ConfigError(
-            f"{out}: expected a new folder, found a run; --resume goes on with it, --overwrite begins anew, or choose"
-            " another --out"
-        )
-    try:
-        yield
-    except KeyboardInterrupt:
-        if holds_run(out) and os.environ.get("RANK", "0") == "0":
-            before = "the torchrun command, with " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-            arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
-            line = shlex.join(["wan-streamer", *arguments, "--resume"])
-            typer.echo(f"stopped; the finished steps are saved. Go on with: {before}{line}", err=True)
-        raise
+def _need_all(**folders: Path | None) -> None:
+    """Every folder that is given must hold its kind: nothing is loaded or written before all are there."""
+    for kind, folder in folders.items():
+        if folder is not None:
+            need(folder, kind)
 
 
 def _print_scores(scores: dict[str, float], agent: Path | None = None) -> None:

@@ -41,10 +41,15 @@ def load_codecs(config: StreamerConfig, folder: str | Path) -> tuple[AudioVAE, V
 
 
 def codec_hash(audio_vae: AudioVAE, video_vae: VideoVAE) -> str:
-    """Fingerprint of both codecs' weights as an agent stores them (bfloat16): equal weights, equal hash."""
+    """Fingerprint of both codecs."""
+    return weights_hash(audio_vae, video_vae)
+
+
+def weights_hash(*modules: nn.Module) -> str:
+    """Fingerprint of weights as an agent stores them (bfloat16): equal weights, equal hash."""
     digest = hashlib.sha256()
-    for codec in (audio_vae, video_vae):
-        for name, value in sorted(codec.state_dict().items()):
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
             stored = value.detach().cpu().bfloat16().contiguous()
             digest.update(name.encode() + stored.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

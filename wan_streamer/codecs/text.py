@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wan_streamer.errors import CheckpointError
+from wan_streamer.files import parse_json
 
 SILENCE = 0  # nobody speaks in this lane
 HOLD = 1  # inside an utterance, but no new token in this slot
@@ -49,7 +50,7 @@ class TextCodec:
         Templates that add special tokens are dropped. Raises `CheckpointError` unless it is a BPE without tokens of
         these names.
         """
-        data = json.loads(tokenizer.to_str())
+        data = parse_json(tokenizer.to_str())
         if data["model"]["type"] != "BPE":
             raise CheckpointError(f"tokenizer: expected a BPE, got {data['model']['type']}")
         # Added tokens join the vocabulary, because the library numbers those outside of it anew.

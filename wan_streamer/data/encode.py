@@ -32,6 +32,7 @@ from wan_streamer.config import PerceptionConfig
 from wan_streamer.data.shards import Episode, read_shard
 from wan_streamer.device import working_dtype
 from wan_streamer.errors import DataError
+from wan_streamer.files import parse_json
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.tensors import save_atomically
 from wan_streamer.units import FRAMES_PER_UNIT
@@ -83,6 +84,19 @@ def read_metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error}); remove it and encode again") from error
+
+
+def read_labels(path: Path) -> dict:
+    """The labels of one conversation. Raises `DataError` if the file is missing or damaged."""
+    return parse_labels(read_metadata(path), path)
+
+
+def parse_labels(metadata: Mapping[str, str], path: Path) -> dict:
+    """The labels among the `metadata` of the file `path`. Raises `DataError` if there are none."""
+    try:
+        return parse_json(metadata["labels"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: the labels are not valid JSON ({error}); encode the shards again") from error
 
 
 def stale_reason(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:

@@ -24,6 +24,7 @@ from wan_streamer.data.encode import (
     Encoder,
     encode_shard,
     make_encoder,
+    parse_labels,
     read_metadata,
     source_hashes,
     stale_reason,
@@ -32,7 +33,8 @@ from wan_streamer.data.encode import (
 )
 from wan_streamer.data.shards import shard_paths
 from wan_streamer.errors import DataError
-from wan_streamer.files import parse_json
+from wan_streamer.files import remove_halves
+from wan_streamer.folders import expected
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 
@@ -66,8 +68,7 @@ def encode_shards(
             if progress:
                 progress(done, total)
     finally:
-        for half in out_dir.glob("*.safetensors.partial"):
-            half.unlink(missing_ok=True)
+        remove_halves(out_dir)
     return written
 
 
@@ -98,9 +99,7 @@ class LatentStore:
     ) -> None:
         self.paths = sorted(Path(folder).glob("*.safetensors"))
         if not self.paths:
-            raise DataError(
-                f"{folder}: expected encoded conversations, found none; make them with 'wan-streamer encode'"
-            )
+            raise DataError(f"{folder}: {expected('conversations', Path(folder))}")
         sources = {
             target_name(shard, key): source
             for shard in (shard_paths(shards) if shards else ())
@@ -113,10 +112,7 @@ class LatentStore:
             reason = stale_reason(metadata, stamp(fingerprint, perception, source))
             if reason:
                 raise DataError(f"{path}: {reason}; encode the shards again")
-            try:
-                self.labels.append(parse_json(metadata["labels"]))
-            except (KeyError, ValueError) as error:
-                raise DataError(f"{path}: the labels are not valid JSON ({error}); encode the shards again") from error
+            self.labels.append(parse_labels(metadata, path))
 
     def read(self, number: int, first: int, units: int, lead: int = 0) -> dict[str, Tensor]:
         """Units [first, first + units) of a conversation; the agent's latents from one unit before (zeros at 0).

@@ -14,7 +14,6 @@ kinds of labels: "source" is "simulated" (also if the key is absent) or "recorde
 
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,8 @@ import numpy as np
 
 from wan_streamer.data.shard_media import decode_flac, decode_mp4, encode_flac, encode_mp4
 from wan_streamer.errors import DataError, MediaError
-from wan_streamer.files import parse_json
+from wan_streamer.files import parse_json, replacing
+from wan_streamer.folders import SHARDS, describe
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 SCHEMA = 1
@@ -193,32 +193,27 @@ def write_shard(path: str | Path, episodes: Iterable[Episode]) -> None:
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
     """`write_shard` for encoded conversations. One sample is held in memory at a time."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with tarfile.open(temporary, "w") as tar:
-            for sample in samples:
-                labels = check_labels(sample.labels, sample.key)
-                if "agent.mp4" not in sample.parts and not may_lack_agent_film(labels):
-                    raise DataError(f"{sample.key}: an episode without the agent's film cannot be stored")
-                text = json.dumps(labels, sort_keys=True, ensure_ascii=False)
-                for suffix, data in (sample.parts | {"json": text.encode()}).items():
-                    info = tarfile.TarInfo(f"{sample.key}.{suffix}")
-                    info.size = len(data)  # times and owners stay zero, so that equal content gives equal files
-                    tar.addfile(info, io.BytesIO(data))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part, tarfile.open(part, "w") as tar:
+        for sample in samples:
+            labels = check_labels(sample.labels, sample.key)
+            if "agent.mp4" not in sample.parts and not may_lack_agent_film(labels):
+                raise DataError(f"{sample.key}: an episode without the agent's film cannot be stored")
+            text = json.dumps(labels, sort_keys=True, ensure_ascii=False)
+            for suffix, data in (sample.parts | {"json": text.encode()}).items():
+                info = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                info.size = len(data)  # times and owners stay zero, so that equal content gives equal files
+                tar.addfile(info, io.BytesIO(data))
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
     """All shards of a folder in order. Raises `DataError` if there are none or one is missing in between."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of shards, found nothing; make one with 'wan-streamer simulate'")
-    paths = sorted(folder.glob("shard-*.tar"))
+    paths = sorted(folder.glob(SHARDS))
     if not paths:
-        raise DataError(f"{folder}: expected files named {shard_name(0)}, found none")
+        raise DataError(
+            f"{folder}: expected a folder of shards ({shard_name(0)}), found {describe(folder)}; make one with"
+            " 'wan-streamer simulate DIR --hours H'"
+        )
     numbers = [int(re.sub(r"\D", "", path.stem) or -1) for path in paths]
     missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
     if missing:

@@ -1,6 +1,6 @@
 """Drawing what the agent does in one unit. Live sessions and the rollouts of training call the same functions.
 
-`draw_unit`     latents from noise
+`draw_unit`     latents from noise;   `unit_noise`, `solve_unit`  its halves, for two processes
 `TokenSampler`  tokens of both lanes from their logits
 """
 
@@ -17,15 +17,24 @@ RESPONSE = LANES.index("response")
 
 def draw_unit(velocity: Velocity, like: Latents, flow: FlowConfig, generator: torch.Generator) -> Latents:
     """Latents of one unit, shaped like `like`, from noise drawn on the CPU."""
+    return solve_unit(velocity, unit_noise(like, flow, generator), flow)
 
-    def fresh() -> Latents:
-        drawn = (torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * flow.temperature for z in like)
-        return Latents(*drawn)
 
-    grid = time_grid(flow.steps, flow.shift)
+def unit_noise(like: Latents, flow: FlowConfig, generator: torch.Generator) -> list[Latents]:
+    """All the noise that the solver takes for a unit, in its order, drawn on the CPU."""
+
+    def drawn(z: Tensor) -> Tensor:
+        return torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * flow.temperature
+
+    return [Latents(*map(drawn, like)) for _ in range(flow.steps if flow.renoise else 1)]
+
+
+def solve_unit(velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> Latents:
+    """Latents of one unit from its `unit_noise`."""
+    grid, fresh = time_grid(flow.steps, flow.shift), iter(noise)
     if flow.renoise:
-        return resample(velocity, fresh(), grid, fresh)
-    return solve(velocity, fresh(), grid)
+        return resample(velocity, next(fresh), grid, lambda: next(fresh))
+    return solve(velocity, next(fresh), grid)
 
 
 class TokenSampler:

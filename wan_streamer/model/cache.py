@@ -30,6 +30,16 @@ class KVSlice:
     index_N: Tensor
 
 
+@dataclass(frozen=True)
+class CacheState:
+    """All that a session's cache holds: keys (not rotated) and values, where they belong, and the last block."""
+
+    raw_2ZMGd: Tensor
+    block_M: Tensor
+    index_M: Tensor
+    block: int
+
+
 class KVCache:
     """Cache of one session. `view` is what a query of the open block reads: keys rotated, oldest first."""
 
@@ -104,6 +114,18 @@ class KVCache:
             self._grow()
         self.length = here.stop
         return here
+
+    def state(self) -> CacheState:
+        """What the cache holds, between two blocks; later changes of the cache do not reach it."""
+        raw_2ZMGd, block_M, index_M = self.raw[:, :, : self.length], self.block_M, self.index_M
+        return CacheState(raw_2ZMGd.clone(), block_M[: self.length].clone(), index_M[: self.length].clone(), self.block)
+
+    def restore(self, state: CacheState) -> None:
+        """Hold what another cache held. The next block can be opened; the one of then cannot be read any more."""
+        self.length, self.block = 0, state.block
+        here = self._rows(len(state.block_M))
+        self.raw[:, :, here] = state.raw_2ZMGd
+        self.block_M[here], self.index_M[here] = state.block_M, state.index_M
 
     def view(self, layer: int) -> tuple[Tensor, Tensor]:
         """Rotated keys and values [1, M, G, d] of one layer. Reading changes nothing."""

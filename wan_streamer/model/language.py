@@ -21,6 +21,7 @@ from wan_streamer.codecs.text import CONTROL, TextCodec
 from wan_streamer.config import BackboneConfig, StreamerConfig, from_dict
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
 from wan_streamer.files import parse_json
+from wan_streamer.folders import describe
 from wan_streamer.model.gguf import PACKAGE, packaged_gguf, read_gguf
 from wan_streamer.model.pretrained import local_or_hub
 from wan_streamer.model.streamer import Streamer
@@ -93,6 +94,11 @@ def load_language_model(source: str) -> LanguageModel:
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tokenizer]:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: expected a language model (a folder as Hugging Face has it, a hub id or a GGUF file), found"
+            f" {describe(folder)}"
+        )
     data = _read_json(folder / "config.json")
     files = [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"

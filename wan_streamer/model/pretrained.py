@@ -6,18 +6,20 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
-from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.folder import codec_hash, load_codecs, weights_hash
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
 from wan_streamer.files import write_json
+from wan_streamer.folders import KINDS, expected
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.tensors import is_main_process, load_module, save_atomically, whole
 
@@ -37,16 +39,20 @@ class Weights:
     def codec_hash(self) -> str:
         return codec_hash(self.audio_vae, self.video_vae)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all parts, as they are stored."""
+        return weights_hash(self.streamer, self.audio_vae, self.video_vae)
+
 
 def find_checkpoint(name: str) -> Path:
     """The folder of `name`. Raises `CheckpointError` with the choices if there is none."""
-    if (EMBEDDED / name / "config.json").is_file():
+    if Path(name).name == name and (EMBEDDED / name / "config.json").is_file():
         return EMBEDDED / name
     folder = local_or_hub(name)
-    if not (folder / "config.json").is_file():
-        found = "no config.json in it" if folder.is_dir() else "nothing there"
+    if not KINDS["agent"].holds(folder):
         known = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
-        raise CheckpointError(f"{name}: expected a checkpoint folder ({found}) or an embedded checkpoint ({known})")
+        raise CheckpointError(f"{name}: {expected('agent', folder)}, or name a built-in one ({known})")
     return folder
 
 

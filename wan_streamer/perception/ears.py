@@ -13,7 +13,6 @@ Architecture: Jeffries et al., Moonshine: Speech Recognition for Live Transcript
 section 3; GroupNorm over the clip is replaced by running statistics, see `Stem`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from wan_streamer.config import EarsConfig, from_dict, to_dict
 from wan_streamer.errors import CheckpointError, ShapeError
-from wan_streamer.files import parse_json
+from wan_streamer.files import parse_json, write_json
 from wan_streamer.perception.resampling import Resampler
 from wan_streamer.tensors import load_module, save_atomically
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -259,7 +258,7 @@ def save_ears(ears: Ears, folder: str | Path, dtype: torch.dtype = torch.float32
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().to(dtype) for name, value in ears.state_dict().items()}
     save_atomically(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(to_dict(ears.config), indent=2) + "\n")
+    write_json(folder / "config.json", to_dict(ears.config))
 
 
 def load_ears(folder: str | Path) -> Ears:

@@ -36,7 +36,10 @@ class WanStreamer:
         """
         folder = find_checkpoint(str(name))
         weights = load_weights(folder)
-        return cls(weights, weights.config.name if folder.name == weights.config.name else str(name), device)
+        return cls(weights, agent_name(name, folder, weights), device)
+
+    def close(self) -> None:
+        """End what works for it in other processes; nothing, for an agent on one device."""
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint folder that `from_pretrained` reads."""
@@ -89,3 +92,8 @@ class WanStreamer:
     @property
     def video_vae(self) -> VideoVAE:
         return self.weights.video_vae
+
+
+def agent_name(name: str | Path, folder: Path, weights: Weights) -> str:
+    """What an agent is called: the name in its configuration, if its folder has it too, else how it was asked for."""
+    return weights.config.name if folder.name == weights.config.name else str(name)

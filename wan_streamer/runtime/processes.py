@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 from wan_streamer import errors
@@ -26,6 +27,7 @@ from wan_streamer.runtime.worker import (
     AgentFactory,
     CloseSession,
     Failed,
+    Opened,
     OpenSession,
     Ready,
     SessionLost,
@@ -36,6 +38,8 @@ from wan_streamer.runtime.worker import (
     serve_model,
 )
 from wan_streamer.units import UserUnit
+
+STATE_BYTES = 32 << 20  # of shared memory for two states of a session; nano's has 9 MB in float32
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +54,12 @@ def _typed(kind: str, message: str) -> WanStreamerError:
 class _Worker:
     """One life of the child process: its pipe and the two threads that move messages."""
 
-    def __init__(
-        self, factory: AgentFactory | str, on_message: Callable[[Any], None], on_death: Callable[["_Worker"], None]
-    ) -> None:
+    def __init__(self, factory: AgentFactory | str, memory: str, has_children: bool,
+                 on_message: Callable[[Any], None], on_death: Callable[["_Worker"], None]) -> None:  # fmt: skip
         context = multiprocessing.get_context("spawn")  # fork would copy the event loop, its sockets and its threads
         self.conn, child = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=serve_model, args=(child, factory), name="wan-streamer-model", daemon=True
+            target=serve_model, args=(child, factory, memory), name="wan-streamer-model", daemon=not has_children
         )
         self.ready: Future[Ready] = Future()
         self.dead = False
@@ -120,13 +123,15 @@ class ModelSession:
     """One session in the worker. Belongs to the event loop that opened it.
 
     pending  units sent and not yet answered: the backlog
+    units    units that the session had behind it when it was opened; known with the first answer
     """
 
     number: int
     loop: asyncio.AbstractEventLoop
     send: Callable[[Any], None]
     pending: int = 0
-    inbox: asyncio.Queue[UnitOut | Stats | ServingError] = field(default_factory=asyncio.Queue)
+    units: int = 0
+    inbox: asyncio.Queue[UnitOut | Stats | Opened | ServingError] = field(default_factory=asyncio.Queue)
 
     def step(self, index: int, unit: UserUnit, t_in: float) -> None:
         """Hand one unit to the worker; returns at once. The answer comes out of `receive`."""
@@ -138,6 +143,9 @@ class ModelSession:
         message = await self.inbox.get()
         if isinstance(message, ServingError):
             raise message
+        if isinstance(message, Opened):
+            self.units = message.units
+            return await self.receive()
         if isinstance(message, UnitOut):
             self.pending -= 1
         return message
@@ -149,11 +157,13 @@ class ModelSession:
 class ModelProcess:
     """The worker as the server sees it: one session at a time, a new worker whenever the old one died.
 
-    factory  picklable callable or "package.module:function" that returns an `Agent`
+    factory       picklable callable or "package.module:function" that returns an `Agent`
+    has_children  whether that agent has processes of its own
     """
 
-    def __init__(self, factory: AgentFactory | str) -> None:
-        self._factory = factory
+    def __init__(self, factory: AgentFactory | str, has_children: bool = False) -> None:
+        self._factory, self._has_children = factory, has_children
+        self._memory = SharedMemory(create=True, size=STATE_BYTES)  # outlives the worker
         self._worker: _Worker | None = None
         self._session: ModelSession | None = None
         self._numbers = itertools.count()
@@ -180,7 +190,7 @@ class ModelProcess:
                 raise ServingError("the model process was shut down")
             if self._worker is None or not self._worker.alive:
                 self.restarts += 1
-                self._worker = _Worker(self._factory, self._deliver, self._lose)
+                self._worker = _Worker(self._factory, self._memory.name, self._has_children, self._deliver, self._lose)
 
     def wait_ready(self, timeout_s: float = 600.0) -> Ready:
         """Block until the agent is loaded. Raises what loading raised, e.g. `CheckpointError`."""
@@ -197,8 +207,11 @@ class ModelProcess:
         assert self._worker is not None
         return await asyncio.shield(asyncio.wrap_future(self._worker.ready))
 
-    async def open_session(self, seed: int = 0) -> ModelSession:
-        """Open the worker's only session. Raises `ServingError` if one is open or the worker cannot start."""
+    async def open_session(self, seed: int = 0, resume: bool = False) -> ModelSession:
+        """Open the worker's only session. Raises `ServingError` if one is open or the worker cannot start.
+
+        resume  go on with the session that was open last, if a worker died in it; `ModelSession.units` tells
+        """
         await self.ensure_ready()
         worker = self._worker
         assert worker is not None
@@ -206,7 +219,7 @@ class ModelProcess:
             raise ServingError("the model already serves a session; close it first")
         session = ModelSession(next(self._numbers), asyncio.get_running_loop(), worker.outbox.put)
         self._session = session
-        worker.outbox.put(OpenSession(session.number, seed))
+        worker.outbox.put(OpenSession(session.number, seed, resume))
         return session
 
     def close_session(self, session: ModelSession) -> None:
@@ -226,6 +239,9 @@ class ModelProcess:
             worker, self._worker, self._session = self._worker, None, None
         if worker is not None:
             worker.stop(timeout_s)
+        with contextlib.suppress(FileNotFoundError):  # shut down before
+            self._memory.close()
+            self._memory.unlink()
 
     def _deliver(self, message: Any) -> None:  # called by the reader thread
         session = self._session
@@ -248,7 +264,7 @@ class ModelProcess:
                 self.start()
 
     @staticmethod
-    def _post(session: ModelSession, message: UnitOut | Stats | ServingError) -> None:
+    def _post(session: ModelSession, message: UnitOut | Stats | Opened | ServingError) -> None:
         try:
             session.loop.call_soon_threadsafe(session.inbox.put_nowait, message)
         except RuntimeError:

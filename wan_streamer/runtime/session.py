@@ -15,12 +15,14 @@ from contextlib import contextmanager
 import torch
 
 from wan_streamer.codecs.text import END, SILENCE, LaneDecoder
+from wan_streamer.config import FlowConfig
 from wan_streamer.errors import ShapeError
 from wan_streamer.fields import changed
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UnitDecoder, UserInput, live_unit
 from wan_streamer.flow.sampler import TokenSampler, draw_unit
-from wan_streamer.model.layout import LANES
+from wan_streamer.flow.solver import Velocity
+from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.units import AgentUnit, UserUnit
@@ -40,21 +42,32 @@ class Session:
         temperature: float | None = None,
         start_bias: float | None = None,
     ) -> None:
-        self.streamer, self.text = weights.streamer, weights.text
-        self.config = dataclasses.replace(
-            weights.config,
-            flow=changed(weights.config.flow, seed=seed, steps=steps),
-            text=changed(weights.config.text, temperature=temperature, start_bias=start_bias),
-        )
-        self.seed = self.config.flow.seed
+        self.streamer, self.text, self.config = weights.streamer, weights.text, weights.config
+        self.noise = torch.Generator()
+        self.configure(seed, steps, temperature, start_bias)
         self.live = self.streamer.open()
         self.last = self.streamer.silence()
-        self.noise = torch.Generator().manual_seed(self.seed)
-        self.sampler = TokenSampler(self.config.text, self.noise)
         self.decoder = UnitDecoder(self.config, weights.audio_vae, weights.video_vae)
         self.lanes = [LaneDecoder(self.text) for _ in LANES]
         self.typed: deque[int] = deque()
         self.index = 0
+
+    def configure(
+        self,
+        seed: int | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        start_bias: float | None = None,
+    ) -> None:
+        """Begin with these options; None leaves what is."""
+        self.config = dataclasses.replace(
+            self.config,
+            flow=changed(self.config.flow, seed=seed, steps=steps),
+            text=changed(self.config.text, temperature=temperature, start_bias=start_bias),
+        )
+        self.seed = self.config.flow.seed
+        self.noise.manual_seed(self.seed)
+        self.sampler = TokenSampler(self.config.text, self.noise)
 
     @torch.inference_mode()
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
@@ -64,16 +77,13 @@ class Session:
         """
         if not isinstance(user, UserUnit):
             raise ShapeError(f"Session.step: expected a UserUnit, got {type(user).__name__}")
-        flow = changed(self.config.flow, steps=steps)
-        stage_ms: dict[str, float] = {}
+        flow, watch = changed(self.config.flow, steps=steps), Stopwatch()
+        said = self._think(user, flow, watch)
+        return self._show(self.index - 1, self.last, said, watch)
 
-        @contextmanager
-        def timed(name: str) -> Iterator[None]:
-            start = time.perf_counter()
-            yield
-            stage_ms[name] = stage_ms.get(name, 0.0) + (time.perf_counter() - start) * 1000
-
-        with timed("observe"):
+    def _think(self, user: UserUnit, flow: FlowConfig, watch: "Stopwatch") -> list[str]:
+        """All of a unit but decoding: sets `last` to its latents and returns what both lanes say."""
+        with watch("observe"):
             heard = self._input(user)
         token_SL, self.last = live_unit(
             self.streamer,
@@ -81,16 +91,21 @@ class Session:
             self.last,
             heard,
             self.sampler,
-            lambda velocity, last: draw_unit(velocity, last, flow, self.noise),
-            stage=timed,
+            lambda velocity, last: self._draw(velocity, last, flow),
+            stage=watch,
         )
-        with timed("text"):
-            lanes = zip(self.lanes, token_SL.T.tolist(), strict=True)
-            text, transcript = (lane.push(tokens) for lane, tokens in lanes)
-        with timed("decode"):
-            audio, video = self.decoder.decode(stack([self.last]))
         self.index += 1
-        return AgentUnit(self.index - 1, audio, video, text, transcript, stage_ms)
+        with watch("text"):
+            return [lane.push(tokens) for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)]
+
+    def _show(self, index: int, latents: Latents, said: list[str], watch: "Stopwatch") -> AgentUnit:
+        with watch("decode"):
+            audio, video = self.decoder.decode(stack([latents]))
+        text, transcript = said
+        return AgentUnit(index, audio, video, text, transcript, watch.ms)
+
+    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
+        return draw_unit(velocity, last, flow, self.noise)
 
     def _input(self, user: UserUnit) -> UserInput:
         device = self.streamer.device
@@ -100,3 +115,16 @@ class Session:
             self.typed.extend([*self.text.encode(user.text), END])
         typed = [self.typed.popleft() if self.typed else SILENCE for _ in range(self.config.text.slots)]
         return UserInput(audio, frames, torch.tensor(typed, device=device))
+
+
+class Stopwatch:
+    """`with watch("stage")` adds to the milliseconds of a stage."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1000

@@ -22,8 +22,8 @@ from wan_streamer.data.film import ReplyWriter, check_film_path
 from wan_streamer.data.media import UnitReader, read_units
 from wan_streamer.errors import MediaError
 from wan_streamer.files import write_json
-from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver, why_late
+from wan_streamer.runtime.split import Schedule, open_agent
 from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
@@ -39,6 +39,7 @@ def talk(
     pace: Pace = "realtime",
     seed: int | None = None,
     device: str = "cpu",
+    schedule: Schedule = "eager",
     console: Console | None = None,
     typed: Mapping[int, str] | None = None,
 ) -> dict:
@@ -46,6 +47,7 @@ def talk(
 
     realtime   unit k is released when a live user would have finished it, (k + 1) x 160 ms after the start
     fast       each unit is released when the one before it is answered; nothing is held or solved with fewer steps
+    device     "cpu", "cuda:1"; two, with a comma, are those of thinker and performer;  schedule  see `open_agent`
     typed      what the user types besides, by the unit in which it is sent
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
@@ -60,7 +62,7 @@ def talk(
         raise MediaError(f"{report}: expected the name of a report, got a folder")
     with read_units(user_path) as reader:
         with console.status(f"loading {checkpoint} …"):
-            agent = WanStreamer.from_pretrained(checkpoint, device=device)
+            agent = open_agent(checkpoint, device, schedule)
             agent.warmup()
             threads = Threads()
             threads.measure(agent.warmup)
@@ -76,10 +78,18 @@ def talk(
         except BaseException:
             writer.abort()
             raise
+        finally:
+            agent.close()
         writer.close()
     for warning in reader.warnings:
         console.print(f"warning: {user_path}: {warning}", markup=False, highlight=False, soft_wrap=True)
-    result = run.result() | {"checkpoint": agent.name, "device": str(agent.device), "seed": session.seed, "pace": pace}
+    result = run.result() | {
+        "checkpoint": agent.name,
+        "device": device,
+        "schedule": schedule,
+        "seed": session.seed,
+        "pace": pace,
+    }
     if report is not None:
         write_json(report, result)
     if run.interrupted:

@@ -1,6 +1,6 @@
 """The child side of `processes`: what travels between the two processes, and the loop that answers it.
 
-messages      `Ready` `Failed` `OpenSession` `UnitIn` `UnitOut` `Stats` `SessionLost` `CloseSession` `Shutdown`
+messages      `Ready` `Failed` `OpenSession` `Opened` `UnitIn` `UnitOut` `Stats` `SessionLost` `CloseSession` `Shutdown`
 `serve_model` loads the agent once, then serves one session at a time
 
 Times are `time.monotonic()` seconds, one clock for all processes of a machine.
@@ -9,11 +9,12 @@ Times are `time.monotonic()` seconds, one clock for all processes of a machine.
 import importlib
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import tune_process
@@ -21,7 +22,10 @@ from wan_streamer.runtime.clock import Session, UnitDriver
 from wan_streamer.threads import Threads
 from wan_streamer.units import AgentUnit, UserUnit
 
-PROTOCOL = 1
+if TYPE_CHECKING:
+    from wan_streamer.runtime.keeper import KeptSession
+
+PROTOCOL = 2
 STATS_EVERY_UNITS = 6  # about once a second
 
 log = logging.getLogger(__name__)
@@ -71,8 +75,19 @@ class Failed(_Message):
 
 @dataclass(frozen=True)
 class OpenSession(_Message):
+    """Parent to worker. resume: go on where the session of a worker before stopped, if its state was kept."""
+
     session: int
     seed: int
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Opened(_Message):
+    """Worker to parent. units: how many the session has behind it; more than 0 if it was resumed."""
+
+    session: int
+    units: int
 
 
 @dataclass(frozen=True)
@@ -126,9 +141,9 @@ class Shutdown(_Message):
 
 def load_agent(checkpoint: str, device: str) -> Agent:
     """The agent of a checkpoint: a built-in name such as "nano", a folder, or a hub id."""
-    from wan_streamer.runtime.agent import WanStreamer  # here, so that the parent process never loads the model's code
+    from wan_streamer.runtime.split import open_agent  # here, so that the parent process never loads the model's code
 
-    return WanStreamer.from_pretrained(checkpoint, device=device)
+    return open_agent(checkpoint, device)
 
 
 def _resolve(factory: AgentFactory | str) -> AgentFactory:
@@ -142,8 +157,11 @@ def _resolve(factory: AgentFactory | str) -> AgentFactory:
                            f" ({error})") from error  # fmt: skip
 
 
-def serve_model(conn: Connection, factory: AgentFactory | str) -> None:
-    """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone."""
+def serve_model(conn: Connection, factory: AgentFactory | str, memory: str) -> None:
+    """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone.
+
+    memory  name of the shared memory in which the state of the session is kept
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     tune_process()
     try:
@@ -153,7 +171,7 @@ def serve_model(conn: Connection, factory: AgentFactory | str) -> None:
         threads = Threads()
         threads.measure(agent.warmup)
         conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started))
-        _serve_sessions(conn, agent, threads)
+        _serve_sessions(conn, agent, threads, memory)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone: nobody is left to answer
     except WanStreamerError as error:
@@ -163,8 +181,9 @@ def serve_model(conn: Connection, factory: AgentFactory | str) -> None:
         conn.send(Failed("ServingError", f"the model process failed: {type(error).__name__}: {error}"))
 
 
-def _serve_sessions(conn: Connection, agent: Agent, threads: Threads) -> None:
+def _serve_sessions(conn: Connection, agent: Agent, threads: Threads, memory: str) -> None:
     driver: UnitDriver | None = None
+    kept: KeptSession | None = None
     current = -1
     while True:
         message = conn.recv()
@@ -175,8 +194,11 @@ def _serve_sessions(conn: Connection, agent: Agent, threads: Threads) -> None:
                 return
             case OpenSession():
                 session = agent.session(seed=message.seed)
+                kept = _kept(session, memory)
+                units = 0 if kept is None else kept.begin(message.resume)
                 driver = UnitDriver(session, agent.default_steps, agent.frame_size, threads=threads)
                 current = message.session
+                conn.send(Opened(current, units))
             case CloseSession() if message.session == current:
                 driver, current = None, -1
             case UnitIn() if driver is not None and message.session == current:
@@ -189,5 +211,17 @@ def _serve_sessions(conn: Connection, agent: Agent, threads: Threads) -> None:
                     driver, current = None, -1
                     continue
                 conn.send(UnitOut(current, message.index, message.t_in, t_start, time.monotonic(), out))
+                if kept is not None:
+                    kept.keep()
                 if (message.index + 1) % STATS_EVERY_UNITS == 0:
                     conn.send(Stats(current, driver.summary()))
+
+
+def _kept(session: Session, memory: str) -> "KeptSession | None":
+    """`session` and where its state is kept; None for sessions of other agents, which have none."""
+    if "torch" not in sys.modules:
+        return None
+    from wan_streamer.runtime.keeper import KeptSession
+    from wan_streamer.runtime.session import Session as OwnSession
+
+    return KeptSession(session, memory) if isinstance(session, OwnSession) else None

@@ -59,7 +59,7 @@ class Call:
         self._units = 0
         self._held = 0
         self._recoveries = 0
-        self._told_late = False
+        self._told_late = self._resumed = False
         self._answered = time.monotonic()
 
     def handle(self, message: PageMessage) -> None:
@@ -99,9 +99,9 @@ class Call:
             self._emit(SessionEvent("ended", reason))
         return reason
 
-    async def _open(self, state: str, message: str = "") -> None:
+    async def _open(self, state: str, message: str = "", resume: bool = False) -> None:
         ready = await self._model.ensure_ready()
-        self._session = await self._model.open_session(seed=secrets.randbelow(2**31))
+        self._session = await self._model.open_session(seed=secrets.randbelow(2**31), resume=resume)
         self._answered = time.monotonic()
         self._emit(SessionEvent(state, message, agent=ready.name))
 
@@ -151,6 +151,10 @@ class Call:
         meter.add("server: playout", self.playout.queued_ms)
         for stage, ms in unit.stage_ms.items():
             meter.add(stage, ms)
+        if self._resumed and self._session is not None:
+            self._resumed = False
+            remembers = "goes on" if self._session.units else "does not remember what was said before"
+            self._emit(NoticeEvent(f"The model was restarted. It {remembers}."))
         self._units += 1
         self._held += unit.held
         self.playout.push(unit)
@@ -165,8 +169,8 @@ class Call:
         if self._recoveries > self._config.max_recoveries:
             raise ServingError(f"the model failed {self._recoveries} times in this call; the last time: {error}")
         self._emit(SessionEvent("recovering", "The model stopped and is being restarted. Please wait."))
-        await self._open("live")
-        self._emit(NoticeEvent("The model was restarted. It does not remember what was said before."))
+        await self._open("live", resume=True)
+        self._resumed = True
 
     async def _report(self) -> str:
         while True:

@@ -115,7 +115,9 @@ def serve(
     tls = _tls(host, access, certfile, keyfile, self_signed)
     config = replace(config or ServingConfig(), access=access)
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
-    model = ModelProcess(agent_factory or functools.partial(load_agent, str(checkpoint), device))
+    model = ModelProcess(
+        agent_factory or functools.partial(load_agent, str(checkpoint), device), has_children="," in device
+    )
     try:
         with _stopped_like_ctrl_c():
             with console.status("Loading the agent ..."):

@@ -6,7 +6,6 @@
     agent_frames, other_frames   uint8 [T, 192, 336, 3], 25 fps; `other_frames` changes person every 24 frames
 """
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import numpy as np
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import DataError, MediaError
+from wan_streamer.files import replacing
+from wan_streamer.folders import describe
 from wan_streamer.simulation.conversation.chats import chat_sentences
 from wan_streamer.simulation.conversation.repertoire import agent_texts, any_wording, pick
 from wan_streamer.simulation.conversation.sentences import codec_sentences
@@ -101,9 +102,8 @@ def _other_audio(seconds: float, recordings: Path | None, seed: int, valid: bool
 
 def _real_speech(folder: Path, valid: bool) -> list[np.ndarray]:
     """Every readable sound of a folder, levelled; one file in eight, chosen by its name, is for validation."""
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and (zlib.crc32(p.name.encode()) % 8 == 0) == valid]
     pieces = []
-    for path in paths:
+    for path in _speech_files(folder, valid):
         try:
             pieces.append(level_speech(read_sound(path), AGENT_DBFS))
         except MediaError:
@@ -111,6 +111,11 @@ def _real_speech(folder: Path, valid: bool) -> list[np.ndarray]:
     if not pieces:
         raise DataError(f"{folder}: expected sound files, found none that can be read")
     return pieces
+
+
+def _speech_files(folder: Path, valid: bool) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in files if (zlib.crc32(path.name.encode()) % 8 == 0) == valid]
 
 
 def _timeline(speeches: Iterator[Speech], frames: int, rng: np.random.Generator) -> tuple[tuple, list, list]:
@@ -192,10 +197,8 @@ def _other_frames(seed: int, valid: bool, processes: int) -> np.ndarray:
 def _save(path: Path, make: Callable[[], np.ndarray]) -> None:
     if path.exists():
         return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.save(file, make(), allow_pickle=False)
-    temporary.replace(path)
 
 
 def make_codec_data(
@@ -205,9 +208,14 @@ def make_codec_data(
 
     recordings  folder of real speech that joins `other_audio`
     """
-    out = Path(out_dir)
+    out, speech = Path(out_dir), Path(recordings) if recordings else None
+    if speech is not None and not all(_speech_files(speech, valid) for valid in (False, True)):
+        raise DataError(
+            f"{speech}: expected sound files, more than a few of them (one in eight is for validation), found"
+            f" {describe(speech)}"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    cache, speech = out / "voice_cache", Path(recordings) if recordings else None
+    cache = out / "voice_cache"
     for valid in (False, True):
         name = "_valid.npy" if valid else ".npy"
         _save(out / f"agent_audio{name}", partial(_agent_audio, cache, seed, valid, processes))

@@ -17,6 +17,7 @@ from wan_streamer.data.encode import Encoder, make_encoder, target_name
 from wan_streamer.data.shards import Episode, shard_name, write_shard
 from wan_streamer.device import find_device
 from wan_streamer.errors import ConfigError
+from wan_streamer.files import remove_halves
 from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
 from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german
@@ -137,18 +138,9 @@ def simulate(
 
     Shards that are already there are kept, so an interrupted run goes on where it stopped.
     """
-    if hours <= 0:
-        raise ConfigError(f"hours: expected more than 0, got {hours}")
-    if split not in SPLITS:
-        raise ConfigError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    if kind not in KINDS:
-        raise ConfigError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if seed < 0:
-        raise ConfigError(f"seed: expected 0 or more, got {seed}")
+    check_request(hours, seed, split, kind, natural)
     out, folder = Path(out_dir), Path(cache) if cache is not None else default_cache()
     voices = Path(natural) if natural is not None else None
-    if voices is not None:
-        NaturalVoices(voices, folder)  # an incomplete folder is told before the work begins
     out.mkdir(parents=True, exist_ok=True)
     if kind == "tasks":
         total = math.ceil(hours * 3_600_000 / UNIT_MS / SHARD_UNITS)
@@ -159,7 +151,24 @@ def simulate(
     for _ in run_jobs(_FillCache(folder, tuple(texts)), range(len(texts)), engine):
         pass
     job = _MakeShard(out, seed, split, folder, voices, kind == "tasks", latents)
-    for done, _ in enumerate(run_jobs(job, range(total), engine), start=1):
-        if progress is not None:
-            progress(done, total)
+    try:
+        for done, _ in enumerate(run_jobs(job, range(total), engine), start=1):
+            if progress is not None:
+                progress(done, total)
+    finally:
+        remove_halves(out)
     return total
+
+
+def check_request(hours: float, seed: int, split: str, kind: str, natural: str | Path | None = None) -> None:
+    """Raise `ConfigError` if `simulate` cannot make this."""
+    if hours <= 0:
+        raise ConfigError(f"hours: expected more than 0, got {hours}")
+    if split not in SPLITS:
+        raise ConfigError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if kind not in KINDS:
+        raise ConfigError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if seed < 0:
+        raise ConfigError(f"seed: expected 0 or more, got {seed}")
+    if natural is not None:
+        NaturalVoices(natural, default_cache())

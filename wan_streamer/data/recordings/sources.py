@@ -17,6 +17,7 @@ from pathlib import Path
 
 from wan_streamer.data.recordings.transcripts import SUFFIXES
 from wan_streamer.errors import DataError
+from wan_streamer.folders import describe
 
 SOUND = frozenset((
     ".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff", ".au", ".caf", ".mka",
@@ -116,7 +117,8 @@ def find_items(source: Path, user_channel: int = 0, split_picture: bool = False,
     """
     if not source.is_dir():
         raise DataError(
-            f"{source}: expected a folder of recordings, found {'a file' if source.exists() else 'nothing'}"
+            f"{source}: expected a folder of recordings (docs/recordings.md shows how to name them), found"
+            f" {describe(source)}"
         )
     pairs: dict[str, _Pile] = defaultdict(_Pile)
     seamless: dict[str, _Pile] = defaultdict(_Pile)

@@ -7,7 +7,6 @@
 `human_clips`   people, from the Debian packages asterisk-core-sounds-en-g722 and pocketsphinx-testdata
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from wan_streamer.data.sound import Mono
 from wan_streamer.errors import DataError
+from wan_streamer.files import parse_json
 from wan_streamer.simulation.conversation.chats import chat_sentences
 from wan_streamer.simulation.conversation.repertoire import pick
 from wan_streamer.simulation.conversation.sentences import codec_sentences
@@ -69,7 +69,7 @@ def clear_clips(seed: int, count: int) -> Iterator[Clip]:
     """The speakers of the test split one after the other."""
     rng = np.random.default_rng([seed, 8])
     texts = tuple(text for text in chat_sentences("test") if len(text.split()) >= SHORTEST_CHAT)
-    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    errors = parse_json(ERRORS_FILE.read_bytes())
     speakers = speakers_of("test")
     for number in range(count):
         speaker = speakers[number % len(speakers)]

@@ -9,7 +9,6 @@ The template is report.html.jinja, the figures are in `figures`, other people's 
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from wan_streamer.errors import ShapeError
 from wan_streamer.evaluation.records import Span
 from wan_streamer.evaluation.report import figures
 from wan_streamer.evaluation.report.figures import known, number
-from wan_streamer.files import write_bytes
+from wan_streamer.files import parse_json, write_bytes
 from wan_streamer.units import SAMPLES_PER_FRAME, UNIT_MS
 
 HERE = Path(__file__).parent
@@ -239,7 +238,7 @@ def write_report(
     }
     mains = {axis: _main(rows) for axis, rows in axes.items()}
     found = {name for rows in axes.values() for row in rows for name in row.blind}
-    published = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
+    published = parse_json((HERE / "published.json").read_bytes())
     loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {

@@ -3,12 +3,14 @@
 import json
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -19,27 +21,40 @@ from wan_streamer.evaluation.spans import exchanges, onset_in
 from wan_streamer.evaluation.suite.baselines import DESCRIPTIONS
 from wan_streamer.evaluation.suite.run import AGENT, SuiteResult, conversation_seconds, run_suite, score_pairs
 from wan_streamer.evaluation.suite.stimuli import SUITES
-from wan_streamer.files import write_bytes, write_json
-from wan_streamer.units import UNIT_S
+from wan_streamer.files import parse_json, write_bytes, write_json
+from wan_streamer.units import UNIT_MS, UNIT_S
 
 # The readers' own errors, written by scripts/validate_readers.py.
 VALIDATION = Path(__file__).parents[1] / "readers" / "readers.json"
 
 
-def run_and_write(
-    checkpoint: str | None,
-    pairs: Path | None,
-    suite: str,
-    seeds: list[int] | None,
-    limit: int | None,
-    mos: bool,
-    processes: int | None,
-    json_path: Path,
-    html_path: Path | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What is measured: `checkpoint` in a suite, or the recordings in the folder `pairs`.
+
+    seeds      instead of the suite's;   limit  only so many trials, without the long conversation
+    mos        also predict opinion scores
+    processes  at work; one per core if None
+    """
+
+    checkpoint: str | None = None
+    pairs: Path | None = None
+    suite: str = "quick"
+    seeds: list[int] | None = None
+    limit: int | None = None
+    mos: bool = False
+    processes: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint or str(self.pairs)
+
+
+def run_and_write(asked: Asked, json_path: Path, html_path: Path | None = None) -> dict[str, Any]:
     """Run, write, print a table. Returns what was written as JSON. Raises `WanStreamerError`s."""
-    console = Console(stderr=True)
-    workers = processes or max(1, len(os.sched_getaffinity(0)))
+    console, load = Console(stderr=True), os.getloadavg()[0]
+    cores = max(1, len(os.sched_getaffinity(0)))
+    workers = asked.processes or cores
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as bars:
@@ -50,24 +65,24 @@ def run_and_write(
                 tasks[name] = bars.add_task(name)
             bars.update(tasks[name], completed=done, total=total)
 
-        if pairs is not None:
-            result = score_pairs(pairs, progress)
+        if asked.pairs is not None:
+            result = score_pairs(asked.pairs, progress)
         else:
-            assert checkpoint is not None
-            result = run_suite(checkpoint, suite, seeds, limit, workers, mos, progress=progress)
+            result = run_suite(asked.name, asked.suite, asked.seeds, asked.limit, workers, asked.mos, progress=progress)
     results = {
         "axes": result.axes(),
-        "checkpoint": checkpoint or str(pairs),
-        "suite": suite if pairs is None else "pairs",
-        "seeds": list(seeds or SUITES[suite].seeds) if pairs is None else [],
+        "checkpoint": asked.name,
+        "suite": asked.suite if asked.pairs is None else "pairs",
+        "seeds": list(asked.seeds or SUITES[asked.suite].seeds) if asked.pairs is None else [],
         "seconds": round(result.seconds, 1),
         "conversation_seconds": round(conversation_seconds(result), 1),
         "trials": len(result.cases[AGENT]),
-        "agent": checkpoint or str(pairs),
+        "agent": asked.name,
         "device": f"cpu, {platform.processor() or platform.machine()}, {workers} processes",
         "threads": torch.get_num_threads(),
+        "machine": {"cores": cores, "load_start": round(load, 2), "load_end": round(os.getloadavg()[0], 2)},
         "versions": {name: metadata.version(name) for name in ("wan-streamer", "torch", "numpy")},
-        "readers": json.loads(VALIDATION.read_text(encoding="utf-8")) if VALIDATION.exists() else {},
+        "readers": parse_json(VALIDATION.read_bytes()) if VALIDATION.exists() else {},
         "latency_ms": result.latency,
         "descriptions": DESCRIBED,
     }
@@ -148,25 +163,49 @@ def drift(result: SuiteResult) -> dict[str, list[tuple[float, float]]]:
 
 
 def print_table(results: dict[str, Any], console: Console) -> None:
-    """Every figure with its interval, the reference, and the best blind baseline."""
-    table = Table(title=f"{results['checkpoint']}, suite {results['suite']}", title_justify="left")
-    for name in ("", "agent", "95 %", "reference", "best blind", "n"):
-        table.add_column(name, justify="left" if not name else "right")
+    """Every figure with its interval, the truth's and the best blind baseline's, and how busy the machine was.
+
+    Names are never cut; in a narrow terminal the other columns wrap.
+    """
+    table = Table(
+        title=f"{results['checkpoint']}, suite {results['suite']}", title_justify="left", box=box.SIMPLE_HEAD,
+        pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
+    for name in ("agent", "95 %", "truth", "best blind", "n"):
+        table.add_column(name, justify="right", overflow="fold")
     for axis, metrics in results["axes"].items():
+        table.add_section()
+        if metrics:
+            table.add_row(axis.replace("_", " "), style="bold")
         for metric, row in metrics.items():
             blind = {name: value for name, value in row["baselines"].items() if name != "replay" and value is not None}
             best = (max if row["better"] == "higher" else min)(blind.items(), key=lambda pair: pair[1], default=None)
             style = "dim" if not row["informative"] else "red" if row["beaten_by"] else None
             interval = f"{_short(row['low'])} … {_short(row['high'])}"
             shown = f"{_short(best[1])} {best[0]}" if best else "–"
-            reference = _short(row["baselines"].get("replay"))
-            table.add_row(
-                f"{axis}.{metric}", _short(row["value"]), interval, reference, shown, str(row["n"]), style=style
-            )
+            truth = _short(row["baselines"].get("replay"))
+            table.add_row(metric, _short(row["value"]), interval, truth, shown, str(row["n"]), style=style)
     console.print(table)
     console.print(
         "dim: a blind baseline does as well as the reference;  red: a blind baseline does as well as the agent"
     )
+    for line in machine_lines(results):
+        console.print(line, highlight=False)
+
+
+def machine_lines(results: dict[str, Any]) -> list[str]:
+    """How busy the machine was, and how the agent kept its deadlines on it: no score means much without them."""
+    machine, latency = results["machine"], results["latency_ms"]
+    load = f"{machine['load_start']} at the start, {machine['load_end']} at the end"
+    lines = [f"load of the machine: {load}, with {machine['cores']} cores"]
+    if latency is not None:
+        model, late = latency["model"], f"{latency['deadline_misses']} of {latency['units']}"
+        lines.append(
+            f"against the clock: {late} units later than {UNIT_MS} ms; model latency p50 {model['p50']:.0f} ms,"
+            f" p95 {model['p95']:.0f} ms"
+        )
+    return lines
 
 
 def _short(value: float | None) -> str:

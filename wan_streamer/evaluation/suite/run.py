@@ -146,7 +146,9 @@ def run_suite(
 ) -> SuiteResult:
     """Evaluate a checkpoint, or a baseline by its name.
 
-    seeds  instead of the suite's;   limit  only so many trials;   mos  also predict opinion scores
+    seeds  instead of the suite's
+    limit  only so many trials, no long conversation, and once against the clock instead of twice
+    mos    also predict opinion scores
     """
     started = time.monotonic()
     specs = tuple(trial_list(suite, seeds)[:limit])
@@ -162,12 +164,13 @@ def run_suite(
         progress("trials", len(rows), len(specs))
     result = SuiteResult({name: [rows[number][name] for number in sorted(rows)] for name in (AGENT, *BLIND, "replay")})
     result.stories = [stories[number] for number in sorted(stories)]
-    horizon = SUITES[suite].horizon if limit is None else 30.0
-    long = _Long(checkpoint, specs[0].seed, horizon)
-    for name, cases in run_jobs(long, range(1 + len(LONG)), Engine(processes=processes)):
-        result.long[name] = cases
-        progress("long conversation", len(result.long), 1 + len(LONG))
-    result.latency = measure_latency(checkpoint, make_trial(specs[0])) if checkpoint not in BLIND else None
+    if limit is None:
+        long = _Long(checkpoint, specs[0].seed, SUITES[suite].horizon)
+        for name, cases in run_jobs(long, range(1 + len(LONG)), Engine(processes=processes)):
+            result.long[name] = cases
+            progress("long conversation", len(result.long), 1 + len(LONG))
+    if checkpoint not in BLIND:
+        result.latency = measure_latency(checkpoint, make_trial(specs[0]), rounds=2 if limit is None else 1)
     result.seconds = time.monotonic() - started
     return result
 

@@ -66,6 +66,8 @@ def _break(text: str, rng: np.random.Generator) -> tuple[str, str]:
         [(1 + 2 * (plain[i] in JOINTS or plain[i - 1] in JOINTS) + 3 * words[i - 1].endswith(",")) * i
          for i in range(1, len(words))]
     )  # fmt: skip
+    if not plain[-1]:  # a full stop by itself, which nobody can say
+        weights[-1] = 0
     place = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
     filler = f" {FILLERS[int(rng.integers(len(FILLERS)))]}" if rng.random() < FILLED else ""
     return " ".join(words[:place]) + filler, " ".join(words[place:])

@@ -59,27 +59,27 @@ SCENARIOS: dict[str, Scenario] = {
     "recalls_colour": Scenario(facts.recalls("colour", "The same for the favourite colour."), 0.2),
     "tells_fact": Scenario(facts.tells_fact, 0.5),
     "recalls_fact": Scenario(facts.recalls_fact, 0.4),
-    "pause_in_turn": Scenario(talk.pause_in_turn, 1.0),
+    "pause_in_turn": Scenario(talk.pause_in_turn, 1.6),
     "fast_handoff": Scenario(talk.fast_handoff, 0.8),
-    "long_story": Scenario(talk.long_story, 1.0),
+    "long_story": Scenario(talk.long_story, 2.2),
     "typed": Scenario(talk.typed, 0.8),
     "german": Scenario(talk.german, 0.5),
-    "barge_in_stop": Scenario(overlap.barge_in_stop, 2.2),
-    "barge_in_topic": Scenario(overlap.barge_in_topic, 1.8),
-    "barge_in_correction": Scenario(overlap.barge_in_correction, 1.3),
-    "double_barge_in": Scenario(overlap.double_barge_in, 0.9),
-    "user_backchannel": Scenario(overlap.user_backchannel, 2.2),
+    "barge_in_stop": Scenario(overlap.barge_in_stop, 4.4),
+    "barge_in_topic": Scenario(overlap.barge_in_topic, 2.6),
+    "barge_in_correction": Scenario(overlap.barge_in_correction, 2.2),
+    "double_barge_in": Scenario(overlap.double_barge_in, 1.6),
+    "user_backchannel": Scenario(overlap.user_backchannel, 4.4),
     "side_talk": Scenario(overlap.side_talk, 1.3),
     "noise": Scenario(overlap.noise, 1.2),
-    "held_colour": Scenario(seen.held_colour, 1.0),
+    "held_colour": Scenario(seen.held_colour, 2.4),
     "held_thing": Scenario(seen.held_thing, 1.0),
-    "held_number": Scenario(seen.held_number, 0.7),
-    "empty_hand": Scenario(seen.empty_hand, 0.4),
-    "shows_something": Scenario(seen.shows_something, 0.8),
-    "waves": Scenario(seen.waves, 0.6),
-    "smiles": Scenario(seen.smiles, 0.5),
-    "thumb_up": Scenario(seen.thumb_up, 0.5),
-    "decoy": Scenario(seen.decoy, 0.8),
+    "held_number": Scenario(seen.held_number, 2.0),
+    "empty_hand": Scenario(seen.empty_hand, 1.0),
+    "shows_something": Scenario(seen.shows_something, 2.4),
+    "waves": Scenario(seen.waves, 2.0),
+    "smiles": Scenario(seen.smiles, 1.4),
+    "thumb_up": Scenario(seen.thumb_up, 1.4),
+    "decoy": Scenario(seen.decoy, 1.6),
     "long_silence": Scenario(seen.long_silence, 0.2),
 }
 """What may happen in the middle. Openings (`greeting`, `agent_greets`) and `goodbye` have their place."""
@@ -92,7 +92,7 @@ FREE: dict[str, Scenario] = {
 }
 """What may happen more than once, between the others."""
 
-FREE_SHARE = 0.6  # of what is drawn
+FREE_SHARE = 0.56  # of what is drawn
 BEFORE = 0.4  # share of episodes that go on after an earlier talk
 HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of their long turns
 SILENT = 0.12  # share of episodes with a long silence

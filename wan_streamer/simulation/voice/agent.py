@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from wan_streamer.files import write_bytes
+from wan_streamer.errors import DataError
+from wan_streamer.files import parse_json, write_bytes
 from wan_streamer.simulation.voice.espeak import match_words
 from wan_streamer.simulation.voice.speech import SILENT, Speech, TimedPhoneme, TimedWord, fade, level_speech, resample
 from wan_streamer.units import SAMPLE_RATE
@@ -74,7 +75,10 @@ def save_renderings(path: Path, speeches: list[Speech]) -> None:
 def load_renderings(path: Path, text: str) -> list[Speech]:
     """The utterances of `text` that `save_renderings` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
-        labels = json.loads(arrays["labels"].tobytes())
+        try:
+            labels = parse_json(arrays["labels"].tobytes())
+        except ValueError as error:
+            raise DataError(f"{path}: expected labels as JSON ({error}); remove it, it is made again") from error
         return [
             Speech(
                 text,
@@ -139,7 +143,7 @@ def _piper(seed: int, language: str) -> Any:
         _MODEL["bytes"] = _optimised(
             with_output(joe.model_path().read_bytes(), b"/Ceil_output_0")
         )  # samples per phoneme
-        _MODEL["config"] = PiperConfig.from_dict(json.loads(joe.config_path().read_text(encoding="utf-8")))
+        _MODEL["config"] = PiperConfig.from_dict(parse_json(joe.config_path().read_bytes()))
     onnxruntime.set_seed(seed)
     options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # done already

@@ -11,7 +11,6 @@ processor may round differently, so between machines the cache is the truth.
 
 import functools
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wan_streamer.errors import ConfigError
+from wan_streamer.files import parse_json
 from wan_streamer.simulation.voice.agent import load_renderings, save_renderings, session_options, with_output
 from wan_streamer.simulation.voice.espeak import Espeak, match_words
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord, level_speech
@@ -139,7 +139,11 @@ class NaturalVoices:
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
-        return json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+        path = self.folder / "vocab.json"
+        try:
+            return parse_json(path.read_bytes())["vocab"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: expected the vocabulary of Kokoro as JSON ({error}); fetch it again") from error
 
     @functools.cached_property
     def _session(self) -> Any:

@@ -8,13 +8,13 @@ Both return `Speech`. Synthesisers are needed only here (`pip install wan-stream
 """
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wan_streamer.errors import ConfigError
+from wan_streamer.files import parse_json
 from wan_streamer.simulation.voice.agent import AGENT_DBFS, AgentVoice
 from wan_streamer.simulation.voice.espeak import Espeak, match_words
 from wan_streamer.simulation.voice.speech import SILENT, Speech, TimedPhoneme, level_speech, resample
@@ -52,7 +52,7 @@ def speakers_of(split: str) -> tuple[str, ...]:
 @functools.cache
 def clear_speakers_of(split: str, accent: str) -> tuple[str, ...]:
     """Those speakers of `split` who can be understood with this accent."""
-    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    errors = parse_json(ERRORS_FILE.read_bytes())
     return tuple(name for name in speakers_of(split) if errors[f"{accent}+{name}"] <= MAX_ERROR)
 
 

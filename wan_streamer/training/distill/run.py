@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.errors import ConfigError, TrainingError
-from wan_streamer.files import write_json
+from wan_streamer.files import parse_json, write_json
 from wan_streamer.model.pretrained import find_checkpoint, load_weights
 from wan_streamer.training.distill import consistency, matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
@@ -49,6 +49,8 @@ def train_distill(
     if method == "matching" and options.start is None and not options.resume:
         raise ConfigError("matching begins with a student of --method consistency; expected its folder as --from")
     world, data, settings = join(device), Path(data), settings or DistillConfig()
+    for name in (teacher, options.start or teacher):
+        find_checkpoint(name)  # both are there before one is loaded
     weights = load_weights(find_checkpoint(teacher))
     codecs = codec_hash(*load_codecs(weights.config, data))
     check_same_kind(weights.config, weights.config, codecs, weights.codec_hash)
@@ -67,11 +69,14 @@ def train_distill(
 
 def _remember(options: RunOptions, settings: dict) -> None:
     """Note the settings in the run's folder, or hold them against those of the run that is resumed."""
-    path, settings = options.out / SETTINGS, json.loads(json.dumps(settings))
+    path, settings = options.out / SETTINGS, parse_json(json.dumps(settings))
     if not options.resume or not path.exists():
         write_json(path, settings)
         return
-    before = json.loads(path.read_text())
+    try:
+        before = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise TrainingError(f"{path}: expected the settings of the run as JSON ({error})") from error
     for name, value in settings.items():
         if before.get(name) != value:
             raise TrainingError(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from wan_streamer.training.distill.self_forcing import continue_clips
 from wan_streamer.training.distill.teacher import Teacher, check_same_kind
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
+from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import mean_of_targets, text_errors
 from wan_streamer.training.stages.streamer import StreamerStage
@@ -142,7 +142,7 @@ class StudentStage(StreamerStage):
         """How far the student's jumps end from where its teacher ends, what it says, how lively it is alone."""
         batches, rows = VALIDATION
         scores = [self._score(number, self.valid_talks.valid(number, range(rows))) for number in range(batches)]
-        return {key: float(np.nanmean([row[key] for row in scores])) for key in sorted(scores[0])}
+        return means(scores)
 
     @torch.no_grad()
     def _score(self, number: int, batch: Example) -> dict[str, float]:

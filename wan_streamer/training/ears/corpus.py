@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from wan_streamer.errors import DataError, ShapeError
+from wan_streamer.files import parse_json, write_json
+from wan_streamer.folders import KINDS
 from wan_streamer.units import SAMPLE_RATE
 
 SCALE = 32767
@@ -98,7 +100,7 @@ def load_corpus(
             if clip.split == split:
                 clips.append(replace(clip, text=clip.text or texts.get(str(clip.start), "")))
     if not clips:
-        raise DataError(f"{folder}: expected utterances of split {split!r}, found none; make a corpus first")
+        raise DataError(f"{folder}: expected utterances of split {split!r}, found none; {KINDS['corpus'].made}")
     return clips
 
 
@@ -117,21 +119,22 @@ def read_clip(folder: str | Path, clip: Clip) -> np.ndarray:
 def save_heard(folder: str | Path, source: str, texts: dict[str, str]) -> None:
     """What the teacher heard in utterances without text, by their first sample."""
     path = Path(folder) / f"{source}.heard.json"
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(texts, indent=0, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, texts, indent=0)
 
 
 def _heard(folder: Path, source: str) -> dict[str, str]:
     path = folder / f"{source}.heard.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return parse_json(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{path}: expected what was heard as JSON ({error}); remove it") from error
 
 
 def read_index(path: Path) -> list[Clip]:
     """All utterances of one source, of every split. Raises `DataError`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        rows = [parse_json(line) for line in lines if line.endswith("\n")]
         return [Clip(**row | {"words": tuple(map(tuple, row.get("words", ())))}) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: expected one utterance a line ({error})") from error

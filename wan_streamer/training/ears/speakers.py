@@ -9,7 +9,6 @@ recordings are needed for training only.
 
 import hashlib
 import itertools
-import json
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import ConfigError, DataError
+from wan_streamer.files import parse_json
 from wan_streamer.simulation.voice.natural import HELD_OUT, NaturalVoices, natural_speakers_of
 from wan_streamer.simulation.voice.speech import Speech, level_speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
@@ -207,7 +207,7 @@ SOUNDS = frozenset({".opus", ".ogg", ".wav", ".flac", ".g722"})
 def _orders(folders: Folders, seed: int, first: int) -> Iterator[Said]:
     folder = _need(folders.people, "people") / "commands"
     try:
-        labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        labels = parse_json((folder / "labels.json").read_bytes())
         said = {Path(name).stem: ("", " ".join(what["slots"].values())) for name, what in labels.items()}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: expected labels.json with the slots of every clip ({error})") from error

@@ -11,8 +11,10 @@ import numpy as np
 
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.folders import KINDS
 from wan_streamer.training.examples.augment import vary
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack
+from wan_streamer.training.loop.means import mean_of
 
 LENGTHS = (16, 24, 32, 40)  # units of a batch; a task goes with the shortest that holds it
 TEXT_HIDDEN, USER_HIDDEN, HISTORY_HIDDEN, ALL_HIDDEN = 0.1, 0.1, 0.05, 0.05  # of tasks that make sound or pictures
@@ -27,7 +29,7 @@ class TaskClips:
         self.reader = reader
         for labels in reader.store.labels:
             if "task" not in labels:
-                raise DataError(f"{where}: expected tasks, got a conversation; make tasks with 'simulate --tasks'")
+                raise DataError(f"{where}: expected tasks, got a conversation; {KINDS['tasks'].made}")
             if labels["units"] > LENGTHS[-1]:
                 raise DataError(f"{where}: expected tasks of at most {LENGTHS[-1]} units, got {labels['units']}")
         self.names = np.array([labels["task"] for labels in reader.store.labels])
@@ -83,13 +85,7 @@ class TaskClips:
                 for number, example in enumerate(self.samples(task, VALID_TASKS))
             ]
             for stream in targets:
-                scores[f"{task}/{stream}"] = mean_of(rows, stream if stream in MADE else "text")
+                scores[f"{task}/{stream}"] = mean_of(row[stream if stream in MADE else "text"] for row in rows)
                 if stream not in MADE:
-                    scores[f"{task}/{stream}_right"] = mean_of(rows, f"{stream}_right")
+                    scores[f"{task}/{stream}_right"] = mean_of(row[f"{stream}_right"] for row in rows)
         return {name: value for name, value in scores.items() if math.isfinite(value)}
-
-
-def mean_of(rows: list[dict[str, float]], name: str) -> float:
-    """The mean of a number over the batches that have it, not a number if none has."""
-    known = [row[name] for row in rows if math.isfinite(row[name])]
-    return sum(known) / len(known) if known else math.nan

@@ -1,12 +1,12 @@
 """The tokenizer of a new model: learned from everything that is said, typed and written in its training data."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from wan_streamer.codecs.text import TextCodec
-from wan_streamer.data.encode import read_metadata
+from wan_streamer.data.encode import read_labels
 from wan_streamer.errors import DataError
+from wan_streamer.folders import expected
 
 MESSAGES = ("typed", "written")  # events whose label is a text
 
@@ -20,9 +20,9 @@ def learn_text(stores: Iterable[Path], vocab_size: int) -> TextCodec:
     for store in stores:
         paths = sorted(Path(store).glob("*.safetensors"))
         if not paths:
-            raise DataError(f"{store}: expected encoded conversations or tasks, found none")
+            raise DataError(f"{store}: {expected('conversations', Path(store))}")
         for path in paths:
-            texts += dict.fromkeys(_texts(json.loads(read_metadata(path)["labels"])))
+            texts += dict.fromkeys(_texts(read_labels(path)))
     return TextCodec.train(texts, vocab_size)
 
 

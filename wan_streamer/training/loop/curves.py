@@ -4,14 +4,19 @@
 `write_curves`  log.jsonl -> curves.html: a figure per number, training and held-out, and the latest samples
 """
 
+import contextlib
 import html
 import json
 import math
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-LOG, PAGE = "log.jsonl", "curves.html"
+from wan_streamer.files import parse_json, write_bytes
+
+LOG, PAGE, TENSORBOARD = "log.jsonl", "curves.html", "tensorboard"
 WIDTH, HEIGHT, LEFT, BOTTOM = 380, 170, 46, 20  # px of a figure, room for the axes' numbers
 MOST_POINTS = 400  # of a line; more are averaged
 FIRST = ("loss", "video", "audio", "text")  # figures in front; the others follow by name
@@ -29,22 +34,28 @@ class Board:
     """Writes the log of a run in `out`; appends to what is there, so that a resumed run has one log."""
 
     def __init__(self, out: Path) -> None:
-        self.path = out / LOG
+        self.out, self.path = out, out / LOG
+
+    @cached_property
+    def writer(self) -> Any:
+        """TensorBoard's; None without that optional package. Made when it is needed: a new run clears its folder."""
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # an optional package
-            self.writer = None
-        else:
-            self.writer = SummaryWriter(str(out / "tensorboard"))
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.out / TENSORBOARD))
 
     def begin(self) -> None:
         """Of a new run: what an earlier one wrote is not its own."""
+        if writer := self.__dict__.pop("writer", None):
+            writer.close()
         self.path.unlink(missing_ok=True)
-        shutil.rmtree(self.path.parent / "samples", ignore_errors=True)
+        for folder in ("samples", TENSORBOARD):
+            shutil.rmtree(self.out / folder, ignore_errors=True)
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """One entry: kind "train" or "valid"."""
-        known = {key: value for key, value in numbers.items() if value == value}  # JSON has no "not a number"
+        known = {key: value for key, value in numbers.items() if math.isfinite(value)}  # JSON has no "not a number"
         line = {"kind": kind, "step": step, **{key: round(value, 6) for key, value in known.items()}}
         with self.path.open("a") as log:
             log.write(json.dumps(line) + "\n")
@@ -58,8 +69,9 @@ def read_log(out: Path) -> list[dict]:
     """The entries of a run by step; where a resumed run went over steps again, what it wrote last."""
     latest: dict[tuple[str, int], dict] = {}
     for line in (out / LOG).read_text().splitlines():
-        entry = json.loads(line)
-        latest[entry["kind"], entry["step"]] = entry
+        with contextlib.suppress(ValueError):  # half a line of a run that was killed
+            entry = parse_json(line)
+            latest[entry["kind"], entry["step"]] = entry
     return sorted(latest.values(), key=lambda entry: entry["step"])
 
 
@@ -79,10 +91,11 @@ def write_curves(out: Path) -> Path:
         *(f'<h2>{path.stem}</h2><img src="samples/{path.name}" alt="samples">' for path in samples),
     ]
     page = out / PAGE
-    page.write_text(
+    text = (
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(out.resolve().name)}</title>'
         f"<style>{STYLE}</style>{''.join(body)}\n"
     )
+    write_bytes(page, text.encode())
     return page
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+from wan_streamer.files import parse_json
 from wan_streamer.training.loop.stage import TrainConfig
 
 
@@ -17,7 +18,7 @@ class Guard:
         self.config, self.high = config, 0
         self.mean: float
         self.best: float
-        self.mean, self.best = json.loads(text) if text else (math.inf, math.inf)
+        self.mean, self.best = parse_json(text) if text else (math.inf, math.inf)
 
     @property
     def limit(self) -> float:

@@ -5,7 +5,6 @@ shards (torch.distributed.checkpoint, without its pickled index); the run may go
 Both are replaced as a whole, so that a kill or a full disk leaves the state before.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +17,13 @@ from torch import Tensor
 from torch import distributed as dist
 
 from wan_streamer.errors import TrainingError
-from wan_streamer.files import write_json
+from wan_streamer.files import parse_json, write_json
+from wan_streamer.folders import RUN
 from wan_streamer.tensors import save_atomically
 from wan_streamer.training.loop.parallel import World, shard_like
 
-FILE, INDEX, FOLDER = "trainer.safetensors", "trainer.json", "trainer"
-
-
-def holds_run(out: Path) -> bool:
-    """Whether a run has left its state in the folder `out`."""
-    return (out / FILE).exists() or (out / INDEX).exists()
+FILE, INDEX = RUN
+FOLDER = "trainer"
 
 
 def save_state(tensors: dict[str, Tensor], meta: dict[str, str], out: Path, world: World) -> None:
@@ -78,7 +74,7 @@ def _load_shards(out: Path, like: Callable[[str, torch.Size], Tensor]) -> tuple[
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    meta = json.loads((out / INDEX).read_text())
+    meta = parse_json((out / INDEX).read_bytes())
     path = str(out / meta.pop("folder"))
     stored: dict[str, Any] = HuggingFaceStorageReader(path).read_metadata().state_dict_metadata
     tensors = {name: torch.empty_like(like(name, entry.size)) for name, entry in stored.items()}

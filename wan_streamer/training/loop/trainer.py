@@ -24,11 +24,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from wan_streamer.errors import ConfigError, TrainingError
+from wan_streamer.files import parse_json
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
 from wan_streamer.threads import Threads
 from wan_streamer.training.loop.curves import Board, write_curves
 from wan_streamer.training.loop.guard import Guard
+from wan_streamer.training.loop.means import mean_of
 from wan_streamer.training.loop.optimisers import Average, Optimisers
 from wan_streamer.training.loop.parallel import World, shard
 from wan_streamer.training.loop.prefetch import Prefetch
@@ -110,7 +112,8 @@ class Trainer:
                         if late:
                             break
             finally:  # errors of the data keep the finished steps
-                self.save()
+                if self.step:
+                    self.save()
                 if self.prefetch is not None:
                     self.prefetch.close()
         with self.ema.in_place():
@@ -137,15 +140,16 @@ class Trainer:
         self.stage.after_step(self.step)
         self.step += 1
         self.ema.update(min(config.ema, self.step / (self.step + 10)))
-        kept = {key: value for key, value in numbers.items() if value == value}
+        kept = {key: value for key, value in numbers.items() if math.isfinite(value)}
         return kept, any(row[-2] for row in everyone), any(row[-1] for row in everyone)
 
     def _check(self, numbers: dict[str, float]) -> None:
         for what, value in (("loss", numbers["loss"]), ("gradient", numbers["grad_norm"])):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"{self.stage.name}: the {what} is {value} at step {self.step}, expected a finite number; the"
-                    f" weights of the last finished step are in {self.out}; resume with a smaller learning rate"
+                    f"{self.stage.name}: the {what} is {value} at step {self.step}, expected a finite number; "
+                    + (f"the last finished step is in {self.out}; resume it with" if self.step else "start with")
+                    + " a smaller learning rate"
                 )
         if self.guard.diverges(numbers["loss"]):
             raise TrainingError(
@@ -205,8 +209,12 @@ class Trainer:
                 f"{self.out}: expected a run of stage {self.stage.name!r} with the same preset, got stage"
                 f" {meta['stage']!r}{' without ' + missing[0] if missing else ''}"
             )
-        defaults = asdict(TrainConfig(steps=0, lr=0.0, batch=0))
-        stored, now = defaults | json.loads(meta["config"]), asdict(self.stage.config)
+        stored, now = asdict(TrainConfig(steps=0, lr=0.0, batch=0)), asdict(self.stage.config)
+        try:
+            stored |= parse_json(meta["config"])
+            self.guard = Guard(self.stage.config, meta.get("guard", ""))
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{self.out}: the state is damaged ({error}); start again with --overwrite") from error
         for key in SAME:
             if stored[key] != now[key]:
                 raise TrainingError(
@@ -214,7 +222,6 @@ class Trainer:
                     " started with, or start a new run in another folder"
                 )
         self.step = int(meta["step"])
-        self.guard = Guard(self.stage.config, meta.get("guard", ""))
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(tensors[f"model.{name}"])
@@ -253,5 +260,4 @@ def _read(numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 def _mean(values: list[float], strict: bool) -> float:
     """The mean; unless `strict`, of those that are numbers."""
-    known = values if strict else [value for value in values if value == value]
-    return sum(known) / len(known) if known else math.nan
+    return sum(values) / len(values) if strict else mean_of(values)

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
 from wan_streamer.config import to_dict
-from wan_streamer.errors import ConfigError, DataError, TrainingError
+from wan_streamer.errors import CheckpointError, ConfigError, DataError, TrainingError
 from wan_streamer.files import write_json
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.folders import KINDS, describe
 from wan_streamer.model.pretrained import find_checkpoint
 from wan_streamer.presets import get_preset
 from wan_streamer.tensors import load_module, save_atomically
+from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
@@ -63,7 +65,9 @@ def load_array(data_dir: Path, name: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected an array written by `make_codec_data` ({error})") from error
+        raise DataError(
+            f"{path}: expected an array of sounds or faces ({error}); make it with 'wan-streamer simulate DIR --codecs'"
+        ) from error
 
 
 class CodecStage(Stage):
@@ -247,24 +251,24 @@ class VideoCodecStage(CodecStage):
         for name, video in zip(("agent", "other"), self.valid_data, strict=True):
             starts = range(0, min(len(video) // PIECE, PIECES) * PIECE, PIECE)
             rows = [self._score(np.array(video[at : at + PIECE])) for at in starts]
-            for column, key in enumerate((f"{name}_psnr", f"{name}_moving_psnr")):
-                numbers[key] = float(np.nanmean([row[column] for row in rows]))
+            numbers |= means([{f"{name}_{key}": value for key, value in row.items()} for row in rows])
         return numbers
 
-    def _score(self, frames: np.ndarray) -> tuple[float, float]:
+    def _score(self, frames: np.ndarray) -> dict[str, float]:
         """PSNR of everything, and of what moves within the clip: mouth, lids, head outline."""
-        with self.autocast():
-            rebuilt = self.vae.reconstruct(frames)
-        error = (rebuilt.astype(np.float32) - frames) ** 2
+        error = (self._rebuilt(frames).astype(np.float32) - frames) ** 2
         moving = frames.std(0).mean(-1) > 8
-        part = error[:, moving].mean() if moving.any() else np.nan
-        return float(10 * np.log10(255**2 / error.mean())), float(10 * np.log10(255**2 / part))
+        parts = {"psnr": error} | ({"moving_psnr": error[:, moving]} if moving.any() else {})
+        return {name: float(10 * np.log10(255**2 / part.mean())) for name, part in parts.items()}
+
+    def _rebuilt(self, frames: np.ndarray) -> np.ndarray:
+        with self.autocast():
+            return self.vae.reconstruct(frames)
 
     def write_samples(self, stem: Path) -> None:
         """The agent's face and another: before and after the round trip, and the error."""
         clips = [np.array(video[:FILM_FRAMES]) for video in self.valid_data]
-        with self.autocast():
-            sheet = video_sheet([(clip, self.vae.reconstruct(clip)) for clip in clips])
+        sheet = video_sheet([(clip, self._rebuilt(clip)) for clip in clips])
         write_png(sheet, stem.with_suffix(".png"))
 
     def export(self, out_dir: Path) -> None:
@@ -282,7 +286,12 @@ class VideoCodecStage(CodecStage):
 def _find_codec(start: str, kind: str) -> Path:
     """Weights of a codec: of the folder that `train codec` wrote, or of an agent."""
     path = Path(start) / f"{kind}_vae.safetensors"
-    return path if path.is_file() else find_checkpoint(start) / path.name
+    try:
+        return path if path.is_file() else find_checkpoint(start) / path.name
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{start}: expected a codec for {kind} ({path.name}), found {describe(Path(start))}; {KINDS['codec'].made}"
+        ) from error
 
 
 def _stretch(audio_T: np.ndarray, length: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from wan_streamer.codecs.text import TextCodec
@@ -12,6 +11,7 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
+from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import streamer_loss
@@ -79,8 +79,7 @@ class DuplexStage(StreamerStage):
             self.read_loss(self.valid_talks.valid(number, range(rows)), RowNoise(1, number, range(rows)))
             for number in range(batches)
         ]
-        scores = {key: float(np.nanmean([numbers[key] for numbers in totals])) for key in sorted(totals[0])}
-        return scores | (self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {})
+        return means(totals) | (self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {})
 
 
 def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None) -> dict[str, float]:

@@ -1,14 +1,14 @@
 """Stage `pretrain`: the model learns to understand and to make things one at a time (paper, stage 1)."""
 
-import math
 from pathlib import Path
 
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.examples.clips import Example
-from wan_streamer.training.examples.tasks import LENGTHS, TaskClips, mean_of
+from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
+from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
@@ -46,8 +46,7 @@ class PretrainStage(StreamerStage):
             return totals[-1]
 
         scores = self.valid_tasks.validate(errors)
-        means = {name: mean_of(totals, name) for name in sorted(totals[0])}
-        return {name: value for name, value in means.items() if math.isfinite(value)} | scores
+        return means(totals) | scores
 
     def sample_clips(self) -> list[ClipBatch]:
         return [example.clips for example in self.valid_tasks.fullest(SAMPLES)]

@@ -1,0 +1,138 @@
+"""A session as a record: everything that its next unit depends on, to be kept, sent or written to a file.
+
+`SessionState`               the record;   `STATES` the classes in it
+`session_state`              of a session, between two units;   `resume_session`  the reverse
+`save_session`, `load_session`   the same with a file
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from wan_streamer.codecs.audio_vae import AudioDecoderState
+from wan_streamer.codecs.video_vae import VideoDecoderState
+from wan_streamer.errors import CheckpointError
+from wan_streamer.files import parse_json
+from wan_streamer.model.cache import CacheState
+from wan_streamer.model.layout import Latents
+from wan_streamer.model.pretrained import Weights
+from wan_streamer.perception.audio import AudioPerceptionState
+from wan_streamer.perception.ears import EarsState
+from wan_streamer.perception.video import VideoPerceptionState
+from wan_streamer.records import flatten, rebuild
+from wan_streamer.runtime.session import Session
+from wan_streamer.tensors import save_atomically
+
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """Fields are those of `Session` and of its parts.
+
+    steps, temperature, start_bias   what it was opened with
+    noise  state of the generator;   lanes  tokens of the word in the making, and the text shown of it, for each lane
+    """
+
+    seed: int
+    steps: int
+    temperature: float
+    start_bias: float
+    index: int
+    cache: CacheState
+    hearing: AudioPerceptionState | EarsState | None
+    seeing: VideoPerceptionState | None
+    told_N2: Tensor
+    said: list[Tensor]
+    last: Latents
+    noise: Tensor
+    silent: bool
+    audio: AudioDecoderState | None
+    video: VideoDecoderState | None
+    lanes: list[tuple[list[int], str]]
+    typed: list[int]
+
+
+STATES = (
+    SessionState, CacheState, AudioPerceptionState, EarsState, VideoPerceptionState, Latents, AudioDecoderState,
+    VideoDecoderState,
+)  # fmt: skip
+
+
+def session_state(session: Session) -> SessionState:
+    """The state between two units. Its tensors may be the session's own: they are never changed in place."""
+    live, decoder = session.live, session.decoder
+    return SessionState(
+        seed=session.seed,
+        steps=session.config.flow.steps,
+        temperature=session.config.text.temperature,
+        start_bias=session.config.text.start_bias,
+        index=session.index,
+        cache=live.cache.state(),
+        hearing=live.hearing,
+        seeing=live.seeing,
+        told_N2=live.told_N2,
+        said=[said.clone() for said in live.said],
+        last=session.last,
+        noise=session.noise.get_state(),
+        silent=session.sampler.silent,
+        audio=decoder.audio_state,
+        video=decoder.video_state,
+        lanes=[(list(lane.tokens), lane.shown) for lane in session.lanes],
+        typed=list(session.typed),
+    )
+
+
+def resume_session(session: Session, state: SessionState) -> None:
+    """Make a fresh session of the same weights go on where `state` was taken, bit for bit."""
+    live, decoder = session.live, session.decoder
+    session.configure(state.seed, state.steps, state.temperature, state.start_bias)
+    session.index, session.last = state.index, state.last
+    live.cache.restore(state.cache)
+    live.hearing, live.seeing, live.told_N2 = state.hearing, state.seeing, state.told_N2.cpu()
+    live.said.clear()
+    live.said.extend(said.clone() for said in state.said)
+    session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
+    session.sampler.silent = state.silent
+    decoder.audio_state, decoder.video_state = state.audio, state.video
+    for lane, (tokens, shown) in zip(session.lanes, state.lanes, strict=True):
+        lane.tokens, lane.shown = list(tokens), shown
+    session.typed.clear()
+    session.typed.extend(state.typed)
+
+
+def save_session(session: Session, weights: Weights, path: str | Path) -> None:
+    """Write a session of `weights` to a safetensors file, between two units.
+
+    Raises `CheckpointError` if it cannot be written.
+    """
+    outline, tensors = flatten(session_state(session))
+    named = {str(number): tensor.detach().cpu().clone() for number, tensor in enumerate(tensors)}
+    meta = {"session": VERSION, "weights": weights.fingerprint, "outline": json.dumps(outline)}
+    save_atomically(named, Path(path), meta)
+
+
+def load_session(weights: Weights, path: str | Path) -> Session:
+    """The session in a file of `save_session`.
+
+    Raises `CheckpointError` if the file is missing or damaged, or was written with other weights.
+    """
+    session = Session(weights)
+    try:
+        with safe_open(path, "pt", device=str(session.streamer.device)) as file:
+            meta = file.metadata() or {}
+            tensors = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
+        if meta.get("session") != VERSION:
+            raise CheckpointError(f"{path}: expected a session of version {VERSION}, got {meta.get('session')}")
+        if meta["weights"] != weights.fingerprint:
+            raise CheckpointError(f"{path}: this session belongs to other weights; load those that it was saved with")
+        state = rebuild(parse_json(meta["outline"].encode()), tensors, STATES)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not found; expected a saved session") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); expected a saved session") from error
+    resume_session(session, state)
+    return session

@@ -1,0 +1,225 @@
+"""The thinker: a session whose solver works elsewhere (paper section 4).
+
+`SplitSession`  a `Session` that lets a performer solve;   `PacedSession`  the same on the paper's schedule
+`Partner`       the performer behind a link: attaches sessions, asks, and goes on without it when it is lost
+
+Thinker and performer have the same weights. When the performer dies or is too slow, the thinker solves the unit itself,
+from the same noise: the result is the same, later units too, and a new performer gets the history as it is then.
+"""
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from wan_streamer.config import FlowConfig
+from wan_streamer.errors import LinkError
+from wan_streamer.fields import changed
+from wan_streamer.flow.joint import each
+from wan_streamer.flow.sampler import solve_unit, unit_noise
+from wan_streamer.flow.solver import Velocity
+from wan_streamer.model.layout import Latents
+from wan_streamer.model.pretrained import Weights
+from wan_streamer.runtime.links import Link
+from wan_streamer.runtime.performer import Attach, Detach, Ready, RecordingCache, Solve, Solved, Stop
+from wan_streamer.runtime.session import Session, Stopwatch
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, AgentUnit, UserUnit
+
+log = logging.getLogger(__name__)
+
+
+class Partner:
+    """A performer that may be lost.
+
+    connect     starts a performer and returns the link to it; called on a thread of its own, again after every loss
+    patience_s  a performer that has not answered a unit for so long counts as lost
+
+    losses      so often it was lost;   alone  so many units were solved here
+    """
+
+    def __init__(self, connect: Callable[[], Link], patience_s: float = 1.0) -> None:
+        self._connect, self.patience_s = connect, patience_s
+        self.losses = self.alone = 0
+        self._epoch = 0
+        self._link: Link | None = None
+        self._attached: dict[int, int] = {}  # session -> epoch
+        self._closed = False
+        self._connecting: threading.Thread | None = None
+        self._reconnect()
+
+    @property
+    def ready(self) -> bool:
+        return self._link is not None
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Block until a performer is there. Raises `LinkError` if none is in time."""
+        until = time.monotonic() + timeout_s
+        while not self.ready:
+            if time.monotonic() > until:
+                raise LinkError(f"the performer was not ready after {timeout_s:.0f} s")
+            time.sleep(0.01)
+
+    def attach(self, session: int, cache: RecordingCache) -> None:
+        """Between two units: hand over the history, if the performer of today does not have it."""
+        if self._link is not None and self._attached.get(session) != self._epoch:
+            try:
+                self._link.send(Attach(session, self._epoch, cache.state()))
+                self._attached[session] = self._epoch
+            except LinkError as error:
+                self._lose(error)
+
+    def ask(self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int) -> bool:
+        """Send a unit to be solved; False if it has to be solved here."""
+        history = cache.take()
+        if self._link is not None and self._attached.get(session) == self._epoch:
+            try:
+                self._link.send(Solve(session, self._epoch, unit, history, noise, steps))
+                return True
+            except LinkError as error:
+                self._lose(error)
+        self.alone += 1
+        return False
+
+    def answer(self, session: int, unit: int) -> Latents | None:
+        """The latents of a unit that was sent; None if the performer was lost, so that it has to be solved here."""
+        try:
+            return self._answer(session, unit)
+        except LinkError as error:
+            self._lose(error)
+            self.alone += 1
+            return None
+
+    def _answer(self, session: int, unit: int) -> Latents:
+        until = time.monotonic() + self.patience_s
+        while True:
+            if self._link is None:
+                raise LinkError("the performer was lost while it solved")
+            message = self._link.receive(max(0.0, until - time.monotonic()))
+            if message is None:
+                raise LinkError(f"the performer owes unit {unit} for {self.patience_s:.1f} s")
+            known = isinstance(message, Solved) and (message.session, message.epoch) == (session, self._epoch)
+            if known and message.unit == unit:
+                return each(lambda z: z.clone(), message.latents)  # they lie in the link's memory
+
+    def detach(self, session: int) -> None:
+        if self._attached.pop(session, None) == self._epoch and self._link is not None:
+            try:
+                self._link.send(Detach(session))
+            except LinkError as error:
+                self._lose(error)
+
+    def close(self) -> None:
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            with contextlib.suppress(LinkError):
+                link.send(Stop())
+            link.close()
+        if self._connecting is not None:
+            self._connecting.join()
+
+    def _lose(self, error: LinkError) -> None:
+        log.warning("performer lost: %s; its units are solved here until there is another", error)
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self.losses += 1
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        self._connecting = threading.Thread(target=self._wait_for_performer, name="performer", daemon=True)
+        self._connecting.start()
+
+    def _wait_for_performer(self) -> None:
+        try:
+            link = self._connect()
+            while not isinstance(message := link.receive(), Ready):
+                if message is not None:
+                    raise LinkError(f"expected a performer that says it is ready, got {type(message).__name__}")
+        except LinkError as error:
+            if not self._closed:
+                log.error("no performer: %s; units are solved here", error)
+            return
+        if self._closed:
+            link.close()
+            return
+        self._epoch += 1  # before the link is seen: what was attached to the one before is not attached to this one
+        self._link = link
+
+
+class SplitSession(Session):
+    """A session that asks `partner` to solve. Call `close` at its end.
+
+    options  those of `Session`
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, weights: Weights, partner: Partner, **options: Any) -> None:
+        super().__init__(weights, **options)
+        old = self.live.cache
+        self.cache = self.live.cache = RecordingCache(old.config, old.layout, old.raw.device, old.raw.dtype)
+        self.partner, self.number = partner, next(self._numbers)
+        self._asked: int | None = None  # the unit that the performer has
+
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+        self.partner.attach(self.number, self.cache)
+        return super().step(user, steps)
+
+    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
+        noise = self._ask(last, flow)
+        return self._answer(velocity, noise, flow)
+
+    def _ask(self, last: Latents, flow: FlowConfig) -> list[Latents]:
+        """Returns the noise."""
+        noise = unit_noise(last, flow, self.noise)
+        sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps)
+        self._asked = self.index if sent else None
+        return noise
+
+    def _answer(self, velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> Latents:
+        solved = None if self._asked is None else self.partner.answer(self.number, self._asked)
+        if solved is None:
+            return solve_unit(velocity, noise, flow)
+        return each(lambda z, like: z.to(like.device), solved, noise[0])
+
+    def close(self) -> None:
+        self.partner.detach(self.number)
+
+
+class PacedSession(SplitSession):
+    """The schedule of the paper: unit k is decoded in step k + 1, while the performer solves unit k + 1.
+
+    The first step has nothing to show: black and silent. The units are those of a `SplitSession`, one step later.
+    """
+
+    def __init__(self, weights: Weights, partner: Partner, **options: Any) -> None:
+        super().__init__(weights, partner, **options)
+        self._waiting: Callable[[], Latents] | None = None
+        self._said = ["", ""]
+
+    @torch.inference_mode()
+    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+        flow, watch, said = changed(self.config.flow, steps=steps), Stopwatch(), self._said
+        first, shown = self._waiting is None, self.last
+        if self._waiting is not None:
+            with watch("solve"):
+                shown = self.last = self._waiting()
+        self.partner.attach(self.number, self.cache)
+        self._said = self._think(user, flow, watch)
+        if first:
+            height, width = self.config.video_vae.height, self.config.video_vae.width
+            silence = np.zeros(SAMPLES_PER_UNIT, np.float32)
+            return AgentUnit(-1, silence, np.zeros((FRAMES_PER_UNIT, height, width, 3), np.uint8), stage_ms=watch.ms)
+        return self._show(self.index - 2, shown, said, watch)
+
+    def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
+        noise = self._ask(last, flow)
+        self._waiting = lambda: self._answer(velocity, noise, flow)
+        return last
