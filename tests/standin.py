@@ -61,7 +61,9 @@ class StandInSession:
 
     @staticmethod
     def _senses(user: UserUnit) -> str:
-        heard = "nothing" if user.audio is None else f"{np.sqrt(np.mean(user.audio**2)):.3f}"
+        heard = "nothing"
+        if user.audio is not None:  # the level of what came; zeros fill in what a busy machine did not send in time
+            heard = f"{np.sqrt(np.sum(user.audio**2) / max(1, np.count_nonzero(user.audio))):.3f}"
         seen = "nothing"
         if user.video is not None:
             height, width = user.video.shape[1:3]
