@@ -138,12 +138,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="serve this instead of a stand-in")
     parser.add_argument("--agent", choices=("StandInAgent", "EchoAgent", "ClapAgent"), default="StandInAgent")
     parser.add_argument("--transport", default="", help="aiortc, own, or own+MS with that video playout delay")
+    parser.add_argument("--token", help="what callers must know")
     options = parser.parse_args()
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
     config = replace(ServingConfig(), **changed) if buffers else ServingConfig()
     factory = None if options.checkpoint else globals()[options.agent]
-    serve(options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config)
+    serve(
+        options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config, token=options.token
+    )
 
 
 if __name__ == "__main__":

@@ -99,6 +99,31 @@ def test_a_token_is_asked_for(model: ModelProcess) -> None:
     assert ask(model, access, "GET", f"/api/status?token={TOKEN}").status_code == 401
 
 
+def test_a_session_ends_with_its_call(model: ModelProcess) -> None:
+    def as_bearer(token: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {token}"}
+
+    async def main() -> None:
+        async with application(model, ServingConfig(access=Access(token=TOKEN))) as client:
+            client.headers.update(as_bearer(TOKEN))
+            first, second = Visitor(client), Visitor(client)
+            await first.call()
+            await until(lambda: first.told("session", state="live"), "the call")
+            old = as_bearer(first.session)
+            assert (await client.get("/api/status", headers=old)).json()["state"] == "live"
+            assert (await client.post("/api/offer", json=OFFER, headers=old)).status_code == 401  # it opens no call
+            assert (await client.post("/api/close", json={"session": first.session})).json() == {"closed": True}
+            desk = client._transport.app.state.desk  # type: ignore[attr-defined]
+            await until(lambda: desk.session is None, "the place")
+            await second.call()
+            await until(lambda: second.told("session", state="live"), "the next call")
+            assert (await client.get("/api/status", headers=old)).status_code == 401
+            assert (await client.post("/api/close", json={"session": first.session})).json() == {"closed": False}
+            assert desk.session == second.session
+
+    asyncio.run(main())
+
+
 def test_other_hosts_get_a_token() -> None:
     assert plan_access("127.0.0.1").token is None
     assert len(plan_access("0.0.0.0").token or "") >= 16
@@ -177,10 +202,38 @@ def test_candidates_are_checked() -> None:
         check_offer("m=audio 9 x\r\n" * 5, "")
 
 
+@pytest.mark.parametrize(("came_from", "checked"), [("127.0.0.1", True), ("9.9.9.9", False)])
+def test_checks_are_sent_to_callers_only(model: ModelProcess, came_from: str, checked: bool) -> None:
+    """An offer from elsewhere that names a port of this machine."""
+
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as victim:
+            victim.bind(("127.0.0.1", 0))
+            victim.setblocking(False)
+            async with application(model) as client:
+                caller = httpx.AsyncClient(transport=httpx.ASGITransport(client._transport.app, client=(came_from, 1)),  # type: ignore[attr-defined]
+                                           base_url="http://localhost")  # fmt: skip
+                visitor = Visitor(caller)
+                await visitor.pc.setLocalDescription(await visitor.pc.createOffer())
+                line = f"a=candidate:1 1 udp 2130706431 127.0.0.1 {victim.getsockname()[1]} typ host"
+                lines = visitor.pc.localDescription.sdp.splitlines()
+                sdp = "\r\n".join(line if "a=candidate" in one else one for one in lines) + "\r\n"
+                assert (await caller.post("/api/offer", json={"sdp": sdp, "type": "offer"})).status_code == 200
+                received = asyncio.get_running_loop().sock_recv(victim, 2000)
+                if checked:
+                    assert await asyncio.wait_for(received, 5)
+                else:
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(received, 2)
+                await caller.aclose()
+
+    asyncio.run(main())
+
+
 def test_bad_messages_are_answered_and_the_call_goes_on(model: ModelProcess, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with application(model) as client:
-            visitor = Visitor(client)
+            visitor, began = Visitor(client), time.monotonic()
             await visitor.call()
             await until(lambda: visitor.told("session", state="live"), "the call")
             bad = ["[" * 16_000, '{"type": "ping", "t": ' + "9" * 400 + "}", '{"type": "ping", "t": 1e999}',
@@ -191,14 +244,16 @@ def test_bad_messages_are_answered_and_the_call_goes_on(model: ModelProcess, cap
             sctp = visitor.pc.sctp
             await sctp._send(visitor.channel.id, 51, b"\xff\xfe")  # text that is not UTF-8
             await until(lambda: len(visitor.told("error")) == len(bad) + 1, "the last answer")
-            for number in range(20):
-                visitor.pc.createDataChannel(f"more {number}")
-            for number in range(30):
+            more = [visitor.pc.createDataChannel(f"more {number}") for number in range(300)]
+            for number in range(1000):
                 visitor.say(f"word {number}")
-            await until(lambda: [e for e in visitor.told("error") if "waiting" in e["message"]], "the queue's limit")
+            for limit in ("are waiting", "too many came"):
+                await until(lambda words=limit: [e for e in visitor.told("error") if words in e["message"]], limit)
             units = visitor.told("stats")[-1]["units"] if visitor.told("stats") else 0
             await until(lambda: visitor.told("stats") and visitor.told("stats")[-1]["units"] > units + 5, "more units")
             assert not visitor.told("session", state="recovering")
+            assert not [channel for channel in more if channel.readyState == "open"]
+            assert len(visitor.told("error")) < 60 + 20 * (time.monotonic() - began)  # not an answer for each
 
     asyncio.run(main())
     assert "secret" not in caplog.text

@@ -62,7 +62,8 @@ class Server:
 
     def ready(self) -> bool:
         try:
-            return self.status()["model"] == "ready"
+            with urllib.request.urlopen(self.url + "/readyz", timeout=5):
+                return True
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 

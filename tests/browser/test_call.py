@@ -166,6 +166,17 @@ def test_a_lost_server_is_reported(tmp_path, open_page) -> None:
     expect(page.get_by_test_id("start")).to_be_enabled()
 
 
+def test_a_token_opens_the_call_and_leaves_the_address(tmp_path, open_page) -> None:
+    token = "correct-horse-battery"
+    with run_server(tmp_path, "--token", token) as server:
+        stranger, guest = open_page(server.url), open_page(f"{server.url}/#token={token}")
+        stranger.get_by_test_id("start").click()
+        expect(stranger.get_by_role("alert")).to_contain_text("asks for a token", timeout=READY_MS)
+        assert guest.url == server.url + "/"
+        guest.reload()
+        start_call(guest)
+
+
 @pytest.mark.slow
 def test_half_a_minute_with_the_embedded_checkpoint(tmp_path) -> None:
     devices = film_devices(tmp_path, REPO / "examples" / "hello.mp4")

@@ -68,7 +68,9 @@ class Peer:
         self._connected = asyncio.Event()
         self._gone = asyncio.Event()
         self._reason, self._tell = LEFT, False
-        self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
+        self._rate, self._refusals = (
+            Bucket(config.limits.messages_per_s, config.limits.message_burst) for _ in range(2)
+        )
         self.call = Call(model, config, lambda event: self._send(event.to_json()))
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)
@@ -211,6 +213,8 @@ class Peer:
             self._refuse(error)
 
     def _refuse(self, error: Exception) -> None:
+        if not self._refusals.take():
+            return  # who sends without end gets no answers without end
         expected = isinstance(error, ServingError)
         log.log(logging.INFO if expected else logging.ERROR, "a page message failed: %s", type(error).__name__)
         self._send(ErrorEvent(str(error) if expected else "this message could not be handled").to_json())
