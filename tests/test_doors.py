@@ -244,6 +244,7 @@ def test_bad_messages_are_answered_and_the_call_goes_on(model: ModelProcess, cap
             for number, message in enumerate(bad, start=1):
                 visitor.channel.send(message)
                 await until(lambda n=number: len(visitor.told("error")) == n, f"answer {number}")
+            assert not [e for e in visitor.told("error") if "could not be handled" in e["message"]]  # all are expected
             sctp = visitor.pc.sctp
             await sctp._send(visitor.channel.id, 51, b"\xff\xfe")  # text that is not UTF-8
             await until(lambda: len(visitor.told("error")) == len(bad) + 1, "the last answer")

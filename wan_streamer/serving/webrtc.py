@@ -68,9 +68,8 @@ class Peer:
         self._connected = asyncio.Event()
         self._gone = asyncio.Event()
         self._reason, self._tell = LEFT, False
-        self._rate, self._refusals = (
-            Bucket(config.limits.messages_per_s, config.limits.message_burst) for _ in range(2)
-        )
+        self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
+        self._refusals = Bucket(config.limits.messages_per_s, config.limits.message_burst)
         self.call = Call(model, config, lambda event: self._send(event.to_json()))
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)

@@ -23,7 +23,7 @@ class Limits:
     requests_per_s       requests of one address, request_burst of them at once
     offers_per_s         offers of one address, offer_burst of them at once
     pending_offers       offers answered and not connected yet, of all addresses and (per_address) of one
-    messages_per_s       messages of one page in a call, message_burst of them at once
+    messages_per_s       messages of one page in a call, message_burst of them at once; answered refusals likewise
     """
 
     body_bytes: int = 96_000
