@@ -61,7 +61,7 @@ def server(checkpoint: str, ahead: bool) -> Iterator[str]:
     process.start()
     url = f"http://localhost:{port}"
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/healthz") as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/readyz") as answer:
             if answer.status == 200:
                 break
         time.sleep(0.5)

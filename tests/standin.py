@@ -63,7 +63,9 @@ class StandInSession:
 
     @staticmethod
     def _senses(user: UserUnit) -> str:
-        heard = "nothing" if user.audio is None else f"{np.sqrt(np.mean(user.audio**2)):.3f}"
+        heard = "nothing"
+        if user.audio is not None:  # the level of what came; zeros fill in what a busy machine did not send in time
+            heard = f"{np.sqrt(np.sum(user.audio**2) / max(1, np.count_nonzero(user.audio))):.3f}"
         seen = "nothing"
         if user.video is not None:
             height, width = user.video.shape[1:3]
@@ -139,12 +141,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="serve this instead of a stand-in")
     parser.add_argument("--agent", choices=("StandInAgent", "EchoAgent", "ClapAgent"), default="StandInAgent")
     parser.add_argument("--transport", default="", help="aiortc, own, or own+MS with that video playout delay")
+    parser.add_argument("--token", help="what callers must know")
     options = parser.parse_args()
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
     config = replace(ServingConfig(), **changed) if buffers else ServingConfig()
     factory = None if options.checkpoint else globals()[options.agent]
-    serve(options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config)
+    serve(
+        options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config, token=options.token
+    )
 
 
 if __name__ == "__main__":

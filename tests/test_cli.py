@@ -167,6 +167,10 @@ def test_port_in_use() -> None:
         assert_one_line(run("serve", "--port", port), str(port))
 
 
+def test_other_machines_are_served_over_https_only() -> None:
+    assert_one_line(run("serve", "--host", "0.0.0.0"), "HTTPS", "--self-signed")
+
+
 def test_usage_errors_exit_with_2() -> None:
     for arguments in (["talk"], ["talk", "a.mp4"], ["nonsense"], ["train", "codec"], ["serve", "--port", "many"]):
         result = run(*arguments)

@@ -62,7 +62,8 @@ class Server:
 
     def ready(self) -> bool:
         try:
-            return self.status()["model"] == "ready"
+            with urllib.request.urlopen(self.url + "/readyz", timeout=5):
+                return True
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
@@ -154,13 +155,16 @@ def film_devices(folder: Path, film: Path) -> list[str]:
 
 @contextlib.contextmanager
 def chromium(devices: list[str]) -> Iterator[Callable[[str], Page]]:
-    """A browser. Yields a function that opens a page which must not log errors; `page.problems` collects them."""
+    """A browser. Yields a function that opens a page which must not log errors; `page.problems` collects them.
+
+    The page's Content-Security-Policy forbids the probe; with `probe=False` the policy is in force.
+    """
     path = chromium_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS + devices)
 
-        def open_page(url: str) -> Page:
-            page = browser.new_context(permissions=["microphone", "camera"]).new_page()
+        def open_page(url: str, probe: bool = True) -> Page:
+            page = browser.new_context(permissions=["microphone", "camera"], bypass_csp=probe).new_page()
             problems: list[str] = []
             page.problems = problems  # type: ignore[attr-defined]
             page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)

@@ -23,7 +23,7 @@ READY_MS = 20_000
 def start_call(page: Page) -> None:
     page.get_by_test_id("start").click()
     expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
-    page.wait_for_function("document.querySelector('[data-testid=agent-video]').videoWidth > 0", timeout=READY_MS)
+    expect(page.get_by_test_id("agent-video")).to_have_js_property("videoWidth", standin.WIDTH, timeout=READY_MS)
 
 
 def record(page: Page, seconds: float) -> dict:
@@ -100,7 +100,7 @@ def test_the_stand_in_is_seen_and_heard_exactly(standin_server: Server, open_pag
 
 
 def test_devices_text_and_stop(standin_server: Server, open_page) -> None:
-    page = open_page(standin_server.url)
+    page = open_page(standin_server.url, probe=False)
     start_call(page)
     captions = page.get_by_test_id("captions")
     page.get_by_label("Type to the agent").fill("good morning")
@@ -164,6 +164,17 @@ def test_a_lost_server_is_reported(tmp_path, open_page) -> None:
         start_call(page)
     expect(page.get_by_role("alert")).to_contain_text("The call ended", timeout=READY_MS)
     expect(page.get_by_test_id("start")).to_be_enabled()
+
+
+def test_a_token_opens_the_call_and_leaves_the_address(tmp_path, open_page) -> None:
+    token = "correct-horse-battery"
+    with run_server(tmp_path, "--token", token) as server:
+        stranger, guest = open_page(server.url), open_page(f"{server.url}/#token={token}")
+        stranger.get_by_test_id("start").click()
+        expect(stranger.get_by_role("alert")).to_contain_text("asks for a token", timeout=READY_MS)
+        assert guest.url == server.url + "/"
+        guest.reload()
+        start_call(guest)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import typer
 
 from wan_streamer.cli.options import Checkpoint, Device, ModelThreads, NumberFormats
 from wan_streamer.cli.outputs import check_file
-from wan_streamer.errors import ConfigError
 
 Pace = Literal["realtime", "fast"]
 Schedule = Literal["eager", "paced"]
@@ -15,27 +14,59 @@ Schedule = Literal["eager", "paced"]
 
 def serve(
     checkpoint: Checkpoint = "nano",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine, and needs HTTPS.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     device: Device = "cpu",
     threads: ModelThreads = None,
     formats: NumberFormats = "auto",
+    sessions: Annotated[
+        int, typer.Option(min=1, max=64, help="Callers at a time at most; fewer, if the model does not keep pace.")
+    ] = 4,
+    standby: Annotated[
+        bool, typer.Option(help="Keep a second model process loaded, which takes over when the first dies.")
+    ] = True,
     certfile: Annotated[
         Path | None, typer.Option(help="TLS certificate (PEM). Browsers want HTTPS on any name but localhost.")
     ] = None,
     keyfile: Annotated[Path | None, typer.Option(help="Private key of --certfile (PEM).")] = None,
+    self_signed: Annotated[
+        bool, typer.Option("--self-signed", help="HTTPS with a certificate made now; browsers warn once.")
+    ] = False,
+    public_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Address under which visitors come, if not that of this machine; repeatable."),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Reverse proxy whose X-Forwarded headers are believed; repeatable."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="WAN_STREAMER_TOKEN", help="What callers must know; made up if --host is not local."),
+    ] = None,
 ) -> None:
     """Open a page on which you can call the agent with microphone and camera.
 
     Example: [b]wan-streamer serve[/b], then open the address that it prints. Ctrl-C stops.
     """
-    if (certfile is None) != (keyfile is None):
-        raise ConfigError("--certfile and --keyfile: expected both or neither, got one")
     from wan_streamer.serving.server import serve as run
 
-    run(checkpoint=checkpoint, host=host, port=port, device=device, certfile=certfile, keyfile=keyfile)
+    run(
+        checkpoint=checkpoint,
+        host=host,
+        port=port,
+        device=device,
+        sessions=sessions,
+        standby=standby,
+        certfile=certfile,
+        keyfile=keyfile,
+        self_signed=self_signed,
+        public_urls=public_url or (),
+        proxies=proxy or (),
+        token=token,
+    )
 
 
 def talk(

@@ -1,18 +1,12 @@
-"""The web application: the page, the offer, and who is in a call.
+"""The web application: the page and the offer.
 
-`Desk`        one visitor at a time; frees the place however the visitor leaves
-`create_app`  GET /  GET /healthz  GET /api/status  POST /api/offer  POST /api/close
+`create_app`  GET /  /healthz  /readyz  /api/status  POST /api/offer  /api/close
 """
 
-import asyncio
 import contextlib
-import logging
-import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,22 +16,12 @@ from pydantic import BaseModel, Field
 
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.runtime.processes import ModelProcess
+from wan_streamer.serving.desk import BusyError, Desk, LimitError
+from wan_streamer.serving.doors.guard import add_doors, refusal
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import Peer
 
 MAX_SDP = 64_000
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "object-src 'none'; base-uri 'none'; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
-
-log = logging.getLogger(__name__)
-
-
-class BusyError(ServingError):
-    """Somebody else is in a call."""
+NEEDS_TOKEN = "This agent asks for a token: open the whole address that the server printed when it was started."
 
 
 class Offer(BaseModel):
@@ -51,73 +35,14 @@ class Close(BaseModel):
     session: str = Field(max_length=64)
 
 
-class Desk:
-    """The only place for a call. Claimed by an offer, freed when its task ends."""
-
-    def __init__(self, model: ModelProcess, config: ServingConfig) -> None:
-        self._model, self._config = model, config
-        self._peer: Peer | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.session: str | None = None
-        self.since = 0.0
-        self.calls = 0
-        self.last_end = ""
-
-    async def open(self, sdp: str) -> tuple[str, str]:
-        """Answer an offer: (session, SDP). Raises `BusyError` or what the model or the offer raised."""
-        if self.session is not None:
-            raise BusyError(
-                "Someone else is in a call with this agent. It serves one visitor at a time; try again soon."
-            )
-        self.session, self.since = secrets.token_hex(16), time.monotonic()  # claimed before the first await
-        session = self.session
-        peer: Peer | None = None
-        try:
-            await self._model.ensure_ready()
-            self._peer = peer = Peer(self._model, self._config)
-            answer = await peer.answer(sdp)
-        except BaseException:
-            self._peer = self.session = None
-            if peer is not None:
-                await peer.close()
-            raise
-        self.calls += 1
-        self._task = asyncio.create_task(self._serve(peer))
-        return session, answer
-
-    async def _serve(self, peer: Peer) -> None:
-        try:
-            self.last_end = await peer.serve()
-            log.info("call ended: %s", self.last_end)
-        except Exception:
-            log.exception("call ended by an unexpected error")
-            self.last_end = "unexpected error"
-        finally:
-            with contextlib.suppress(Exception):
-                await peer.close()
-            self._peer = self.session = None
-
-    def close(self, session: str) -> bool:
-        """The page says goodbye."""
-        if self._peer is None or session != self.session:
-            return False
-        self._peer.hang_up()
-        return True
-
-    async def shutdown(self) -> None:
-        """End the call in progress."""
-        if self._peer is not None:
-            self._peer.hang_up()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=3)
-
-
 def web_root() -> Path:
     return Path(str(files("wan_streamer.serving"))) / "web"
 
 
-def _failure(status: int, code: str, message: str) -> JSONResponse:
-    return JSONResponse({"error": code, "message": message}, status_code=status)
+def bearer(request: Request) -> str:
+    """The token in the `Authorization` header: that of the server, or of a session."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def create_app(
@@ -127,7 +52,9 @@ def create_app(
 
     on_started  called once when requests can be answered
     """
-    desk = Desk(model, config or ServingConfig())
+    config = config or ServingConfig()
+    access = config.access
+    desk = Desk(model, config)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -138,21 +65,17 @@ def create_app(
 
     app = FastAPI(title="wan_streamer", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk = desk
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        origin = request.headers.get("origin")
-        if request.method == "POST" and origin and urlsplit(origin).netloc != request.headers.get("host"):
-            return _failure(403, "origin", "Calls can only be started from this server's own page.")
-        response = await call_next(request)
-        response.headers.update(SECURITY_HEADERS)
-        return response
+    add_doors(app, access, config.limits)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])
-        return _failure(422, "invalid", f"{field}: {problem['msg']}")
+        return refusal(422, "invalid", f"{field}: {problem['msg']}")
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return refusal(500, "internal", "Something went wrong in the server.")
 
     @app.get("/")
     async def page() -> FileResponse:
@@ -160,32 +83,38 @@ def create_app(
 
     @app.get("/healthz")
     async def health() -> JSONResponse:
-        ok = model.state == "ready"
-        return JSONResponse({"ok": ok, "model": model.state}, status_code=200 if ok else 503)
+        """Whether this process is of use: 503 asks for a restart."""
+        return JSONResponse({"ok": model.state != "stopped"}, 503 if model.state == "stopped" else 200)
+
+    @app.get("/readyz")
+    async def readiness() -> JSONResponse:
+        """Whether visitors should be sent here."""
+        ok = model.state == "ready" and not desk.stopping
+        return JSONResponse({"ok": ok, "model": model.state}, 200 if ok else 503)
 
     @app.get("/api/status")
-    async def status() -> dict[str, object]:
-        busy = desk.session is not None
-        return {
-            "busy": busy,
-            "call_s": round(time.monotonic() - desk.since, 1) if busy else 0.0,
-            "calls": desk.calls,
-            "last_end": desk.last_end,
-            "model": model.state,
-            "model_restarts": max(0, model.restarts),
-        }
+    async def status(request: Request) -> Response:
+        token = bearer(request)
+        call = desk.status(token)
+        if call is None and not access.knows(token):
+            return refusal(401, "token", NEEDS_TOKEN)
+        return JSONResponse({"busy": desk.full, "model": model.state, **(call or {})})
 
     @app.post("/api/offer")
-    async def offer(body: Offer) -> Response:
+    async def offer(request: Request, body: Offer) -> Response:
+        if not access.knows(bearer(request)):
+            return refusal(401, "token", NEEDS_TOKEN)
         try:
-            session, sdp = await desk.open(body.sdp)
+            session, sdp = await desk.open(body.sdp, request.client.host if request.client else "")
         except BusyError as error:
-            return _failure(409, "busy", str(error))
+            return refusal(409, "busy", str(error))
+        except LimitError as error:
+            return refusal(429, "rate", str(error))
         except ServingError as error:
             code = "offer" if str(error).startswith("offer:") else "model"
-            return _failure(400 if code == "offer" else 503, code, str(error))
+            return refusal(400 if code == "offer" else 503, code, str(error))
         except WanStreamerError as error:
-            return _failure(503, "model", str(error))
+            return refusal(503, "model", str(error))
         return JSONResponse({"sdp": sdp, "type": "answer", "session": session})
 
     @app.post("/api/close")

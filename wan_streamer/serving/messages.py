@@ -1,10 +1,11 @@
 """The events of a call's data channel: JSON objects with a `type`, in both directions.
 
-server to page   `SessionEvent` `CaptionEvent` `StatsEvent` `PongEvent` `NoticeEvent`
+server to page   `SessionEvent` `CaptionEvent` `StatsEvent` `PongEvent` `NoticeEvent` `ErrorEvent`
 page to server   `TextInput` `Ping` `Devices`, read by `parse_page_message`
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -50,6 +51,14 @@ class NoticeEvent(_Event):
     """Something the visitor should know although the call goes on."""
 
     type: ClassVar[str] = "notice"
+    message: str
+
+
+@dataclass(frozen=True)
+class ErrorEvent(_Event):
+    """One message of the page was not understood or not taken. The call goes on."""
+
+    type: ClassVar[str] = "error"
     message: str
 
 
@@ -110,20 +119,20 @@ PageMessage = TextInput | Ping | Devices
 
 
 def parse_page_message(data: str | bytes) -> PageMessage:
-    """Read one message of the page. Raises `ServingError` naming what was expected."""
+    """Read one message of the page. Raises `ServingError` naming what was expected, never what was said."""
     if isinstance(data, bytes) or len(data) > MAX_MESSAGE:
         raise ServingError(f"page message: expected JSON text of at most {MAX_MESSAGE} characters")
     try:
         fields: Any = parse_json(data)
-    except ValueError as error:
-        raise ServingError(f"page message: expected JSON, got {data[:40]!r}") from error
+    except ValueError:
+        raise ServingError("page message: expected JSON") from None
     match fields:
         case {"type": "text", "text": str(text)} if text.strip() and len(text) <= MAX_TEXT:
             return TextInput(text.strip())
         case {"type": "text"}:
             raise ServingError(f"page message: expected a text of 1 to {MAX_TEXT} characters")
-        case {"type": "ping", "t": int(t) | float(t)}:
+        case {"type": "ping", "t": int(t) | float(t)} if math.isfinite(t):
             return Ping(float(t))
         case {"type": "devices", "microphone": bool(microphone), "camera": bool(camera)}:
             return Devices(microphone, camera)
-    raise ServingError(f"page message: expected type text, ping or devices, got {data[:80]!r}")
+    raise ServingError("page message: expected type text, ping with a finite number t, or devices")

@@ -1,9 +1,14 @@
 """`serve`: everything between the command line and the first call, and back."""
 
+import contextlib
 import functools
-import ipaddress
 import logging
+import signal
 import socket
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -13,6 +18,9 @@ from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import AgentFactory, load_agent
 from wan_streamer.serving.app import create_app
+from wan_streamer.serving.doors.access import Access, is_loopback, plan_access
+from wan_streamer.serving.doors.connections import limited_protocol
+from wan_streamer.serving.doors.tls import load_tls, self_signed_tls
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.webrtc import use_loopback_candidates
 
@@ -41,12 +49,35 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def is_loopback(host: str) -> bool:
-    """True for localhost and 127.0.0.0/8 and ::1: the only names on which browsers allow devices without HTTPS."""
+def _tls(
+    host: str, access: Access, certfile: str | Path | None, keyfile: str | Path | None, self_signed: bool
+) -> ssl.SSLContext | None:
+    if (certfile is None) != (keyfile is None):
+        raise ServingError("--certfile and --keyfile: expected both or neither, got one")
+    if certfile is not None and keyfile is not None:
+        if self_signed:
+            raise ServingError("--self-signed and --certfile: expected one of them, got both")
+        return load_tls(certfile, keyfile)
+    if self_signed:
+        return self_signed_tls(access.hosts)
+    if not is_loopback(host):
+        raise ServingError(
+            f"--host {host}: other machines are served over HTTPS only; add --self-signed, or --certfile and --keyfile"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _stopped_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises `KeyboardInterrupt` as well, so that all is cleaned up. Only a main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve(
@@ -55,58 +86,84 @@ def serve(
     port: int = 8080,
     device: str = "cpu",
     *,
+    sessions: int = 4,
+    standby: bool = True,
     agent_factory: AgentFactory | str | None = None,
     config: ServingConfig | None = None,
     certfile: str | Path | None = None,
     keyfile: str | Path | None = None,
+    self_signed: bool = False,
+    public_urls: Sequence[str] = (),
+    proxies: Sequence[str] = (),
+    token: str | None = None,
     console: Console | None = None,
 ) -> None:
-    """Serve calls until Ctrl-C. Prints the address when the first visitor can come.
+    """Serve calls until Ctrl-C or SIGTERM. Prints the address when the first visitor can come.
 
     checkpoint      built-in name, folder or hub id, for `WanStreamer.from_pretrained`
+    sessions        callers at a time at most; fewer, if the model does not keep pace with so many
+    standby         keep a second model process loaded, which takes over when the first dies
     agent_factory   another agent, as a picklable callable or "package.module:function"
-    certfile        with keyfile: HTTPS, which browsers demand on any name but localhost
+    config          its `access` is replaced by what the arguments below say
+    certfile        with keyfile: HTTPS, which is needed on any host but localhost
+    self_signed     HTTPS with a certificate made now
+    public_urls     addresses under which visitors come, beside the local ones
+    proxies         addresses or networks of reverse proxies whose forwarding headers are believed
+    token           what callers have to know; on any host but localhost one is made up if it is not given
 
-    Raises `ServingError` when the port is taken or the model process cannot start, `CheckpointError` when the
-    checkpoint is bad; both before anything is served.
+    Raises `ServingError` when an argument is wrong, the port is taken or the model process cannot start,
+    `CheckpointError` when the checkpoint is bad; all before anything is served.
     """
     console = console or Console()
-    for name, file in (("certificate", certfile), ("key", keyfile)):
-        if file is not None and not Path(file).is_file():
-            raise ServingError(f"HTTPS {name}: expected a PEM file, found nothing at {file}")
+    access = plan_access(host, public_urls, proxies, token)
+    tls = _tls(host, access, certfile, keyfile, self_signed)
+    config = replace(config or ServingConfig(), access=access)
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
     model = ModelProcess(
-        agent_factory or functools.partial(load_agent, str(checkpoint), device), has_children="," in device
+        agent_factory or functools.partial(load_agent, str(checkpoint), device),
+        has_children="," in device,
+        most=sessions,
+        standby=standby,
     )
     try:
-        with console.status("Loading the agent ..."):
-            ready = model.wait_ready()
-        if is_loopback(host):
-            use_loopback_candidates()
-        port = sock.getsockname()[1]
-        scheme = "https" if certfile else "http"
-        name = "localhost" if is_loopback(host) or host in ("0.0.0.0", "::") else host
+        with _stopped_like_ctrl_c():
+            with console.status("Loading the agent ..."):
+                ready = model.wait_ready()
+            if is_loopback(host):
+                use_loopback_candidates()
+            address = _address(access, host, sock.getsockname()[1], tls is not None, public_urls)
 
-        def announce() -> None:
-            height, width = ready.frame_size
-            console.print(f"[bold]{ready.name}[/bold] is ready ({width}x{height}, loaded in {ready.load_s:.1f} s)")
-            console.print(f"Open [bold cyan]{scheme}://{name}:{port}[/bold cyan]   Ctrl-C stops", highlight=False)
-            if not is_loopback(host) and not certfile:
-                console.print("[yellow]Other machines need HTTPS: browsers give no microphone on plain HTTP.[/yellow]")
+            def announce() -> None:
+                height, width = ready.frame_size
+                console.print(f"[bold]{ready.name}[/bold] is ready ({width}x{height}, loaded in {ready.load_s:.1f} s)")
+                places = "1 caller" if model.capacity == 1 else f"{model.capacity} callers"
+                console.print(f"This machine keeps pace with {places} at a time")
+                console.print(f"Open [bold cyan]{address}[/bold cyan]   Ctrl-C stops", highlight=False, soft_wrap=True)
 
-        app = create_app(model, config, on_started=announce)
-        logging.getLogger("aioice").setLevel(logging.WARNING)
-        settings = uvicorn.Config(
-            app,
-            log_level="warning",
-            timeout_graceful_shutdown=2,
-            ssl_certfile=str(certfile) if certfile else None,
-            ssl_keyfile=str(keyfile) if keyfile else None,
-        )
-        uvicorn.Server(settings).run(sockets=[sock])
+            app = create_app(model, config, on_started=announce)
+            logging.getLogger("aioice").setLevel(logging.WARNING)
+            settings = uvicorn.Config(
+                app,
+                http=limited_protocol(config.limits, access),
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,  # `add_doors` believes those that were named, uvicorn would believe this machine
+                server_header=False,
+                timeout_graceful_shutdown=2,
+                ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+            )
+            uvicorn.Server(settings).run(sockets=[sock])
     except KeyboardInterrupt:
         pass  # uvicorn has shut down and raises the signal again
     finally:
         model.shutdown()
         sock.close()
     console.print("Stopped.")
+
+
+def _address(access: Access, host: str, port: int, secure: bool, public_urls: Sequence[str]) -> str:
+    """What to open. The token is behind the #, which browsers send to no server and servers do not log."""
+    name = "localhost" if is_loopback(host) or host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    url = public_urls[0] if public_urls else f"{'https' if secure else 'http'}://{name}:{port}"
+    return url if access.token is None else f"{url}/#token={access.token}".replace("//#", "/#")

@@ -1,11 +1,14 @@
 """Settings of the server, in one frozen record."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from wan_streamer.serving.doors.access import Access
+from wan_streamer.serving.doors.limits import Limits
 
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """Times of a call. The defaults are for a call on one machine or a local network.
+    """Times of a call, and who may call. The defaults are for a call on one machine or a local network.
 
     connect_timeout_s    an offer whose peer never connects is freed after this long
     idle_timeout_s       a call from which nothing arrives (media, pings) is freed after this long
@@ -16,6 +19,8 @@ class ServingConfig:
                          voice together. 0 shows the picture at once, well before its sound is heard.
     prebuffer_ms         audio and video kept back before the first unit is played; late units add to it by themselves
     max_playout_ms       a playout queue longer than this is cut back
+    access               who is let in
+    limits               how much one address may ask for
     """
 
     connect_timeout_s: float = 20.0
@@ -26,3 +31,5 @@ class ServingConfig:
     video_playout_ms: int | None = None
     prebuffer_ms: int = 20
     max_playout_ms: int = 480
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)

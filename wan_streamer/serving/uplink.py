@@ -15,6 +15,7 @@ import numpy as np
 
 from wan_streamer.data.pictures import one_size
 from wan_streamer.data.sound import Mono
+from wan_streamer.errors import ServingError
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UserUnit
 
 MAX_HEIGHT, MAX_WIDTH = 192, 336  # pictures are fitted into this before they travel to the model
@@ -24,6 +25,7 @@ KEEP_VIDEO_S = 1.5  # units may be cut this late and still find their pictures
 MAX_GAP_S = 0.5  # a hole in the stream up to this long is filled with silence, so that time does not shrink
 SLACK_UNITS = 12  # the queue's minimum over this many units (2 s) is what jitter never needed
 KEEP_SLACK = SAMPLE_RATE // 100  # 10 ms
+MAX_TEXTS = 8  # typed messages that wait for their unit; one is taken every 160 ms
 
 
 class AudioInput:
@@ -153,6 +155,9 @@ class Uplink:
         self._texts: deque[str] = deque()
 
     def push_text(self, text: str) -> None:
+        """Raises `ServingError` when too many wait already."""
+        if len(self._texts) >= MAX_TEXTS:
+            raise ServingError(f"typed text: {MAX_TEXTS} messages are waiting; try again in a moment")
         self._texts.append(text)
 
     def take(self, now: float) -> UserUnit:

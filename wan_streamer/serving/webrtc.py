@@ -28,13 +28,18 @@ from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving import jitter
 from wan_streamer.serving.call import Call
-from wan_streamer.serving.messages import parse_page_message
+from wan_streamer.serving.doors.limits import Bucket
+from wan_streamer.serving.messages import ErrorEvent, SessionEvent, parse_page_message
+from wan_streamer.serving.offers import check_offer, guard_channels
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
 
 LOOPBACK = "127.0.0.1"
 CLOSE_TIMEOUT_S = 3.0
+FAREWELL_S = 1.0  # the page has so long to take the last event
 EVENTS_KEPT = 256  # events that wait for the data channel to open
+
+LEFT = "the page left"
 
 log = logging.getLogger(__name__)
 _get_host_addresses = aioice.ice.get_host_addresses
@@ -51,7 +56,7 @@ def use_loopback_candidates() -> None:
 
 
 class Peer:
-    """One visitor's connection. `answer` an offer, then `serve` until the call is over, then `close`."""
+    """One visitor's connection: `answer` an offer, `connect`, `converse` until the call is over, `close`."""
 
     def __init__(self, model: ModelProcess, config: ServingConfig) -> None:
         # no servers: aiortc would otherwise ask a public STUN server, which a local call does not need
@@ -62,17 +67,26 @@ class Peer:
         self._pumps: set[asyncio.Task[None]] = set()
         self._connected = asyncio.Event()
         self._gone = asyncio.Event()
+        self._reason, self._tell = LEFT, False
+        self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
+        self._refusals = Bucket(config.limits.messages_per_s, config.limits.message_burst)
         self.call = Call(model, config, lambda event: self._send(event.to_json()))
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)
         self._pc.on("connectionstatechange", self._on_state)
 
-    async def answer(self, sdp: str) -> str:
-        """The SDP answer to the page's offer. Raises `ServingError` if it is not a usable offer."""
+    async def answer(self, sdp: str, address: str = "") -> str:
+        """The SDP answer to the page's offer. Raises `ServingError` if it is not a usable offer.
+
+        address  where the offer came from; see `check_offer`
+        """
+        sdp = check_offer(sdp, address)
         try:
             if self._config.video_playout_ms is not None:
                 jitter.accept_playout_delay()
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp=sdp, type="offer"))
+            if self._pc.sctp is not None:
+                guard_channels(self._pc.sctp, self._refuse)
             transceivers = self._pc.getTransceivers()
             if not transceivers:
                 raise ServingError("offer: expected an audio or video section, got none")
@@ -100,27 +114,43 @@ class Peer:
                 transceiver.direction = "sendrecv"
                 return
 
-    async def serve(self) -> str:
-        """Wait for the connection, converse, and return why it ended."""
+    async def connect(self) -> str | None:
+        """Wait until media can flow. Returns None, or why that will not be."""
         try:
             await asyncio.wait_for(self._connected.wait(), self._config.connect_timeout_s)
         except TimeoutError:
             return f"the page did not connect within {self._config.connect_timeout_s:.0f} s"
+        return self._reason if self._gone.is_set() else None
+
+    async def converse(self) -> str:
+        """Converse once connected, and return why it ended."""
         call, gone = asyncio.create_task(self.call.run()), asyncio.create_task(self._gone.wait())
         try:
             await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
             if call.done():
                 return call.result()
-            return "the page left"
+            if self._tell:
+                await self.say_ended(self._reason)
+            return self._reason
         finally:
             for task in (call, gone):
                 task.cancel()
             await asyncio.gather(call, gone, return_exceptions=True)
 
-    def hang_up(self) -> None:
-        """End `serve` from outside."""
+    def hang_up(self, reason: str = "") -> None:
+        """End `connect` or `converse` from outside. reason: told to the page; nothing is told if the page has left."""
+        if not self._gone.is_set():
+            self._reason, self._tell = reason or LEFT, bool(reason)
         self._gone.set()
         self._connected.set()
+
+    async def say_ended(self, reason: str) -> None:
+        """Tell the page why there is no call (any more), and give it time to hear that."""
+        self._send(SessionEvent("ended", reason).to_json())
+        until = time.monotonic() + FAREWELL_S
+        while time.monotonic() < until and (self._waiting or (self._channel and self._channel.bufferedAmount)):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)  # sent is not yet received
 
     async def close(self) -> None:
         """Close the connection and free everything. Safe to call twice."""
@@ -173,10 +203,20 @@ class Peer:
             channel.send(self._waiting.popleft())
 
     def _on_message(self, data: str | bytes) -> None:
+        """Whatever is wrong with one message is told to the page, in one event, and the call goes on."""
+        if not self._rate.take():
+            return self._refuse(ServingError("page messages: too many came; this one was dropped"))
         try:
             self.call.handle(parse_page_message(data))
-        except ServingError as error:
-            log.warning("%s", error)
+        except Exception as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        if not self._refusals.take():
+            return  # who sends without end gets no answers without end
+        expected = isinstance(error, ServingError)
+        log.log(logging.INFO if expected else logging.ERROR, "a page message failed: %s", type(error).__name__)
+        self._send(ErrorEvent(str(error) if expected else "this message could not be handled").to_json())
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)

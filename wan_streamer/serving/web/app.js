@@ -16,6 +16,13 @@ let latest = { stats: null, network: null };
 let meter = null;
 let subtitleTimer = null;
 
+// The token comes behind the #, which is sent to no server, and leaves the address bar and the history at once.
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) {
+  sessionStorage.setItem("token", given);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
 // ---------------------------------------------------------------------------------------------------- states
 
 const WELCOME = { title: $("poster-title").textContent, text: $("poster-text").textContent };
@@ -51,6 +58,7 @@ async function start() {
     await current.start({
       microphone: isOn("microphone"), camera: isOn("camera"),
       microphoneId: $("microphone").value, cameraId: $("camera").value,
+      token: sessionStorage.getItem("token"),
     });
     await listDevices();
   } catch (error) {
@@ -82,6 +90,7 @@ function listen(current) {
   });
   on("caption", addCaption);
   on("notice", ({ message }) => showAlert(message));
+  on("error", ({ message }) => showAlert("The agent did not get that", message));
   on("stats", (stats) => showLatency({ stats }));
   on("network", (network) => showLatency({ network }));
 }

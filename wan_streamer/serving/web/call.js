@@ -5,7 +5,7 @@
 //   local    MediaStream of the visitor        remote   MediaStream of the agent
 //   caption  {lane: "response" | "transcript", unit, text}
 //   stats    once a second, from the server    network  {rtt, fps, audioBuffer, videoBuffer, lost}
-//   notice   {message}
+//   notice   {message}                         error    {message}: what the page sent was not taken
 
 const PING_MS = 1000;
 const GATHERING_MS = 1500;
@@ -54,13 +54,15 @@ export class Call extends EventTarget {
   #heard = 0;
   #previous = {};
   #ended = false;
+  #authorization = {};
 
-  // options: {microphone, camera}: wanted or not; {microphoneId, cameraId}: which ones
+  // options: {microphone, camera}: wanted or not; {microphoneId, cameraId}: which ones; {token}: what the server asks for
   async start(options) {
     if (!window.isSecureContext || !navigator.mediaDevices) {
       throw new CallError("This page cannot use a microphone",
         "Browsers allow it only on https:// or on localhost. Open the page in one of these ways.", "insecure");
     }
+    if (options.token) this.#authorization = { Authorization: `Bearer ${options.token}` };
     this.#emit("state", { state: "connecting", message: "Asking for microphone and camera" });
     this.#wanted = { microphone: options.microphone, camera: options.camera };
     await this.#openDevices(options);
@@ -117,15 +119,15 @@ export class Call extends EventTarget {
   async #offer({ sdp, type }) {
     let response;
     try {
-      response = await fetch("/api/offer", {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ sdp, type }),
+      response = await fetch("api/offer", {
+        method: "POST", headers: { "Content-Type": "application/json", ...this.#authorization }, body: JSON.stringify({ sdp, type }),
       });
     } catch {
       throw new CallError("The server does not answer", "Check that it is still running, then start again.", "offline");
     }
     const body = await response.json().catch(() => ({}));
     if (response.ok) return body;
-    const titles = { busy: "The agent is in another call", model: "The agent cannot start" };
+    const titles = { busy: "The agent is in another call", model: "The agent cannot start", token: "The agent asks for a token" };
     throw new CallError(titles[body.error] ?? "The server refused the call",
       body.message ?? `It answered with status ${response.status}.`, body.error);
   }
@@ -235,7 +237,7 @@ export class Call extends EventTarget {
   #sayGoodbye() {
     if (!this.#session) return;
     const body = new Blob([JSON.stringify({ session: this.#session })], { type: "application/json" });
-    navigator.sendBeacon("/api/close", body);
+    navigator.sendBeacon("api/close", body);
     this.#session = null;
   }
 
