@@ -20,7 +20,7 @@ from test_memory_data import remembering
 from test_session import all_same, same, user_units
 from tiny import TALKER, tiny_weights
 
-from wan_streamer import WanStreamer
+from wan_streamer import AgentUnit, WanStreamer
 from wan_streamer.config import FlowConfig, StreamerConfig
 from wan_streamer.errors import ConfigError, LinkError
 from wan_streamer.model.pretrained import Weights
@@ -157,6 +157,33 @@ def test_sessions_share_a_performer() -> None:
         for alone, split in talks:
             assert same(split.step(unit), alone.step(unit))
     assert partner.alone == 0
+    partner.close()
+
+
+def test_sessions_on_threads_share_a_performer_and_its_loss(process: PerformerProcess) -> None:
+    """Three at once, the performer is killed twice: each is what it is alone."""
+    partner, units = Partner(process.connect), user_units(3, 24)
+    partner.wait_ready()
+    got: dict[int, list[AgentUnit]] = {}
+
+    def talk(seed: int) -> None:
+        session = SplitSession(weights(), partner, seed=seed)
+        got[seed] = [session.step(unit) for unit in units]
+        session.close()
+
+    threads = [threading.Thread(target=talk, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(2):
+        time.sleep(0.1)
+        partner.wait_ready()
+        os.kill(process.process.pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(60)
+    for seed in range(3):
+        alone = Session(weights(), seed=seed)
+        assert all_same(got[seed], [alone.step(unit) for unit in units]), seed
+    assert 1 <= partner.losses <= 2  # the second may come when all is said
     partner.close()
 
 

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Partner:
-    """A performer that may be lost.
+    """A performer that may be lost. Sessions on several threads share it.
 
     connect     starts a performer and returns the link to it; called on a thread of its own, again after every loss
     patience_s  a performer that has not answered a unit for so long counts as lost
@@ -50,6 +51,9 @@ class Partner:
         self._link: Link | None = None
         self._attached: dict[int, int] = {}  # session -> epoch
         self._closed = False
+        self._changed = threading.Condition(threading.RLock())
+        self._reading = False  # a thread waits for a message
+        self._solved: dict[tuple[int, int], Latents] = {}  # (session, unit), until that session takes it
         self._connecting: threading.Thread | None = None
         self._reconnect()
 
@@ -67,56 +71,75 @@ class Partner:
 
     def attach(self, session: int, cache: RecordingCache) -> None:
         """Between two units: hand over the history, if the performer of today does not have it."""
-        if self._link is not None and self._attached.get(session) != self._epoch:
-            try:
-                self._link.send(Attach(session, self._epoch, cache.state()))
-                self._attached[session] = self._epoch
-            except LinkError as error:
-                self._lose(error)
+        with self._changed:
+            link, epoch = self._link, self._epoch
+            if link is None or self._attached.get(session) == epoch:
+                return
+            if self._send(link, Attach(session, epoch, cache.state())):
+                self._attached[session] = epoch
 
     def ask(self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int) -> bool:
         """Send a unit to be solved; False if it has to be solved here."""
         history = cache.take()
-        if self._link is not None and self._attached.get(session) == self._epoch:
-            try:
-                self._link.send(Solve(session, self._epoch, unit, history, noise, steps))
-                return True
-            except LinkError as error:
-                self._lose(error)
-        self.alone += 1
-        return False
+        with self._changed:
+            link, epoch = self._link, self._epoch
+            sent = False
+            if link is not None and self._attached.get(session) == epoch:
+                sent = self._send(link, Solve(session, epoch, unit, history, noise, steps))
+            self.alone += not sent
+            return sent
 
     def answer(self, session: int, unit: int) -> Latents | None:
         """The latents of a unit that was sent; None if the performer was lost, so that it has to be solved here."""
-        try:
-            return self._answer(session, unit)
-        except LinkError as error:
-            self._lose(error)
+        until = time.monotonic() + self.patience_s
+        with self._changed:
+            link = self._link
+            while link is not None and link is self._link:
+                if (solved := self._solved.pop((session, unit), None)) is not None:
+                    return solved
+                if (left_s := until - time.monotonic()) < 0:
+                    self._lose(link, LinkError(f"the performer owes unit {unit} for {self.patience_s:.1f} s"))
+                elif self._reading:
+                    self._changed.wait(left_s)
+                else:
+                    self._read(link, left_s)
             self.alone += 1
             return None
 
-    def _answer(self, session: int, unit: int) -> Latents:
-        until = time.monotonic() + self.patience_s
-        while True:
-            if self._link is None:
-                raise LinkError("the performer was lost while it solved")
-            message = self._link.receive(max(0.0, until - time.monotonic()))
-            if message is None:
-                raise LinkError(f"the performer owes unit {unit} for {self.patience_s:.1f} s")
-            known = isinstance(message, Solved) and (message.session, message.epoch) == (session, self._epoch)
-            if known and message.unit == unit:
-                return each(lambda z: z.clone(), message.latents)  # they lie in the link's memory
+    def _read(self, link: Link, timeout_s: float) -> None:
+        """Take the next message for whichever session it is. One thread reads, the others wait for it."""
+        self._reading, epoch = True, self._epoch
+        self._changed.release()
+        message, problem = None, None
+        try:
+            message = link.receive(timeout_s)
+            if isinstance(message, Solved):  # its tensors lie in the link's memory
+                message = replace(message, latents=each(lambda z: z.clone(), message.latents))
+        except LinkError as error:
+            problem = error
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+            if self._link is not link:
+                link.close()
+        if problem is not None:
+            self._lose(link, problem)
+        elif isinstance(message, Solved) and message.epoch == epoch == self._epoch:
+            self._solved[message.session, message.unit] = message.latents
 
     def detach(self, session: int) -> None:
-        if self._attached.pop(session, None) == self._epoch and self._link is not None:
-            try:
-                self._link.send(Detach(session))
-            except LinkError as error:
-                self._lose(error)
+        with self._changed:
+            attached = self._attached.pop(session, None) == self._epoch
+            self._solved = {key: latents for key, latents in self._solved.items() if key[0] != session}
+            if attached and self._link is not None:
+                self._send(self._link, Detach(session))
 
     def close(self) -> None:
         self._closed = True
-        link, self._link = self._link, None
+        with self._changed:
+            link, self._link = self._link, None
+            self._changed.notify_all()
         if link is not None:
             with contextlib.suppress(LinkError):
                 link.send(Stop())
@@ -124,10 +147,22 @@ class Partner:
         if self._connecting is not None:
             self._connecting.join()
 
-    def _lose(self, error: LinkError) -> None:
+    def _send(self, link: Link, message: Any) -> bool:
+        try:
+            link.send(message)
+            return True
+        except LinkError as error:
+            self._lose(link, error)
+            return False
+
+    def _lose(self, link: Link, error: LinkError) -> None:
+        if self._link is not link:  # another session has seen it too
+            return
         log.warning("performer lost: %s; its units are solved here until there is another", error)
-        link, self._link = self._link, None
-        if link is not None:
+        self._link = None
+        self._solved.clear()
+        self._changed.notify_all()
+        if not self._reading:  # who reads closes it
             link.close()
         self.losses += 1
         self._reconnect()
@@ -149,8 +184,9 @@ class Partner:
         if self._closed:
             link.close()
             return
-        self._epoch += 1  # before the link is seen: what was attached to the one before is not attached to this one
-        self._link = link
+        with self._changed:
+            self._epoch += 1  # what was attached to the one before is not attached to this one
+            self._link = link
 
 
 class SplitSession(Session):
