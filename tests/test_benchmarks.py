@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+import types
 from pathlib import Path
 
 import pytest
@@ -10,16 +12,16 @@ from tiny import TALKER, tiny_weights
 from torch import nn
 
 from wan_streamer import presets
-from wan_streamer.benchmarks import timing
+from wan_streamer.benchmarks import runtime, timing
 from wan_streamer.benchmarks.codecs import Streaming, bench_codecs
 from wan_streamer.benchmarks.peers import PEERS, Peer
 from wan_streamer.benchmarks.training import PlainTransformer
 from wan_streamer.cli.app import main
-from wan_streamer.device import working_dtype
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import get_preset
+from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 
@@ -132,7 +134,7 @@ def test_command_end_to_end(
         for way in ("encode_ms", "decode_ms"):
             assert 0 < part["ours"][way]["p50"] <= part["ours"][way]["p95"]
     assert (report["threads"], report["units"], report["torch"]) == (1, 3, torch.__version__)
-    served = str(working_dtype(torch.device("cpu"))).removeprefix("torch.")
+    served = WanStreamer.from_pretrained(checkpoint).formats.pictures
     assert report["dtype"] == {"audio": "float32", "video": served}
     assert report["frame"] == [TALKER.video_vae.height, TALKER.video_vae.width]
     assert report["cpu"]
@@ -221,3 +223,58 @@ def test_the_plain_peer_is_as_large() -> None:
         backbone = config.backbone
         ours = backbone.head_dim * backbone.dim * 2 * (backbone.heads + backbone.kv_heads)
         assert layers == pytest.approx(backbone.layers * (ours + 3 * backbone.dim * backbone.mlp_dim), rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------- the runtime
+
+
+def test_runtime_report_has_what_readers_expect(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "QUICK_UNITS", 5)
+    path = tmp_path / "runtime.json"
+    arguments = ["bench", "runtime", "--quick", "--checkpoint", str(checkpoint), "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["wan-streamer", *arguments])
+    main()
+    report = json.loads(path.read_text())
+    assert set(report["schedules"]) == {"eager", "paced"}
+    for row in report["schedules"].values():
+        assert {"p50", "p95", "p99"} == set(row["model_latency_ms"])
+        assert row["units"] == 5
+    assert report["schedules"]["paced"]["model_latency_ms"]["p50"] > 160, "it shows the unit of the step before"
+    assert {"observe", "text", "solve", "decode"} <= set(report["schedules"]["eager"]["stage_ms"])
+    assert [row["n"] for row in report["sessions"]] == [1, 2, 4]
+    assert all(row["units"] == 5 * row["n"] and 0 <= row["fps"] <= 25 for row in report["sessions"])
+    assert report["hour"]["cost_ratio"] is None, "not measured is not a number"
+
+
+class Ageing:
+    """A session whose units take longer and longer, and which keeps everything."""
+
+    def __init__(self, clock: Clock, slower: float) -> None:
+        self.clock, self.slower, self.units = clock, slower, 0
+
+    def step(self, user: object) -> None:
+        self.units += 1
+        self.clock.now += 0.05 + self.slower * self.units
+
+
+@pytest.mark.parametrize(("slower", "ratio"), [(0.0, 1.0), (1e-4, 1.9)])
+def test_a_cost_that_grows_is_reported(slower: float, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(runtime.time, "perf_counter", clock)
+    monkeypatch.setattr(runtime, "noise_units", lambda agent: iter(int, 1))
+    monkeypatch.setattr(runtime, "_memory_mb", lambda: clock.now)
+    agent = types.SimpleNamespace(session=lambda seed: Ageing(clock, slower))
+    hour = runtime.long_run(agent, 5)  # type: ignore[arg-type]
+    assert hour["cost_ratio"] == pytest.approx(ratio, abs=0.1)
+    assert hour["memory_growth_mb"] > 0
+
+
+def test_sessions_that_are_too_slow_lose_pictures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = WanStreamer.from_pretrained(checkpoint)
+    step = agent.session().__class__.step
+    monkeypatch.setattr(agent.session().__class__, "step", lambda *args, **kw: time.sleep(0.4) or step(*args, **kw))
+    row = runtime.together(agent, 1, 6)
+    assert row["fps"] < 20
+    assert row["deadline_misses"] >= 3

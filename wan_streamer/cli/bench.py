@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wan_streamer.cli.options import Checkpoint, Compiled
+from wan_streamer.cli.options import Checkpoint, Compiled, ModelThreads, NumberFormats
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.files import write_json
 
@@ -69,6 +69,32 @@ def bench_training(
     if json_path is not None:
         write_json(json_path, report)
     print_training(report, Console())
+
+
+@bench_app.command("runtime")
+def bench_runtime(
+    json_path: Report = None,
+    checkpoint: Checkpoint = "nano",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    threads: ModelThreads = None,
+    formats: NumberFormats = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Under five minutes: shorter, and without the hour.")] = False,
+    minutes: Annotated[int, typer.Option(min=4, help="Length of the long session.")] = 60,
+) -> None:
+    """Time live units: alone and beside other sessions, in one process and in two, after two minutes and an hour.
+
+    Example: [b]wan-streamer bench runtime --quick --json runtime.json[/b]
+    """
+    check_file(json_path)
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.runtime import bench_runtime as run
+    from wan_streamer.benchmarks.runtime import print_runtime
+
+    report = run(checkpoint, device, quick, minutes)
+    if json_path is not None:
+        write_json(json_path, report)
+    print_runtime(report, Console())
 
 
 def _names(text: str) -> list[str]:
