@@ -1,7 +1,9 @@
 """A session that is saved and loaded, or taken over by another, goes on bit for bit."""
 
 import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,20 @@ from test_session import all_same, user_units
 from tiny import TALKER, tiny_weights
 
 from wan_streamer import WanStreamer
+from wan_streamer.cli.app import main
 from wan_streamer.config import StreamerConfig, TextConfig
 from wan_streamer.errors import CheckpointError, DataError
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.records import flatten, rebuild
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.state import STATES, load_session, resume_session, save_session, session_state
+from wan_streamer.runtime.state import (
+    STATES,
+    describe_session,
+    load_session,
+    resume_session,
+    save_session,
+    session_state,
+)
 
 DRAWING = dataclasses.replace(TALKER, text=TextConfig(vocab_size=272, temperature=1.0, start_bias=3.0))
 
@@ -69,7 +79,7 @@ def test_what_is_no_session_is_refused(saved: tuple[Weights, Path], tmp_path: Pa
     half, other = tmp_path / "half", tmp_path / "other"
     half.write_bytes(path.read_bytes()[:-100])
     save_file(load_file(path), other)
-    for file, words in ((half, "damaged"), (other, "version 1, got None")):
+    for file, words in ((half, "damaged"), (other, "version 2, got None")):
         with pytest.raises(CheckpointError, match=words):
             load_session(weights, file)
 
@@ -90,3 +100,19 @@ def test_records_hold_what_they_were_made_of() -> None:
             rebuild(wrong, [torch.zeros(1)], STATES)
     with pytest.raises(TypeError, match="set"):
         flatten({1, 2})
+
+
+def test_a_file_is_described(saved: tuple[Weights, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    weights, path = saved
+    session = load_session(weights, path)
+    described = describe_session(path)
+    assert described["weights"] == weights.fingerprint
+    assert described["units"] == session.index
+    assert described["history"]["tokens"] == session.live.cache.length
+    assert described["bytes"] <= path.stat().st_size
+    monkeypatch.setattr(sys, "argv", ["wan-streamer", "inspect", str(path)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert weights.fingerprint in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="damaged"):
+        describe_session(Path(__file__))

@@ -88,6 +88,9 @@ def talk(
     ] = "eager",
     threads: ModelThreads = None,
     formats: NumberFormats = "auto",
+    trace: Annotated[
+        Path | None, typer.Option(metavar="T.json", help="Timeline of all stages to write, for ui.perfetto.dev.")
+    ] = None,
 ) -> None:
     """Let the agent answer a recording; no browser needed.
 
@@ -99,11 +102,12 @@ def talk(
     read_units(user).close()  # bad input is told before PyTorch is loaded
     check_film_path(out, user)
     check_file(report)
+    check_file(trace)
     from rich.console import Console
 
     from wan_streamer.runtime.talk import print_summary
     from wan_streamer.runtime.talk import talk as run
 
     result = run(user, out, report, checkpoint=checkpoint, pace=pace, seed=seed, device=device,
-                 schedule=schedule)  # fmt: skip
+                 schedule=schedule, trace=trace)  # fmt: skip
     print_summary(result, out, Console())

@@ -1,5 +1,6 @@
 """The command that shows what an agent is made of: inspect."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,24 +10,39 @@ from wan_streamer.errors import ConfigError
 
 def inspect(
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
+        str | None, typer.Argument(metavar="DIR", help="Folder or name of an agent, or a saved session.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Show a size instead, such as paper-368p.")] = None,
 ) -> None:
-    """Show what an agent is made of: parts, parameters, tokens of a unit, configuration.
+    """Show what an agent is made of (parts, parameters, tokens of a unit, configuration), or a saved session.
 
-    Example: [b]wan-streamer inspect nano[/b] or [b]wan-streamer inspect --preset smol[/b]
+    Example: [b]wan-streamer inspect nano[/b], [b]wan-streamer inspect --preset smol[/b] or
+    [b]wan-streamer inspect session.safetensors[/b]
     """
     if (checkpoint is None) == (preset is None):
         raise ConfigError("inspect: expected a folder or --preset, and not both")
     from rich.console import Console
 
-    from wan_streamer.model.inspect import describe_checkpoint, describe_preset
-
-    description = describe_checkpoint(str(checkpoint)) if preset is None else describe_preset(preset)
+    description = _describe(str(checkpoint)) if preset is None else _describe_preset(preset)
     console = Console()
     for table in _tables(description):
         console.print(table)
+
+
+def _describe_preset(name: str) -> dict:
+    from wan_streamer.model.inspect import describe_preset
+
+    return describe_preset(name)
+
+
+def _describe(name: str) -> dict:
+    if Path(name).is_file():
+        from wan_streamer.runtime.state import describe_session
+
+        return describe_session(name)
+    from wan_streamer.model.inspect import describe_checkpoint
+
+    return describe_checkpoint(name)
 
 
 def _tables(description: dict) -> list:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wan_streamer.runtime.still import Still
+from wan_streamer.runtime.trace import Span, Trace
 from wan_streamer.threads import SPARE, Threads
 from wan_streamer.units import UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
@@ -159,6 +160,7 @@ class UnitDriver:
     policy       False for offline work: every unit gets all its steps and none is held
     threads      of the model, to be adapted to what else the machine does; None leaves them as they are
     clock        seconds, monotonic; replaced in tests
+    trace        where the stages of every unit are noted
     """
 
     def __init__(
@@ -169,8 +171,10 @@ class UnitDriver:
         policy: bool = True,
         clock: Callable[[], float] = time.monotonic,
         threads: Threads | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.session, self.steps, self.policy, self.clock, self.threads = session, steps, policy, clock, threads
+        self.trace = trace
         self.cost = StepCost()
         self.stats = DriverStats()
         self._still = Still(frame_size)
@@ -181,11 +185,21 @@ class UnitDriver:
         too_late = self.policy and began - t_in >= UNIT_S
         out = self._still.unit(self.stats.units, held=True) if too_late else self._solve(user, began, t_in + UNIT_S)
         self._still.follow(out)
+        if self.trace is not None:
+            self._note(t_in, began, out)
         latency_s = self.clock() - t_in
         self.stats.count(latency_s, began - t_in, out)
         if self.threads is not None:
             self.threads.check(late=latency_s > UNIT_S)
         return out
+
+    def _note(self, t_in: float, began: float, out: AgentUnit) -> None:
+        assert self.trace is not None
+        unit, name = self.stats.units, "held" if out.held else "unit"
+        watch = getattr(self.session, "watch", None)
+        stages = [] if watch is None or out.held else watch.spans
+        self.trace.add(unit, "units", [Span(name, t_in, self.clock())])
+        self.trace.add(unit, "stages", [Span("wait", t_in, began), *stages])
 
     def summary(self) -> dict:
         """That of `stats`, and what the machine was like: `Threads.summary`."""

@@ -26,6 +26,7 @@ from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.runtime.still import Still
+from wan_streamer.runtime.trace import Span
 from wan_streamer.units import AgentUnit, UserUnit
 
 
@@ -54,6 +55,7 @@ class Session:
         self.index = 0
         self._still = Still((self.config.video_vae.height, self.config.video_vae.width))
         self._broken = False
+        self.watch = Stopwatch()  # of the last step
 
     def configure(
         self,
@@ -80,14 +82,14 @@ class Session:
         """
         if not isinstance(user, UserUnit):
             raise ShapeError(f"Session.step: expected a UserUnit, got {type(user).__name__}")
-        flow, watch = changed(self.config.flow, steps=steps), Stopwatch()
-        said, latents = self._think(user, flow, watch)
+        flow, self.watch = changed(self.config.flow, steps=steps), Stopwatch()
+        said, latents = self._think(user, flow)
         self._take(latents)
-        return self._show(self.index - 1, said, watch)
+        return self._show(self.index - 1, said)
 
-    def _think(self, user: UserUnit, flow: FlowConfig, watch: "Stopwatch") -> tuple[list[str], Latents]:
+    def _think(self, user: UserUnit, flow: FlowConfig) -> tuple[list[str], Latents]:
         """All of a unit but decoding: what both lanes say, and its latents."""
-        with watch("observe"):
+        with self.watch("observe"):
             heard = self._input(user)
         with nullcontext() if self.streamer.together is None else self.streamer.together.joined():
             token_SL, latents = live_unit(
@@ -97,10 +99,10 @@ class Session:
                 heard,
                 self.sampler,
                 lambda velocity, last: self._draw(velocity, last, flow),
-                stage=watch,
+                stage=self.watch,
             )
         self.index += 1
-        with watch("text"):
+        with self.watch("text"):
             said = [lane.push(tokens) for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)]
         return said, latents
 
@@ -110,15 +112,15 @@ class Session:
         if not self._broken:
             self.last = latents
 
-    def _show(self, index: int, said: list[str], watch: "Stopwatch") -> AgentUnit:
+    def _show(self, index: int, said: list[str]) -> AgentUnit:
         """The unit of the latents that were taken last."""
         text, transcript = said
         if self._broken:
-            unit = self._still.unit(index, text=text, transcript=transcript, stage_ms=watch.ms, broken=True)
+            unit = self._still.unit(index, text=text, transcript=transcript, stage_ms=self.watch.ms, broken=True)
         else:
-            with watch("decode"):
+            with self.watch("decode"):
                 audio, video = self.decoder.decode(stack([self.last]))
-            unit = AgentUnit(index, self._still.fade_in(audio), video, text, transcript, watch.ms)
+            unit = AgentUnit(index, self._still.fade_in(audio), video, text, transcript, self.watch.ms)
         self._still.follow(unit)
         return unit
 
@@ -136,13 +138,24 @@ class Session:
 
 
 class Stopwatch:
-    """`with watch("stage")` adds to the milliseconds of a stage."""
+    """`with watch("stage")` adds to the milliseconds of a stage, and notes when it was.
+
+    ms  of each stage;   spans  of the stages, and of their parts that were noted with `part`
+    """
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
+        self.spans: list[Span] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        with self.part(stage):
+            yield
+        span = self.spans[-1]
+        self.ms[stage] = self.ms.get(stage, 0.0) + (span.end_s - span.start_s) * 1000
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
         yield
-        self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1000
+        self.spans.append(Span(name, start, time.monotonic()))

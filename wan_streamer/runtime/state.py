@@ -2,12 +2,13 @@
 
 `SessionState`               the record;   `STATES` the classes in it
 `session_state`              of a session, between two units;   `resume_session`  the reverse
-`save_session`, `load_session`   the same with a file
+`save_session`, `load_session`   the same with a file;   `describe_session`  what is in it
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -16,7 +17,7 @@ from wan_streamer.codecs.audio_vae import AudioDecoderState
 from wan_streamer.codecs.video_vae import VideoDecoderState
 from wan_streamer.errors import CheckpointError
 from wan_streamer.files import parse_json
-from wan_streamer.model.cache import CacheState
+from wan_streamer.model.cache import MEMORY, CacheState
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.audio import AudioPerceptionState
@@ -25,8 +26,9 @@ from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.records import flatten, rebuild
 from wan_streamer.runtime.session import Session
 from wan_streamer.tensors import save_atomically
+from wan_streamer.units import UNIT_S
 
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -121,18 +123,45 @@ def load_session(weights: Weights, path: str | Path) -> Session:
     Raises `CheckpointError` if the file is missing or damaged, or was written with other weights.
     """
     session = Session(weights)
+    fingerprint, state = _read(path, str(session.streamer.device))
+    if fingerprint != weights.fingerprint:
+        raise CheckpointError(f"{path}: this session belongs to other weights; load those that it was saved with")
+    resume_session(session, state)
+    return session
+
+
+def describe_session(path: str | Path) -> dict[str, Any]:
+    """What is in a file of `save_session`, for people. Raises `CheckpointError` if it is missing or damaged."""
+    fingerprint, state = _read(path, "cpu")
+    cache = state.cache
+    _, tensors = flatten(state)
+    return {
+        "session": str(path),
+        "weights": fingerprint,
+        "units": state.index,
+        "seconds": round(state.index * UNIT_S, 2),
+        "options": {name: getattr(state, name) for name in ("seed", "steps", "temperature", "start_bias")},
+        "history": {
+            "tokens": len(cache.block_M),
+            "of_the_text_memory": int((cache.block_M <= MEMORY).sum()),
+            "oldest_unit": int(cache.block_M[cache.block_M > MEMORY].min()) if (cache.block_M > MEMORY).any() else None,
+            "bytes": cache.raw_2ZMGd.numel() * cache.raw_2ZMGd.element_size(),
+        },
+        "waiting": {"typed_tokens": len(state.typed)},
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    }
+
+
+def _read(path: str | Path, device: str) -> tuple[str, SessionState]:
+    """The fingerprint of the weights, and the state."""
     try:
-        with safe_open(path, "pt", device=str(session.streamer.device)) as file:
+        with safe_open(path, "pt", device=device) as file:
             meta = file.metadata() or {}
             tensors = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
         if meta.get("session") != VERSION:
             raise CheckpointError(f"{path}: expected a session of version {VERSION}, got {meta.get('session')}")
-        if meta["weights"] != weights.fingerprint:
-            raise CheckpointError(f"{path}: this session belongs to other weights; load those that it was saved with")
-        state = rebuild(parse_json(meta["outline"].encode()), tensors, STATES)
+        return meta["weights"], rebuild(parse_json(meta["outline"].encode()), tensors, STATES)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not found; expected a saved session") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); expected a saved session") from error
-    resume_session(session, state)
-    return session

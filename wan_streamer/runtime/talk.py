@@ -24,6 +24,7 @@ from wan_streamer.errors import MediaError
 from wan_streamer.files import write_json
 from wan_streamer.runtime.clock import UnitDriver, why_late
 from wan_streamer.runtime.split import Schedule, open_agent
+from wan_streamer.runtime.trace import Trace
 from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
@@ -42,6 +43,7 @@ def talk(
     schedule: Schedule = "eager",
     console: Console | None = None,
     typed: Mapping[int, str] | None = None,
+    trace: Path | None = None,
 ) -> dict:
     """Let the agent answer the recording `user_path`; write the film `out` and the report `report` (JSON).
 
@@ -49,6 +51,7 @@ def talk(
     fast       each unit is released when the one before it is answered; nothing is held or solved with fewer steps
     device     "cpu", "cuda:1"; two, with a comma, are those of thinker and performer;  schedule  see `open_agent`
     typed      what the user types besides, by the unit in which it is sent
+    trace      file to write: when each stage of each unit ran, for ui.perfetto.dev
 
     Model and recording are loaded, and the model is warm, before the clock starts. Ctrl-C keeps what there is (film and
     report, with `"interrupted": true`) and is then raised again. What is wrong with the recording is left out and told,
@@ -69,7 +72,8 @@ def talk(
         writer = ReplyWriter(out, *agent.frame_size)
         session = agent.session(seed)
         live = pace == "realtime"
-        driver = UnitDriver(session, agent.default_steps, agent.frame_size, policy=live, threads=threads)
+        noted = None if trace is None else Trace()
+        driver = UnitDriver(session, agent.default_steps, agent.frame_size, policy=live, threads=threads, trace=noted)
         run = _Run(reader, driver, writer, pace, console, typed or {})
         try:
             run.play()
@@ -93,6 +97,8 @@ def talk(
     }
     if report is not None:
         write_json(report, result)
+    if trace is not None and noted is not None:
+        noted.write(trace)
     if run.interrupted:
         kept = f"kept {result['seconds']:.1f} s in {out}" if result["units"] else "nothing to keep yet"
         console.print(f"interrupted: {kept}", markup=False, highlight=False)

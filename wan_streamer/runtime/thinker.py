@@ -215,12 +215,16 @@ class SplitSession(Session):
     def _ask(self, last: Latents, flow: FlowConfig) -> list[Latents]:
         """Returns the noise."""
         noise = unit_noise(last, flow, self.noise)
-        sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps)
+        with self.watch.part("to the performer"):
+            sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps)
         self._asked = self.index if sent else None
         return noise
 
     def _answer(self, velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> Latents:
-        solved = None if self._asked is None else self.partner.answer(self.number, self._asked)
+        solved = None
+        if self._asked is not None:
+            with self.watch.part("wait for the performer"):
+                solved = self.partner.answer(self.number, self._asked)
         if solved is None:
             return solve_unit(velocity, noise, flow)
         return each(lambda z, like: z.to(like.device), solved, noise[0])
@@ -242,16 +246,16 @@ class PacedSession(SplitSession):
 
     @torch.inference_mode()
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
-        flow, watch, said = changed(self.config.flow, steps=steps), Stopwatch(), self._said
+        flow, self.watch, said = changed(self.config.flow, steps=steps), Stopwatch(), self._said
         first = self._waiting is None
         if self._waiting is not None:
-            with watch("solve"):
+            with self.watch("solve"):
                 self._take(self._waiting())
         self.partner.attach(self.number, self.cache)
-        self._said, _ = self._think(user, flow, watch)
+        self._said, _ = self._think(user, flow)
         if first:
-            return Still((self.config.video_vae.height, self.config.video_vae.width)).unit(-1, stage_ms=watch.ms)
-        return self._show(self.index - 2, said, watch)
+            return Still((self.config.video_vae.height, self.config.video_vae.width)).unit(-1, stage_ms=self.watch.ms)
+        return self._show(self.index - 2, said)
 
     def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
         noise = self._ask(last, flow)

@@ -1,0 +1,77 @@
+"""The timeline of a run: every stage of every unit, in order, as Perfetto reads it."""
+
+import json
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from films import make_film
+from rich.console import Console
+from tiny import tiny_weights
+
+from wan_streamer.model.pretrained import save_weights
+from wan_streamer.runtime.clock import UnitDriver
+from wan_streamer.runtime.talk import talk
+from wan_streamer.runtime.trace import MOST, Span, Trace
+from wan_streamer.units import AgentUnit, UserUnit
+
+STAGES = [
+    "wait",
+    "observe",
+    "observe",
+    "text",
+    "solve",
+    "text",
+    "decode",
+]  # the user's unit, then the model's view of it
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_every_stage_of_every_unit(device: str, tmp_path: Path) -> None:
+    save_weights(tiny_weights(), tmp_path / "agent")
+    film = make_film(tmp_path / "user.mp4", seconds=1.28)
+    path = tmp_path / "trace.json"
+    report = talk(film, tmp_path / "reply.mp4", checkpoint=str(tmp_path / "agent"), pace="fast", device=device,
+                  console=Console(quiet=True), trace=path)  # fmt: skip
+    written = json.loads(path.read_text())
+    assert written["displayTimeUnit"] == "ms"
+    units, links = defaultdict(list), defaultdict(list)
+    for event in written["traceEvents"]:
+        assert {"name", "ph", "ts", "dur", "pid", "tid", "args"} == set(event)
+        assert event["ph"] == "X"
+        assert event["dur"] >= 0
+        of = links if "performer" in event["name"] else units
+        if event["tid"] == "stages":
+            of[event["args"]["unit"]].append(event)
+    assert sorted(units) == list(range(report["units"]))
+    for unit, events in units.items():
+        assert [event["name"] for event in events] == STAGES, unit
+        for one, following in pairwise(events):
+            assert one["ts"] + one["dur"] <= following["ts"] + 2, "they do not cross"
+        solve = next(event for event in events if event["name"] == "solve")
+        for link in links.get(unit, ()):
+            assert solve["ts"] - 2 <= link["ts"]
+            assert link["ts"] + link["dur"] <= solve["ts"] + solve["dur"] + 2
+    assert len(links) == (report["units"] if "," in device else 0)
+    whole = [event for event in written["traceEvents"] if event["tid"] == "units"]
+    assert len(whole) == report["units"]
+
+
+def test_memory_is_bounded() -> None:
+    trace = Trace()
+    for unit in range(MOST + 10):
+        trace.add(unit, "units", [Span("unit", unit, unit + 0.1)])
+    assert len(trace._events) == MOST
+    assert trace._events[0]["args"]["unit"] == 10
+
+
+def test_a_held_unit_has_waited_only() -> None:
+    class Slow:
+        def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
+            raise AssertionError("it is held")
+
+    trace = Trace()
+    UnitDriver(Slow(), 2, (8, 8), clock=lambda: 10.0, trace=trace).step(UserUnit(), t_in=9.0)
+    assert [event["name"] for event in trace._events] == ["held", "wait"]
+    assert trace._events[1]["dur"] == 1_000_000
