@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from result_tables import TABLES, block, table
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
@@ -62,6 +63,13 @@ def test_numbers_of_the_code(document: str) -> None:
         found = re.findall(pattern, text)
         assert found, f"{document} does not say {pattern!r}"
         assert set(found) == {str(value)}, f"{document}: {pattern!r}"
+
+
+@pytest.mark.parametrize(("document", "name"), TABLES)
+def test_tables_of_results(document: str, name: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    start, end = block(text, name)
+    assert text[start:end] == table(document, name), "run scripts/result_tables.py"
 
 
 def test_presets_are_named() -> None:
