@@ -153,7 +153,9 @@ class Shutdown(_Message):
 
 def load_agent(checkpoint: str, device: str) -> Agent:
     """The agent of a checkpoint: a built-in name such as "nano", a folder, or a hub id."""
-    from wan_streamer.runtime.split import open_agent  # here, so that the parent process never loads the model's code
+    from wan_streamer.runtime.split.agents import (
+        open_agent,  # here, so that the parent process never loads the model's code
+    )
 
     return open_agent(checkpoint, device)
 
