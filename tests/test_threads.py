@@ -98,10 +98,30 @@ def test_more_threads_than_pay_off_are_not_used(times: dict[int, float], expecte
 def test_a_busy_start_is_no_measurement() -> None:
     clock, load = FakeClock(), FakeLoad(2, 1.8)
     threads = Threads(load=load, clock=clock)
-    threads.measure(lambda: pytest.fail("more threads look bad while others have the cores"))
+    used = []
+    threads.measure(lambda: used.append(torch.get_num_threads()))
+    assert used == [1], "more threads look bad while others have the cores"
     assert torch.get_num_threads() == 1
     load.taken = 0.0
     assert run(threads, clock, QUIET_S + 2)[-1] == 2
+
+
+def test_the_first_look_is_not_at_an_instant() -> None:
+    """Real counters have ticks of 10 ms: in less time than that an idle machine looks as busy as can be."""
+
+    class Counted(FakeLoad):
+        def others(self) -> float:
+            return 0.0 if clock.now - began >= 0.2 else float(self.cores)
+
+    clock = FakeClock()
+    began, threads = clock.now, Threads(load=Counted(2), clock=clock)
+
+    def step() -> None:
+        clock.now += 0.4 / torch.get_num_threads()
+
+    threads.measure(step)
+    assert torch.get_num_threads() == 2
+    assert threads.summary()["others_cores"]["max"] == 0
 
 
 def test_a_fixed_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,21 +74,24 @@ class Threads:
         """Time `step` with one thread, two ... up to what is free now, and keep to the number that pays."""
         if self.fixed:
             return
-        free = min(self.best, self._free())
-        self._use(free)
+        times = {1: self._timed(step, 1)}
+        free = min(
+            self.best, self._free()
+        )  # of the time of that step: an instant is shorter than a tick of the counters
         if free == 1:  # one core, or a busy machine, where more threads would seem to be worth nothing for ever
             return
-        times: dict[int, float] = {}
-        for number in range(1, free + 1):
-            self._use(number)
-            began = self._clock()
-            step()
-            times[number] = self._clock() - began
+        times |= {number: self._timed(step, number) for number in range(2, free + 1)}
         self.best = 1
         for number, seconds in times.items():
             if seconds < FASTER * times[self.best]:
                 self.best = number
         self._use(self.best)
+
+    def _timed(self, step: Callable[[], object], number: int) -> float:
+        self._use(number)
+        began = self._clock()
+        step()
+        return self._clock() - began
 
     def check(self, late: bool = False) -> None:
         """A step is over, in time or too late: look at the load, if that was not done just now, and change."""
