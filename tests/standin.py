@@ -141,11 +141,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="serve this instead of a stand-in")
     parser.add_argument("--agent", choices=("StandInAgent", "EchoAgent", "ClapAgent"), default="StandInAgent")
     parser.add_argument("--transport", default="", help="aiortc, own, or own+MS with that video playout delay")
+    parser.add_argument("--resume-s", type=float, default=5.0, help="how long a lost caller's place is kept")
     parser.add_argument("--token", help="what callers must know")
     options = parser.parse_args()
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
-    config = replace(ServingConfig(), **changed) if buffers else ServingConfig()
+    config = replace(ServingConfig(resume_s=options.resume_s), **(changed if buffers else {}))
     factory = None if options.checkpoint else globals()[options.agent]
     serve(
         options.checkpoint or "stand-in",

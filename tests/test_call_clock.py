@@ -12,6 +12,7 @@ import pytest
 
 from wan_streamer.runtime.worker import Ready
 from wan_streamer.serving.call import RESYNC_S, Call
+from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.units import SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
@@ -27,7 +28,7 @@ class SilentModel:
     async def ensure_ready(self) -> Ready:
         return Ready("silent", (192, 336), 0.0, 1)
 
-    async def open_session(self, seed: int, resume: bool = False) -> "SilentModel":
+    async def open_session(self, seed: int, resume: object = None) -> "SilentModel":
         return self
 
     def close_session(self, session: "SilentModel") -> None: ...
@@ -43,7 +44,7 @@ def test_a_late_event_loop_counts_as_latency() -> None:
     model = SilentModel()
 
     async def converse() -> None:
-        call = asyncio.create_task(Call(model, ServingConfig(), lambda event: None).run())  # type: ignore[arg-type]
+        call = asyncio.create_task(Call(model, ServingConfig(), Conversation(), lambda event: None).run())  # type: ignore[arg-type]
         while len(model.sent) < 4 and not call.done():
             await asyncio.sleep(0)
             time.sleep(0.1)  # the event loop is busy
@@ -61,7 +62,7 @@ def test_after_a_stall_no_old_sound_is_left() -> None:
     model, waiting = SilentModel(), []
 
     async def converse() -> None:
-        call = Call(model, ServingConfig(), lambda event: None)  # type: ignore[arg-type]
+        call = Call(model, ServingConfig(), Conversation(), lambda event: None)  # type: ignore[arg-type]
         task = asyncio.create_task(call.run())
         while len(model.sent) < 2:
             await asyncio.sleep(0.01)

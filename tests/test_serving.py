@@ -18,6 +18,7 @@ from aiortc.mediastreams import AudioStreamTrack, MediaStreamError, MediaStreamT
 
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving.app import create_app
+from wan_streamer.serving.doors.limits import Limits
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.webrtc import use_loopback_candidates
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
@@ -81,9 +82,9 @@ class Visitor:
             own = next((track for track in tracks if track.kind == kind), kind)
             self.pc.addTransceiver(own, direction="sendrecv")
 
-    async def call(self) -> httpx.Response:
+    async def call(self, **more: str) -> httpx.Response:
         await self.pc.setLocalDescription(await self.pc.createOffer())
-        offer = {"sdp": self.pc.localDescription.sdp, "type": "offer"}
+        offer = {"sdp": self.pc.localDescription.sdp, "type": "offer", **more}
         response = await self.client.post("/api/offer", json=offer)
         if response.status_code == 200:
             self.session = response.json()["session"]
@@ -213,8 +214,8 @@ def test_a_call_carries_tone_picture_captions_text_and_stats(model: ModelProcess
         assert np.abs(picture[170, 168].astype(int) - (20, 200, 30)).max() < 25
 
 
-def test_a_second_visitor_is_told_and_the_place_is_free_after_goodbye(model: ModelProcess) -> None:
-    @with_application(model)
+def test_without_a_queue_a_second_visitor_is_told_and_the_place_is_free_after_goodbye(model: ModelProcess) -> None:
+    @with_application(model, ServingConfig(limits=Limits(queue=0)))
     async def _(client: httpx.AsyncClient) -> None:
         first, second = Visitor(client), Visitor(client)
         assert (await first.call()).status_code == 200
@@ -222,7 +223,7 @@ def test_a_second_visitor_is_told_and_the_place_is_free_after_goodbye(model: Mod
         busy = await second.call()
         assert busy.status_code == 409
         assert busy.json()["error"] == "busy"
-        assert "one visitor at a time" in busy.json()["message"]
+        assert "Try again later" in busy.json()["message"]
         await until(lambda: first.told("session", state="live"), "the call")
         assert (await client.post("/api/close", json={"session": "wrong"})).json() == {"closed": False}
         assert (await client.post("/api/close", json={"session": first.session})).json() == {"closed": True}

@@ -5,6 +5,7 @@ With the embedded checkpoint: half a minute of living picture, continuous sound 
 """
 
 import os
+import re
 import time
 
 import numpy as np
@@ -120,17 +121,61 @@ def test_devices_text_and_stop(standin_server: Server, open_page) -> None:
     assert page.problems == []
 
 
-def test_a_second_visitor_is_told_that_the_agent_is_busy(standin_server: Server, open_page) -> None:
+def test_a_second_visitor_waits_in_line_and_goes_in_by_itself(standin_server: Server, open_page) -> None:
     first, second = open_page(standin_server.url), open_page(standin_server.url)
     start_call(first)
     second.get_by_test_id("start").click()
-    expect(second.get_by_role("alert")).to_contain_text("one visitor at a time", timeout=READY_MS)
-    expect(second.get_by_test_id("start")).to_be_enabled()
+    expect(second.get_by_test_id("status")).to_contain_text("You are number 1 in line", timeout=READY_MS)
     expect(first.get_by_test_id("status")).to_have_text("Live")
-    first.close()  # a closed tab frees the place
-    standin_server.wait_free()
-    second.get_by_test_id("start").click()
+    first.get_by_test_id("stop").click()
     expect(second.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
+    third = open_page(standin_server.url)
+    third.get_by_test_id("start").click()
+    expect(third.get_by_test_id("status")).to_contain_text("1 in line, less than a minute", timeout=READY_MS)
+    third.get_by_test_id("stop").click()
+    expect(third.get_by_test_id("status")).to_have_text("Call ended")
+    assert first.problems == second.problems == third.problems == []
+
+
+def units_said(page: Page) -> list[int]:
+    text = page.get_by_test_id("captions").locator("[data-lane=response]").all_inner_texts()
+    return [int(number) for number in re.findall(r"Unit (\d+)", " ".join(text))]
+
+
+def test_a_page_that_is_loaded_again_goes_on_with_the_call(standin_server: Server, open_page) -> None:
+    page = open_page(standin_server.url)
+    start_call(page)
+    page.get_by_label("Camera", exact=True).click()
+    expect(page.get_by_test_id("captions")).to_contain_text("Unit 12", timeout=READY_MS)
+    page.reload()
+    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)  # by itself
+    expect(page.get_by_role("alert")).to_contain_text("The conversation goes on")
+    expect(page.get_by_test_id("captions")).to_contain_text("Unit", timeout=READY_MS)
+    assert units_said(page)[0] > 12
+    expect(page.get_by_label("Camera", exact=True)).to_have_attribute("aria-pressed", "false")  # as it was
+    assert page.url == standin_server.url + "/"  # no token in it
+    assert page.evaluate("sessionStorage.getItem('resume')") is None
+    page.get_by_test_id("stop").click()
+    standin_server.wait_free(2)
+    page.reload()
+    expect(page.get_by_test_id("status")).to_have_text("Ready")
+    assert page.problems == []
+
+
+def test_a_lost_connection_is_made_again(standin_server: Server, open_page) -> None:
+    page = open_page(standin_server.url)
+    start_call(page)
+    expect(page.get_by_test_id("captions")).to_contain_text("Unit 12", timeout=READY_MS)
+    page.evaluate("window.peers.at(-1).close()")
+    expect(page.get_by_role("alert")).to_contain_text("The conversation goes on", timeout=READY_MS)
+    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
+    assert page.evaluate("window.peers.length") == 2
+    time.sleep(1)  # the first pictures
+    before = len(units_said(page))
+    assert np.median(levels(record(page, 3)["samples"])) > 0.1
+    assert len(units_said(page)) > before
+    assert sorted(units_said(page)) == units_said(page), "the same conversation"
+    assert page.problems == []
 
 
 def test_the_call_survives_a_dead_model_process(standin_server: Server, open_page) -> None:

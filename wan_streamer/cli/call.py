@@ -24,6 +24,9 @@ def serve(
     sessions: Annotated[
         int, typer.Option(min=1, max=64, help="Callers at a time at most; fewer, if the model does not keep pace.")
     ] = 4,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.05, help="Longest call; its caller is told a minute before the end.")
+    ] = None,
     standby: Annotated[
         bool, typer.Option(help="Keep a second model process loaded, which takes over when the first dies.")
     ] = True,
@@ -59,6 +62,7 @@ def serve(
         port=port,
         device=device,
         sessions=sessions,
+        max_minutes=max_minutes,
         standby=standby,
         certfile=certfile,
         keyfile=keyfile,

@@ -1,6 +1,6 @@
 """The web application: the page and the offer.
 
-`create_app`  GET /  /healthz  /readyz  /api/status  POST /api/offer  /api/close
+`create_app`  GET /  /healthz  /readyz  /api/status  /api/queue  POST /api/offer  /api/close
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving.desk import BusyError, Desk, LimitError
 from wan_streamer.serving.doors.guard import add_doors, refusal
+from wan_streamer.serving.doors.line import Place
 from wan_streamer.serving.settings import ServingConfig
 
 MAX_SDP = 64_000
@@ -25,10 +26,16 @@ NEEDS_TOKEN = "This agent asks for a token: open the whole address that the serv
 
 
 class Offer(BaseModel):
-    """The page's WebRTC offer."""
+    """The page's WebRTC offer.
+
+    queue   the ticket with which it waited
+    resume  the token of the conversation to go on with
+    """
 
     sdp: str = Field(min_length=1, max_length=MAX_SDP)
     type: str = Field(pattern="^offer$")
+    queue: str = Field("", max_length=64)
+    resume: str = Field("", max_length=64)
 
 
 class Close(BaseModel):
@@ -105,7 +112,8 @@ def create_app(
         if not access.knows(bearer(request)):
             return refusal(401, "token", NEEDS_TOKEN)
         try:
-            session, sdp = await desk.open(body.sdp, request.client.host if request.client else "")
+            address = request.client.host if request.client else ""
+            entry = await desk.open(body.sdp, address, body.queue, body.resume)
         except BusyError as error:
             return refusal(409, "busy", str(error))
         except LimitError as error:
@@ -115,7 +123,20 @@ def create_app(
             return refusal(400 if code == "offer" else 503, code, str(error))
         except WanStreamerError as error:
             return refusal(503, "model", str(error))
-        return JSONResponse({"sdp": sdp, "type": "answer", "session": session})
+        if isinstance(entry, Place):
+            return JSONResponse({"queue": entry.ticket, "place": entry.place, "estimate_s": entry.estimate_s}, 202)
+        return JSONResponse({
+            "sdp": entry.sdp, "type": "answer", "session": entry.session,
+            "resume": entry.resume, "resume_s": config.resume_s,
+        })  # fmt: skip
+
+    @app.get("/api/queue")
+    async def queue(request: Request) -> Response:
+        """Where in the line the ticket is that comes as the bearer token. Held for a while if nothing is new."""
+        place = await desk.wait(bearer(request))
+        if place is None:
+            return refusal(404, "queue", "There is no such place in the line, or it was not asked about for too long.")
+        return JSONResponse({"place": place.place, "estimate_s": place.estimate_s, "ready": place.ready})
 
     @app.post("/api/close")
     async def close(body: Close) -> dict[str, bool]:

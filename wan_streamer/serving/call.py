@@ -1,11 +1,11 @@
 """One visitor's conversation, whatever carries its media.
 
 `Call`  cuts the uplink into units on the server's clock, sends them to the model process, plays out the answers, and
-        reports. It survives a silent device, a late model and a dead model process; it ends when the visitor is gone.
+        reports. It survives a silent device, a late model and a dead model process; it ends when the visitor is gone,
+        and leaves the conversation for another one to go on with.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.runtime.clock import why_late
-from wan_streamer.runtime.processes import ModelProcess, ModelSession
+from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import Stats, UnitOut
+from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.messages import (
     CaptionEvent,
     Devices,
@@ -34,6 +35,7 @@ from wan_streamer.units import UNIT_S
 
 REPORT_S = 1.0
 RESYNC_S = 1.0  # a clock this far behind (machine asleep) skips units instead of sending a burst
+NOTICE_S = 60.0  # so long before the longest call ends, its visitor is told
 HELD_UNITS, HELD_SHARE = 4, 0.05  # more of them and the visitor is told why
 
 log = logging.getLogger(__name__)
@@ -44,24 +46,24 @@ Emit = Callable[[SessionEvent | CaptionEvent | NoticeEvent | StatsEvent | PongEv
 class Call:
     """Feed `uplink`, `handle` page messages, send `playout`'s tracks, and await `run`.
 
+    talk    whose session is not closed here
     emit    receives every event for the page; must not block
     heard   when anything last came from the visitor, `time.monotonic()`
     """
 
-    def __init__(self, model: ModelProcess, config: ServingConfig, emit: Emit) -> None:
+    def __init__(self, model: ModelProcess, config: ServingConfig, talk: Conversation, emit: Emit) -> None:
         self.uplink = Uplink()
         self.playout = Playout(prebuffer_ms=config.prebuffer_ms, max_ms=config.max_playout_ms)
         self.heard = time.monotonic()
         self._model, self._config, self._emit = model, config, emit
-        self._session: ModelSession | None = None
-        self._lost: ModelSession | None = None  # to go on with
+        self._talk = talk
         self._meter = Meter()
         self._deadline_misses = 0
         self._units = 0
         self._held = 0
         self._recoveries = 0
         self._told_late = self._resumed = False
-        self._answered = time.monotonic()
+        self._began = self._answered = time.monotonic()
 
     def handle(self, message: PageMessage) -> None:
         """One message of the page."""
@@ -76,36 +78,46 @@ class Call:
                     self.uplink.video.close()
 
     async def run(self) -> str:
-        """Converse until the visitor is silent on every channel or the model cannot be kept alive.
+        """Converse until the visitor is silent on every channel, the time is over or the model cannot be kept alive.
 
         Returns the reason. Cancelling ends the call as well.
         """
         tasks: list[asyncio.Task[str]] = []
         try:
-            await self._open("live")
-            loops = (self._send_units(), self._receive_units(), self._report(), self._watch(), self._play())
+            await self._begin()
+            loops = [self._send_units(), self._receive_units(), self._report(), self._watch(), self._play()]
+            if self._config.max_call_s is not None:
+                loops.append(self._end_in_time(self._config.max_call_s))
             tasks = [asyncio.create_task(loop) for loop in loops]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             reason = done.pop().result()
         except WanStreamerError as error:
-            reason = str(error)
+            reason, self._talk.over = str(error), True
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for session in (self._session, self._lost):
-                if session is not None:
-                    self._model.close_session(session)
             self.playout.close()
-        with contextlib.suppress(Exception):
-            self._emit(SessionEvent("ended", reason))
         return reason
 
-    async def _open(self, state: str, message: str = "", resume: ModelSession | None = None) -> None:
+    async def _begin(self) -> None:
+        """Go on with the conversation, or begin it."""
+        self._began = time.monotonic()
+        if not self._talk.is_new:
+            self._emit(NoticeEvent("You are connected again. The conversation goes on."))
+        if self._talk.session is None:
+            self._resumed = self._talk.lost is not None
+            return await self._open()
         ready = await self._model.ensure_ready()
-        self._session = await self._model.open_session(seed=secrets.randbelow(2**31), resume=resume)
         self._answered = time.monotonic()
-        self._emit(SessionEvent(state, message, agent=ready.name))
+        self._emit(SessionEvent("live", agent=ready.name))
+
+    async def _open(self) -> None:
+        talk, ready = self._talk, await self._model.ensure_ready()
+        talk.session = await self._model.open_session(seed=secrets.randbelow(2**31), resume=talk.lost)
+        talk.lost = None
+        self._answered = time.monotonic()
+        self._emit(SessionEvent("live", agent=ready.name))
 
     async def _send_units(self) -> str:
         index = 0
@@ -119,7 +131,7 @@ class Call:
             await asyncio.sleep(max(0.0, t_in - now))
             if stalled:
                 self.uplink.catch_up()
-            session = self._session
+            session = self._talk.session
             if session is None:  # the model is being restarted: time goes on, typed text waits
                 self.uplink.discard(t_in)
                 continue
@@ -132,9 +144,9 @@ class Call:
 
     async def _receive_units(self) -> str:
         while True:
-            assert self._session is not None
+            assert self._talk.session is not None
             try:
-                self._take(await self._session.receive())
+                self._take(await self._talk.session.receive())
             except ServingError as error:
                 await self._recover(error)
 
@@ -146,6 +158,8 @@ class Call:
                 self._emit(NoticeEvent(f"The agent does not keep up. {why_late(message.summary)}."))
             return
         now = self._answered = time.monotonic()
+        if message.t_in < self._began:
+            return  # what the connection before was to hear
         unit, meter = message.unit, self._meter
         meter.add_latency((now - message.t_in) * 1000)
         meter.add("server: to model", (message.t_start - message.t_in) * 1000)
@@ -153,9 +167,9 @@ class Call:
         meter.add("server: playout", self.playout.queued_ms)
         for stage, ms in unit.stage_ms.items():
             meter.add(stage, ms)
-        if self._resumed and self._session is not None:
+        if self._resumed and self._talk.session is not None:
             self._resumed = False
-            remembers = "goes on" if self._session.units else "does not remember what was said before"
+            remembers = "goes on" if self._talk.session.units else "does not remember what was said before"
             self._emit(NoticeEvent(f"The model was restarted. It {remembers}."))
         self._units += 1
         self._held += unit.held
@@ -166,19 +180,18 @@ class Call:
 
     async def _recover(self, error: ServingError) -> None:
         log.warning("model session lost: %s", error)
-        self._lost, self._session = self._session, None
+        self._talk.lost, self._talk.session = self._talk.session, None
         self._recoveries += 1
         if self._recoveries > self._config.max_recoveries:
             raise ServingError(f"the model failed {self._recoveries} times in this call; the last time: {error}")
         self._emit(SessionEvent("recovering", "The model stopped and is being restarted. Please wait."))
-        await self._open("live", resume=self._lost)
-        self._lost = None
+        await self._open()
         self._resumed = True
 
     async def _report(self) -> str:
         while True:
             await asyncio.sleep(REPORT_S)
-            session = self._session
+            session = self._talk.session
             self._emit(StatsEvent(
                 units=self._units,
                 deadline_misses=self._deadline_misses,
@@ -197,6 +210,15 @@ class Call:
             silent = time.monotonic() - self.heard
             if silent > self._config.idle_timeout_s:
                 return f"nothing came from the page for {silent:.0f} s"
+
+    async def _end_in_time(self, most_s: float) -> str:
+        end = self._talk.began + most_s
+        await asyncio.sleep(end - min(NOTICE_S, most_s / 2) - time.monotonic())
+        left_s = end - time.monotonic()
+        self._emit(NoticeEvent(f"This call ends in {max(1, round(left_s))} seconds. It may be no longer."))
+        await asyncio.sleep(left_s)
+        self._talk.over = True
+        return "The time for a call is over."
 
     async def _play(self) -> str:
         await self.playout.run()

@@ -1,6 +1,7 @@
 """Who is in a call.
 
-`Desk`  as many visitors as the model keeps pace with; anyone may knock, a place is taken when a connection stands
+`Desk`  as many visitors as the model keeps pace with; anyone may knock, a place is taken when a connection stands; who
+        finds none free waits in line
 """
 
 import asyncio
@@ -8,41 +9,64 @@ import contextlib
 import logging
 import secrets
 import time
+from dataclasses import dataclass
 
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
+from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.doors.limits import Rates, who
+from wan_streamer.serving.doors.line import Line, Place
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.webrtc import Peer
 
-BUSY = "Someone else is in a call with this agent. It serves one visitor at a time; try again soon."
-ALL_BUSY = "This agent is in calls with {} visitors, and serves no more at a time; try again soon."
+BUSY = "Others are in calls with this agent, and so many wait already that no more can. Try again later."
+NOT_RESUMED = "The conversation before could not be gone on with. This is a new one."
+TAKEN = "Another visitor was faster."
 STOPPING = "The server is being stopped."
 SHUTDOWN_S = 3.0
+HOLD_S = 1.5  # of a question about a place; less than what a server that stops waits for its answers
+LOOK_S = 0.25
 
 log = logging.getLogger(__name__)
 
 
 class BusyError(ServingError):
-    """Others are in calls, and the model keeps pace with no more."""
+    """All places are taken, and the line is full."""
 
 
 class LimitError(ServingError):
     """Too many offers, from one address or from all."""
 
 
-class _Visit:
-    """One offer and what became of it. `session` is known to this visitor only, and good for nothing afterwards."""
+@dataclass(frozen=True)
+class Entry:
+    """An offer's answer. What follows is known to this visitor only.
 
-    def __init__(self, peer: Peer, address: str) -> None:
-        self.peer, self.address = peer, address
+    session  good for nothing after the call
+    resume   the token for another offer that goes on with the conversation
+    """
+
+    sdp: str
+    session: str
+    resume: str
+
+
+class _Visit:
+    """One offer and what became of it.
+
+    admitted  has waited: a place is kept for it until its connection stands
+    """
+
+    def __init__(self, peer: Peer, talk: Conversation, address: str, admitted: bool) -> None:
+        self.peer, self.talk, self.address, self.admitted = peer, talk, address, admitted
         self.session = secrets.token_hex(16)
         self.since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
 
 
 class Desk:
-    """The places for calls. An offer is answered without one; a connection claims one; the end of the call frees it.
+    """The places for calls. An offer is answered without one; a connection claims one for its conversation, which keeps
+    it until it is over: after a goodbye at once, after a lost connection when nobody has gone on with it.
 
     last_end  why the last visit ended, for the log
     """
@@ -50,9 +74,11 @@ class Desk:
     def __init__(self, model: ModelProcess, config: ServingConfig) -> None:
         self._model, self._config = model, config
         self._visits: dict[str, _Visit] = {}
-        self._arriving: list[str] = []  # addresses of offers that are being answered
         self._callers: list[_Visit] = []
-        self._rates = Rates(config.limits.offers_per_s, config.limits.offer_burst)
+        self._talks: dict[str, Conversation] = {}  # that have a place, by token
+        limits = config.limits
+        self._rates = Rates(limits.offers_per_s, limits.offer_burst)
+        self._line = Line(config.ticket_s, config.turn_s, limits.queue, limits.queue_per_address)
         self.stopping = False
         self.last_end = ""
 
@@ -63,76 +89,147 @@ class Desk:
 
     @property
     def full(self) -> bool:
-        return len(self._callers) >= self._model.capacity
+        return self._free() <= 0
+
+    def _free(self) -> int:
+        """Places for who has not waited. Calls who has, if there are places."""
+        kept = sum(visit.admitted for visit in self._visits.values())
+        capacity = self._model.capacity
+        return self._line.call(capacity - len(self._talks) - kept, capacity)
 
     @property
     def pending(self) -> int:
         """Offers whose connection does not stand yet."""
         return len(self._visits) - len(self._callers)
 
-    def _busy(self) -> str:
-        return BUSY if self._model.capacity == 1 else ALL_BUSY.format(self._model.capacity)
-
-    async def open(self, sdp: str, address: str = "") -> tuple[str, str]:
-        """Answer an offer: (session, SDP).
+    async def open(self, sdp: str, address: str = "", ticket: str = "", resume: str = "") -> Entry | Place:
+        """Answer an offer, or give its visitor a place in the line.
 
         address  where the offer came from
+        ticket   that its visitor waited with
+        resume   the token of the conversation to go on with
         Raises `BusyError`, `LimitError`, or what the model or the offer raised.
         """
         key = who(address)
-        self._check(key)
-        self._arriving.append(key)
-        peer: Peer | None = None
-        try:
-            await self._model.ensure_ready()
-            peer = Peer(self._model, self._config)
-            answer = await peer.answer(sdp, address)
-        except BaseException:
-            if peer is not None:
-                await peer.close()
-            raise
-        finally:
-            self._arriving.remove(key)
-        visit = _Visit(peer, key)
-        self._visits[visit.session] = visit
-        visit.task = asyncio.create_task(self._serve(visit))
-        return visit.session, answer
-
-    def _check(self, address: str) -> None:
-        limits = self._config.limits
         if self.stopping:
             raise ServingError(STOPPING)
-        if not self._rates.take(address):
+        if not self._rates.take(key):
             raise LimitError("Too many calls were started from this address. Wait a little.")
-        if self.full:
-            raise BusyError(self._busy())
+        full, place = self.full, self._line.place(ticket)
+        admitted = place is not None and place.ready
+        if full and not admitted and resume not in self._talks:
+            place = place or self._line.join(key)
+            if place is None:
+                raise BusyError(BUSY)
+            return place
+        self._check_pending(key)
+        self._line.leave(ticket)
+        before = self._take_over(resume)
+        talk = before or Conversation()
+        visit = _Visit(Peer(self._model, self._config, talk), talk, key, admitted and before is None)
+        self._visits[visit.session], talk.visitor = visit, visit.session
+        try:
+            await self._model.ensure_ready()
+            answer = await visit.peer.answer(sdp, address)
+        except BaseException:
+            self._end(visit)
+            await visit.peer.close()
+            raise
+        if resume and before is None:
+            visit.peer.notify(NOT_RESUMED)
+        visit.task = asyncio.create_task(self._serve(visit))
+        return Entry(answer, visit.session, talk.token)
+
+    def _take_over(self, token: str) -> Conversation | None:
+        """The conversation of this token, which is of no use from now on; whoever has it until now is hung up."""
+        talk = self._talks.pop(token, None)
+        if talk is None:
+            return None
+        talk.left = talk.left or time.monotonic()
+        for visit in self._of(talk):
+            visit.peer.hang_up()
+        talk.renew()
+        self._talks[talk.token] = talk
+        return talk
+
+    def _of(self, talk: Conversation) -> list[_Visit]:
+        return [visit for visit in self._visits.values() if visit.talk is talk]
+
+    def _check_pending(self, address: str) -> None:
+        limits = self._config.limits
         pending = [visit.address for visit in self._visits.values() if visit not in self._callers]
-        waiting = [*self._arriving, *pending]
-        if len(waiting) >= limits.pending_offers or waiting.count(address) >= limits.pending_offers_per_address:
+        if len(pending) >= limits.pending_offers or pending.count(address) >= limits.pending_offers_per_address:
             raise LimitError("Too many calls are being connected. Try again soon.")
 
+    async def wait(self, ticket: str) -> Place | None:
+        """The place of a ticket: at once if it is called, otherwise after a while. None if there is no such ticket."""
+        end = time.monotonic() + HOLD_S
+        while True:
+            self._free()
+            place = self._line.place(ticket)
+            if place is None or place.ready or time.monotonic() >= end or self.stopping:
+                return place
+            await asyncio.sleep(LOOK_S)
+
     async def _serve(self, visit: _Visit) -> None:
-        reason = "unexpected error"
+        reason, talk = "unexpected error", visit.talk
         try:
             problem = await visit.peer.connect()
-            if problem is None and self.full:
-                problem = self._busy()
-                await visit.peer.say_ended(problem)
+            if problem is None and not self._seat(visit):
+                problem = TAKEN
+                await visit.peer.say("busy", problem)
             if problem is None:
-                self._callers.append(visit)
-                visit.since = time.monotonic()
-                problem = await visit.peer.converse()
+                async with talk.turn:
+                    talk.left = None
+                    problem = await visit.peer.converse()
             reason = problem
             log.info("call ended: %s", reason)
         except Exception:
             log.exception("call ended by an unexpected error")
         finally:
+            self._end(visit)
             with contextlib.suppress(Exception):
                 await visit.peer.close()
-            self._visits.pop(visit.session, None)
-            if visit in self._callers:
-                self._callers.remove(visit)
             self.last_end = reason
+
+    def _seat(self, visit: _Visit) -> bool:
+        """Give a visit a place whose connection stands. False if there is none."""
+        talk = visit.talk
+        if talk.token not in self._talks:
+            if self.full and not visit.admitted:
+                return False
+            self._talks[talk.token] = talk
+            talk.began = time.monotonic()
+        visit.admitted, visit.since = False, time.monotonic()
+        self._callers.append(visit)
+        return True
+
+    def _end(self, visit: _Visit) -> None:
+        """The visit is over; its conversation waits for another, if there is none already."""
+        talk = visit.talk
+        del self._visits[visit.session]
+        if visit in self._callers:
+            self._callers.remove(visit)
+        if talk.token not in self._talks or self._of(talk):
+            return
+        if talk.over or self.stopping:
+            return self._give_up(talk)
+        talk.left = talk.left or time.monotonic()
+        wait_s = talk.left + self._config.resume_s - time.monotonic()
+        asyncio.get_running_loop().call_later(wait_s, self._expire, talk, talk.token)
+
+    def _expire(self, talk: Conversation, token: str) -> None:
+        if talk.token == token and not self._of(talk):
+            self._give_up(talk)
+
+    def _give_up(self, talk: Conversation) -> None:
+        if self._talks.pop(talk.token, None) is None:
+            return
+        talk.over = True
+        self._line.learn((talk.left or time.monotonic()) - talk.began)
+        for session in (talk.session, talk.lost):
+            if session is not None:
+                self._model.close_session(session)
 
     def status(self, session: str) -> dict[str, object] | None:
         """What the visitor of this session may know of it; None if there is no such visit."""
@@ -145,11 +242,18 @@ class Desk:
         }
 
     def close(self, session: str) -> bool:
-        """The page says goodbye."""
+        """The page says goodbye. session: or the ticket of one that waits."""
         visit = self._visits.get(session)
+        talk = next((talk for talk in self._talks.values() if talk.visitor == session), None)
+        if talk is not None:
+            talk.over = True
         if visit is not None:
             visit.peer.hang_up()
-        return visit is not None
+        elif talk is not None:
+            self._give_up(talk)
+        else:
+            return self._line.leave(session)
+        return True
 
     async def shutdown(self) -> None:
         """Take no more calls, tell those in one, end them."""
@@ -159,3 +263,5 @@ class Desk:
             visit.peer.hang_up(STOPPING)
         if tasks:
             await asyncio.wait(tasks, timeout=SHUTDOWN_S)
+        for talk in list(self._talks.values()):
+            self._give_up(talk)

@@ -26,7 +26,8 @@ class _Event:
 
 @dataclass(frozen=True)
 class SessionEvent(_Event):
-    """The call's state: "live", "recovering" (the model is being restarted) or "ended"."""
+    """The call's state: "live", "recovering" (the model is being restarted), "ended", or "busy" (another visitor was
+    faster: a new offer waits in line)."""
 
     type: ClassVar[str] = "session"
     state: str

@@ -87,6 +87,7 @@ def serve(
     device: str = "cpu",
     *,
     sessions: int = 4,
+    max_minutes: float | None = None,
     standby: bool = True,
     agent_factory: AgentFactory | str | None = None,
     config: ServingConfig | None = None,
@@ -102,9 +103,10 @@ def serve(
 
     checkpoint      built-in name, folder or hub id, for `WanStreamer.from_pretrained`
     sessions        callers at a time at most; fewer, if the model does not keep pace with so many
+    max_minutes     longest call; None: any
     standby         keep a second model process loaded, which takes over when the first dies
     agent_factory   another agent, as a picklable callable or "package.module:function"
-    config          its `access` is replaced by what the arguments below say
+    config          its `access` and `max_call_s` are replaced by what the other arguments say
     certfile        with keyfile: HTTPS, which is needed on any host but localhost
     self_signed     HTTPS with a certificate made now
     public_urls     addresses under which visitors come, beside the local ones
@@ -117,7 +119,9 @@ def serve(
     console = console or Console()
     access = plan_access(host, public_urls, proxies, token)
     tls = _tls(host, access, certfile, keyfile, self_signed)
-    config = replace(config or ServingConfig(), access=access)
+    config = replace(
+        config or ServingConfig(), access=access, max_call_s=None if max_minutes is None else max_minutes * 60
+    )
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
     model = ModelProcess(
         agent_factory or functools.partial(load_agent, str(checkpoint), device),

@@ -12,6 +12,10 @@ class ServingConfig:
 
     connect_timeout_s    an offer whose peer never connects is freed after this long
     idle_timeout_s       a call from which nothing arrives (media, pings) is freed after this long
+    resume_s             a conversation whose connection was lost can be gone on with for this long, and keeps its place
+    ticket_s             a ticket of the line that nobody asks about for this long is dropped
+    turn_s               whose turn it is has this long to make an offer
+    max_call_s           a conversation ends after this long, over all its connections; None: never
     model_timeout_s      a worker that owes an answer for this long is ended and restarted
     max_recoveries       how many lost model sessions one call survives
     own_jitter_buffers   deliver what arrived at once instead of aiortc's deep buffers (see `jitter`)
@@ -25,6 +29,10 @@ class ServingConfig:
 
     connect_timeout_s: float = 20.0
     idle_timeout_s: float = 12.0
+    resume_s: float = 30.0
+    ticket_s: float = 10.0
+    turn_s: float = 10.0
+    max_call_s: float | None = None
     model_timeout_s: float = 8.0
     max_recoveries: int = 3
     own_jitter_buffers: bool = True

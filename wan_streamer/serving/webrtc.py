@@ -28,8 +28,9 @@ from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving import jitter
 from wan_streamer.serving.call import Call
+from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.doors.limits import Bucket
-from wan_streamer.serving.messages import ErrorEvent, SessionEvent, parse_page_message
+from wan_streamer.serving.messages import ErrorEvent, NoticeEvent, SessionEvent, parse_page_message
 from wan_streamer.serving.offers import check_offer, guard_channels
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
@@ -58,7 +59,7 @@ def use_loopback_candidates() -> None:
 class Peer:
     """One visitor's connection: `answer` an offer, `connect`, `converse` until the call is over, `close`."""
 
-    def __init__(self, model: ModelProcess, config: ServingConfig) -> None:
+    def __init__(self, model: ModelProcess, config: ServingConfig, talk: Conversation) -> None:
         # no servers: aiortc would otherwise ask a public STUN server, which a local call does not need
         self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._config = config
@@ -70,7 +71,7 @@ class Peer:
         self._reason, self._tell = LEFT, False
         self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
         self._refusals = Bucket(config.limits.messages_per_s, config.limits.message_burst)
-        self.call = Call(model, config, lambda event: self._send(event.to_json()))
+        self.call = Call(model, config, talk, lambda event: self._send(event.to_json()))
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)
         self._pc.on("connectionstatechange", self._on_state)
@@ -128,9 +129,10 @@ class Peer:
         try:
             await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
             if call.done():
+                await self.say("ended", call.result())
                 return call.result()
             if self._tell:
-                await self.say_ended(self._reason)
+                await self.say("ended", self._reason)
             return self._reason
         finally:
             for task in (call, gone):
@@ -144,9 +146,12 @@ class Peer:
         self._gone.set()
         self._connected.set()
 
-    async def say_ended(self, reason: str) -> None:
+    def notify(self, message: str) -> None:
+        self._send(NoticeEvent(message).to_json())
+
+    async def say(self, state: str, reason: str) -> None:
         """Tell the page why there is no call (any more), and give it time to hear that."""
-        self._send(SessionEvent("ended", reason).to_json())
+        self._send(SessionEvent(state, reason).to_json())
         until = time.monotonic() + FAREWELL_S
         while time.monotonic() < until and (self._waiting or (self._channel and self._channel.bufferedAmount)):
             await asyncio.sleep(0.02)

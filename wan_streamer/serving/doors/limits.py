@@ -23,6 +23,7 @@ class Limits:
     requests_per_s       requests of one address, request_burst of them at once
     offers_per_s         offers of one address, offer_burst of them at once
     pending_offers       offers answered and not connected yet, of all addresses and (per_address) of one
+    queue                visitors who wait for a place, of all addresses and (per_address) of one
     messages_per_s       messages of one page in a call, message_burst of them at once; answered refusals likewise
     """
 
@@ -36,6 +37,8 @@ class Limits:
     offer_burst: int = 10
     pending_offers: int = 8
     pending_offers_per_address: int = 2
+    queue: int = 32
+    queue_per_address: int = 4
     messages_per_s: float = 20.0
     message_burst: int = 60
 

@@ -26,15 +26,16 @@ if (given) {
 // ---------------------------------------------------------------------------------------------------- states
 
 const WELCOME = { title: $("poster-title").textContent, text: $("poster-text").textContent };
-const STATUS = { idle: "Ready", connecting: "Connecting", live: "Live", recovering: "Restarting", ended: "Call ended" };
+const STATUS = { idle: "Ready", connecting: "Connecting", waiting: "Waiting", live: "Live", recovering: "Restarting", reconnecting: "Reconnecting", ended: "Call ended" };
 
 function setState(state, message) {
   document.body.dataset.state = state;
   $("status-text").textContent = message || STATUS[state];
   const open = state === "live" || state === "recovering";
-  $("stop").disabled = !(open || state === "connecting");
-  $("start").disabled = open || state === "connecting";
-  $("start").textContent = state === "connecting" ? "Connecting" : state === "ended" ? "Call again" : "Start call";
+  const entering = ["connecting", "waiting", "reconnecting"].includes(state);
+  $("stop").disabled = !(open || entering);
+  $("start").disabled = open || entering;
+  $("start").textContent = entering ? STATUS[state] : state === "ended" ? "Call again" : "Start call";
   $("text").disabled = $("send").disabled = !open;
   $("poster-title").textContent = state === "ended" ? "The call has ended" : WELCOME.title;
   $("poster-text").textContent = state === "ended" ? "You can start another one at any time." : WELCOME.text;
@@ -46,7 +47,8 @@ function showAlert(title, text = "") {
   $("alert").hidden = false;
 }
 
-async function start() {
+// resume: the token of a conversation to go on with
+async function start(resume = "") {
   if (call) return;
   $("alert").hidden = true;
   $("captions").replaceChildren();
@@ -58,7 +60,7 @@ async function start() {
     await current.start({
       microphone: isOn("microphone"), camera: isOn("camera"),
       microphoneId: $("microphone").value, cameraId: $("camera").value,
-      token: sessionStorage.getItem("token"),
+      token: sessionStorage.getItem("token"), resume,
     });
     await listDevices();
   } catch (error) {
@@ -76,6 +78,7 @@ function listen(current) {
   const on = (type, handler) => current.addEventListener(type, ({ detail }) => call === current && handler(detail));
   on("state", ({ state, message, agent, failed }) => {
     if (agent) $("agent-name").textContent = agent;
+    if (state === "reconnecting") turns = {}; // units are counted anew
     if (state !== "ended") return setState(state, message);
     call = null;
     showLocal(null);
@@ -257,7 +260,7 @@ function toggleTheme() {
 
 applyTheme(localStorage.getItem("theme"));
 $("theme").addEventListener("click", toggleTheme);
-$("start").addEventListener("click", start);
+$("start").addEventListener("click", () => start());
 $("stop").addEventListener("click", () => call?.stop());
 $("compose").addEventListener("submit", sendText);
 $("alert-close").addEventListener("click", () => ($("alert").hidden = true));
@@ -265,7 +268,18 @@ for (const name of ["microphone", "camera"]) {
   $(`toggle-${name}`).addEventListener("click", () => switchDevice(name, !isOn(name)));
   $(name).addEventListener("change", () => isOn(name) && switchDevice(name, true));
 }
-addEventListener("pagehide", () => call?.stop());
+// A page that is loaded again goes on with the call. The token is stored for so long only: a copy of this tab has none.
+addEventListener("pagehide", () => {
+  const kept = call?.leave();
+  if (kept) sessionStorage.setItem("resume", JSON.stringify({ ...kept, microphone: isOn("microphone"), camera: isOn("camera") }));
+});
+addEventListener("pageshow", () => {
+  const kept = JSON.parse(sessionStorage.getItem("resume"));
+  sessionStorage.removeItem("resume");
+  if (!kept || Date.now() > kept.until) return;
+  for (const name of ["microphone", "camera"]) setOn(name, kept[name]);
+  start(kept.token);
+});
 navigator.mediaDevices?.addEventListener?.("devicechange", listDevices);
 listDevices();
 if (!window.isSecureContext) {

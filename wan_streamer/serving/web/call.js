@@ -1,7 +1,7 @@
 // One call: devices, WebRTC, the data channel. No page elements here; app.js listens to its events.
 //
 // Events (CustomEvent.detail):
-//   state    {state: "connecting" | "live" | "recovering" | "ended", message, agent}
+//   state    {state: "connecting" | "waiting" | "live" | "recovering" | "reconnecting" | "ended", message, agent}
 //   local    MediaStream of the visitor        remote   MediaStream of the agent
 //   caption  {lane: "response" | "transcript", unit, text}
 //   stats    once a second, from the server    network  {rtt, fps, audioBuffer, videoBuffer, lost}
@@ -9,6 +9,9 @@
 
 const PING_MS = 1000;
 const GATHERING_MS = 1500;
+const RETRY_MS = 1000;
+const RETRIES = 5;
+const DISCONNECTED_MS = 3000; // so long the browser may find another way by itself
 const SILENCE_MS = 8000; // no pong for this long: the connection is lost
 const CAMERA = { width: { ideal: 336 }, height: { ideal: 192 }, frameRate: { ideal: 25, max: 30 } };
 const MICROPHONE = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: { ideal: 1 } };
@@ -22,6 +25,9 @@ export class CallError extends Error {
   }
 }
 
+const offline = () =>
+  new CallError("The server does not answer", "Check that it is still running, then start again.", "offline");
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const device = (constraints, id) => (id ? { ...constraints, deviceId: { exact: id } } : constraints);
 
 function deviceError(error, what) {
@@ -45,31 +51,71 @@ async function openDevice(kind, id) {
 export class Call extends EventTarget {
   #pc = null;
   #channel = null;
-  #session = null;
+  #session = null; // the server's name for this call, or the ticket of the line
   #timer = null;
   #senders = {};
   #tracks = {};
   #wanted = { microphone: true, camera: true };
   #rtt = null;
-  #heard = 0;
+  #heard = 0; // when; 0: never
+  #resume = null; // {token, ms}: with which to go on, and how long after a drop
+  #lostAt = 0; // 0: connected
   #previous = {};
   #ended = false;
+  #leaving = new AbortController();
   #authorization = {};
 
-  // options: {microphone, camera}: wanted or not; {microphoneId, cameraId}: which ones; {token}: what the server asks for
+  // options: {microphone, camera}: wanted or not; {microphoneId, cameraId}: which ones; {token}: what the server asks for;
+  // {resume}: the token of the conversation to go on with
   async start(options) {
     if (!window.isSecureContext || !navigator.mediaDevices) {
       throw new CallError("This page cannot use a microphone",
         "Browsers allow it only on https:// or on localhost. Open the page in one of these ways.", "insecure");
     }
     if (options.token) this.#authorization = { Authorization: `Bearer ${options.token}` };
+    if (options.resume) this.#resume = { token: options.resume, ms: 0 };
     this.#emit("state", { state: "connecting", message: "Asking for microphone and camera" });
     this.#wanted = { microphone: options.microphone, camera: options.camera };
     await this.#openDevices(options);
     if (this.#ended) return;
     this.#emit("local", new MediaStream(Object.values(this.#tracks)));
-    this.#emit("state", { state: "connecting", message: "Connecting" });
-    await this.#connect();
+    await this.#enter();
+  }
+
+  // Connects as soon as there is a place.
+  async #enter() {
+    let ticket = "";
+    do {
+      if (!this.#lostAt) this.#emit("state", { state: "connecting", message: "Connecting" });
+      ticket = await this.#connect(ticket);
+    } while (ticket && await this.#wait(ticket));
+  }
+
+  // Waits in line. Returns false if the visitor goes away.
+  async #wait(ticket) {
+    for (let failures = 0; !this.#ended; ) {
+      // the server holds its answer: timers of a page in the background are slow
+      const options = { headers: { Authorization: `Bearer ${ticket}` }, signal: this.#leaving.signal };
+      const response = await fetch("api/queue", options).catch(() => null);
+      if (response?.status === 404) return true; // forgotten: to the end of the line
+      if (response?.ok) {
+        const place = await response.json();
+        if (place.ready) return !this.#ended;
+        failures = 0;
+        this.#showPlace(place);
+      } else if (++failures > RETRIES) {
+        throw offline();
+      } else {
+        await sleep(RETRY_MS);
+      }
+    }
+    return false;
+  }
+
+  #showPlace({ place, estimate_s }) {
+    const minutes = Math.round(estimate_s / 60);
+    const time = estimate_s == null ? "" : minutes < 1 ? ", less than a minute" : `, about ${minutes} minute${minutes > 1 ? "s" : ""}`;
+    if (!this.#ended) this.#emit("state", { state: "waiting", message: `You are number ${place} in line${time}` });
   }
 
   async #openDevices({ microphoneId, cameraId }) {
@@ -88,52 +134,64 @@ export class Call extends EventTarget {
     for (const problem of problems) this.#emit("notice", { message: `${problem.title}. The call goes on without it.` });
   }
 
-  async #connect() {
+  // Makes an offer. Returns the ticket with which to wait if there is no place.
+  async #connect(ticket) {
     const pc = (this.#pc = new RTCPeerConnection({ iceServers: [] }));
     const remote = new MediaStream();
     pc.ontrack = ({ track }) => {
       remote.addTrack(track);
       this.#emit("remote", remote);
     };
-    pc.onconnectionstatechange = () => {
-      if (pc.connectionState === "failed") this.#lost();
+    pc.onconnectionstatechange = async () => {
+      if (pc.connectionState === "disconnected") await sleep(DISCONNECTED_MS);
+      if (["failed", "disconnected"].includes(pc.connectionState)) this.#lost(pc);
     };
     this.#senders.microphone = pc.addTransceiver(this.#tracks.microphone ?? "audio", { direction: "sendrecv" }).sender;
     const video = pc.addTransceiver(this.#tracks.camera ?? "video", { direction: "sendrecv" });
     this.#senders.camera = video.sender;
     preferVp8(video);
-    this.#channel = pc.createDataChannel("events");
-    this.#channel.onopen = () => this.#opened();
-    this.#channel.onmessage = ({ data }) => this.#receive(JSON.parse(data));
-    this.#channel.onclose = () => this.#lost();
+    const channel = (this.#channel = pc.createDataChannel("events"));
+    channel.onopen = () => this.#opened();
+    channel.onmessage = ({ data }) => this.#receive(JSON.parse(data));
+    channel.onclose = () => this.#lost(pc);
 
     await pc.setLocalDescription(await pc.createOffer());
     await gathered(pc);
-    if (this.#ended) return;
-    const answer = await this.#offer(pc.localDescription);
-    this.#session = answer.session;
-    if (this.#ended) return this.#sayGoodbye();
-    await pc.setRemoteDescription({ type: answer.type, sdp: answer.sdp });
+    if (this.#ended) return "";
+    const answer = await this.#offer({ ...pc.localDescription.toJSON(), queue: ticket, resume: this.#resume?.token ?? "" });
+    this.#session = answer.session ?? answer.queue;
+    if (answer.resume) this.#resume = { token: answer.resume, ms: answer.resume_s * 1000 };
+    if (this.#ended) {
+      this.#sayGoodbye();
+    } else if (answer.queue) {
+      this.#disconnect();
+      this.#showPlace(answer);
+      return answer.queue;
+    } else {
+      await pc.setRemoteDescription({ type: answer.type, sdp: answer.sdp });
+    }
+    return "";
   }
 
-  async #offer({ sdp, type }) {
+  async #offer(offer) {
     let response;
     try {
       response = await fetch("api/offer", {
-        method: "POST", headers: { "Content-Type": "application/json", ...this.#authorization }, body: JSON.stringify({ sdp, type }),
+        method: "POST", headers: { "Content-Type": "application/json", ...this.#authorization }, body: JSON.stringify(offer),
       });
     } catch {
-      throw new CallError("The server does not answer", "Check that it is still running, then start again.", "offline");
+      throw offline();
     }
     const body = await response.json().catch(() => ({}));
     if (response.ok) return body;
-    const titles = { busy: "The agent is in another call", model: "The agent cannot start", token: "The agent asks for a token" };
+    const titles = { busy: "Too many visitors wait", model: "The agent cannot start", token: "The agent asks for a token" };
     throw new CallError(titles[body.error] ?? "The server refused the call",
       body.message ?? `It answered with status ${response.status}.`, body.error);
   }
 
   #opened() {
     this.#heard = performance.now();
+    this.#lostAt = 0;
     this.#announceDevices();
     this.#timer = setInterval(() => this.#tick(), PING_MS);
     this.#tick();
@@ -142,8 +200,9 @@ export class Call extends EventTarget {
   async #tick() {
     if (performance.now() - this.#heard > SILENCE_MS) return this.#lost();
     this.#send({ type: "ping", t: performance.now() });
-    const report = await this.#pc.getStats();
-    if (!this.#ended) this.#emit("network", this.#summarise(report));
+    const pc = this.#pc;
+    const report = await pc.getStats();
+    if (pc === this.#pc) this.#emit("network", this.#summarise(report));
   }
 
   // Buffers are averages over the last second: difference of total delay by difference of items.
@@ -167,7 +226,8 @@ export class Call extends EventTarget {
     if (event.type === "pong") {
       this.#rtt = performance.now() - event.t;
     } else if (event.type === "session") {
-      if (event.state === "ended") this.#end({ state: "ended", message: event.message, failed: true });
+      if (event.state === "ended") this.#fail(event.message);
+      else if (event.state === "busy") this.#again();
       else this.#emit("state", event);
     } else {
       this.#emit(event.type, event);
@@ -210,8 +270,45 @@ export class Call extends EventTarget {
     return true;
   }
 
-  #lost() {
-    this.#end({ state: "ended", message: "The connection to the server was lost.", failed: true });
+  // Another visitor was faster: there is no conversation yet.
+  async #again() {
+    this.#disconnect();
+    [this.#resume, this.#heard] = [null, 0];
+    try {
+      await this.#enter();
+    } catch (error) {
+      this.#fail(error.message);
+    }
+  }
+
+  // The connection `pc` is lost: goes on with the conversation over another one, as long as the server waits for that.
+  async #lost(pc = this.#pc) {
+    if (this.#ended || pc !== this.#pc) return;
+    this.#disconnect();
+    this.#lostAt ||= performance.now();
+    const expired = () => performance.now() - this.#lostAt > this.#resume.ms;
+    while (this.#heard && !this.#ended && !expired()) {
+      this.#emit("state", { state: "reconnecting" });
+      try {
+        return await this.#enter();
+      } catch {
+        this.#disconnect();
+        await sleep(RETRY_MS);
+      }
+    }
+    this.#fail("The connection to the server was lost.");
+  }
+
+  #fail(message) {
+    this.#end({ state: "ended", message, failed: true });
+  }
+
+  #disconnect() {
+    clearInterval(this.#timer);
+    const [channel, pc] = [this.#channel, this.#pc];
+    this.#channel = this.#pc = null; // what they report from now on is of no interest
+    channel?.close();
+    pc?.close();
   }
 
   // Ends the call; safe at any time and more than once.
@@ -219,13 +316,20 @@ export class Call extends EventTarget {
     this.#end({ state: "ended", message: "Call ended" });
   }
 
+  // The page goes away, perhaps to be loaded again. Returns what that one needs: {token, until}; null outside a call.
+  leave() {
+    const inCall = this.#heard && !this.#ended;
+    if (inCall) this.#session = null; // no goodbye
+    this.stop();
+    return inCall ? { token: this.#resume.token, until: Date.now() + this.#resume.ms } : null;
+  }
+
   #end(detail) {
     if (this.#ended) return;
     this.#ended = true;
-    clearInterval(this.#timer);
+    this.#leaving.abort();
     this.#stopTracks();
-    this.#channel?.close();
-    this.#pc?.close();
+    this.#disconnect();
     this.#sayGoodbye();
     this.#emit("state", detail);
   }
