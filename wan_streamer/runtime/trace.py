@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """Spans of the units of a session. A unit has its number, so that its wait, its stages and links are found together."""
+    """Spans of the units of a session. A unit has its number, so that its wait, stages and links are found together."""
 
     def __init__(self, session: str = "") -> None:
         self._session = session
