@@ -256,7 +256,7 @@ def test_runtime_report_has_what_readers_expect(
     assert set(runtime.INCLUDES) <= set(report), "each is explained, and there"
 
 
-def test_a_history_that_is_kept_grows(checkpoint: Path) -> None:
+def test_histories_leave_the_agent_as_it_was(checkpoint: Path) -> None:
     agent = WanStreamer.from_pretrained(checkpoint)
     config = agent.weights.streamer.config
     found = runtime.histories(agent, seconds=0.0)

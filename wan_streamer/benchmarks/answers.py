@@ -4,8 +4,8 @@
 `answer_live`   one question to the agent, in real time
 
 The event is the end of the question's last sound. Ours: the moment when the first unit with sound that begins after it
-is decoded, and how far inside the unit the sound begins; waiting for the end of the user's unit is in it. A cascade: see
-`wan_streamer.benchmarks.cascade`. Neither has a microphone, a network or a loudspeaker in it.
+is decoded, and how far inside the unit the sound begins; waiting for the end of the user's unit is in it. A cascade:
+see `wan_streamer.benchmarks.cascade`. Neither has a microphone, a network or a loudspeaker in it.
 """
 
 import statistics
