@@ -66,6 +66,24 @@ def test_every_stage_of_every_unit(device: str, tmp_path: Path) -> None:
     assert len(whole) == report["units"]
 
 
+def test_ctrl_c_keeps_the_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = UnitDriver.step
+
+    def interrupted(driver: UnitDriver, user: UserUnit, t_in: float) -> AgentUnit:
+        if driver.stats.units == 3:
+            raise KeyboardInterrupt
+        return step(driver, user, t_in)
+
+    monkeypatch.setattr(UnitDriver, "step", interrupted)
+    save_weights(tiny_weights(), tmp_path / "agent")
+    film, path = make_film(tmp_path / "user.mp4", seconds=1.28), tmp_path / "trace.json"
+    with pytest.raises(KeyboardInterrupt):
+        talk(film, tmp_path / "reply.mp4", checkpoint=str(tmp_path / "agent"), pace="fast",
+             console=Console(quiet=True), trace=path)  # fmt: skip
+    units = {event["args"]["unit"] for event in json.loads(path.read_text())["traceEvents"]}
+    assert units == {0, 1, 2}
+
+
 def test_memory_is_bounded() -> None:
     trace = Trace()
     for unit in range(MOST + 10):
