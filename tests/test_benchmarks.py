@@ -232,7 +232,7 @@ def test_runtime_report_has_what_readers_expect(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "QUICK_UNITS", 5)
-    monkeypatch.setattr(runtime, "HISTORY_S", 0.0)
+    monkeypatch.setattr(runtime, "QUICK_HISTORY_S", 0.0)
     monkeypatch.setitem(sys.modules, "moonshine_voice", None)  # so that no cascade is loaded
     path = tmp_path / "runtime.json"
     arguments = ["bench", "runtime", "--quick", "--checkpoint", str(checkpoint), "--json", str(path)]

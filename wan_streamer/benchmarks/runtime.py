@@ -36,7 +36,7 @@ SAMPLE_UNITS = 100  # around a minute, whose median is compared
 SESSIONS = (1, 2, 4)
 POLICIES = ("window", "full")
 PIECE = 25  # units, whose median is a point of the cost of a history
-HISTORY_S = 80.0  # of the clock, for all policies together
+HISTORY_S, QUICK_HISTORY_S = 600.0, 80.0  # of the clock, for all policies together
 NOT_PLAYED = {"cost_ratio": None, "memory_growth_mb": None, "minutes": None}
 INCLUDES = {
     "schedules": "ms from a complete unit of the user to its decoded answer, with waiting for the unit before; paced"
@@ -80,7 +80,7 @@ def bench_runtime(
     with console.status(f"a session of {minutes} minutes …"):
         report["hour"] = NOT_PLAYED if quick else long_run(agent, minutes)
     with console.status("histories that are kept whole, and that are not …"):
-        report["histories"] = histories(agent, HISTORY_S)
+        report["histories"] = histories(agent, QUICK_HISTORY_S if quick else HISTORY_S)
     with console.status("answers to spoken questions …"):
         report |= _peers(agent, quick)
     return report | where_and_when(agent) | {"includes": INCLUDES, "quick": quick}
