@@ -9,10 +9,10 @@ from tiny import tiny_weights
 from torch import distributed as dist
 
 from wan_streamer import WanStreamer
-from wan_streamer.runtime.links import DistributedLink
-from wan_streamer.runtime.performer import MESSAGES, Performer, perform
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.thinker import Partner, SplitSession
+from wan_streamer.runtime.split.links import DistributedLink
+from wan_streamer.runtime.split.performer import MESSAGES, Performer, perform
+from wan_streamer.runtime.split.thinker import Partner, SplitSession
 
 
 def main() -> None:

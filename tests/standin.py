@@ -148,7 +148,12 @@ def main() -> None:
     config = replace(ServingConfig(), **changed) if buffers else ServingConfig()
     factory = None if options.checkpoint else globals()[options.agent]
     serve(
-        options.checkpoint or "stand-in", port=options.port, agent_factory=factory, config=config, token=options.token
+        options.checkpoint or "stand-in",
+        port=options.port,
+        sessions=1,
+        agent_factory=factory,
+        config=config,
+        token=options.token,
     )
 
 

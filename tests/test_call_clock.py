@@ -25,7 +25,7 @@ class SilentModel:
         self.sent: list[tuple[float, float]] = []  # when the unit was complete, when it was sent
 
     async def ensure_ready(self) -> Ready:
-        return Ready("silent", (192, 336), 0.0)
+        return Ready("silent", (192, 336), 0.0, 1)
 
     async def open_session(self, seed: int, resume: bool = False) -> "SilentModel":
         return self
@@ -44,7 +44,7 @@ def test_a_late_event_loop_counts_as_latency() -> None:
 
     async def converse() -> None:
         call = asyncio.create_task(Call(model, ServingConfig(), lambda event: None).run())  # type: ignore[arg-type]
-        while len(model.sent) < 4:
+        while len(model.sent) < 4 and not call.done():
             await asyncio.sleep(0)
             time.sleep(0.1)  # the event loop is busy
         call.cancel()

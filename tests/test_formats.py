@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.packed import PackedLinear, can_pack, pack
+from wan_streamer.model.layers import PackedLinear, can_pack, pack
 from wan_streamer.runtime import formats as module
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats, choose_formats

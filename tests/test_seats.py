@@ -12,9 +12,9 @@ from test_keeper import answer, same, tiny_agent
 from test_session import user_units
 
 from wan_streamer.errors import ServingError
-from wan_streamer.model.together import Together
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.seats import Seat, Turns, capacity
+from wan_streamer.runtime.together import Together
 from wan_streamer.units import UNIT_S, UserUnit
 
 PATIENCE_S = 60

@@ -25,12 +25,12 @@ from wan_streamer.config import FlowConfig, StreamerConfig
 from wan_streamer.errors import ConfigError, LinkError
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.runtime.links import Link, local_pair, shared_pair
-from wan_streamer.runtime.performer import MESSAGES, Detach, Performer, PerformerProcess, Ready, Solved, perform
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.split import open_agent
+from wan_streamer.runtime.split.agents import open_agent
+from wan_streamer.runtime.split.links import Link, local_pair, shared_pair
+from wan_streamer.runtime.split.performer import MESSAGES, Detach, Performer, PerformerProcess, Ready, Solved, perform
+from wan_streamer.runtime.split.thinker import PacedSession, Partner, SplitSession
 from wan_streamer.runtime.talk import talk
-from wan_streamer.runtime.thinker import PacedSession, Partner, SplitSession
 from wan_streamer.runtime.trace import Span
 
 RENOISING = StreamerConfig(**{**vars(TALKER), "flow": FlowConfig(steps=3, renoise=True)})
@@ -284,7 +284,7 @@ def test_a_message_that_is_too_large_or_of_another_version_is_refused(monkeypatc
         here.send(Ready())
     with pytest.raises(LinkError, match="read nothing"):
         here.send(Ready())
-    monkeypatch.setattr("wan_streamer.runtime.links.PROTOCOL", 99)
+    monkeypatch.setattr("wan_streamer.runtime.split.links.PROTOCOL", 99)
     with pytest.raises(LinkError, match="version 99, got 2"):
         there.receive(1)
     here.close()

@@ -22,7 +22,7 @@ from wan_streamer.benchmarks.machine import where_and_when
 from wan_streamer.benchmarks.moshi import bench_steps
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver
-from wan_streamer.runtime.split import open_agent
+from wan_streamer.runtime.split.agents import open_agent
 from wan_streamer.simulation.face.person import FaceIdentity, FacePose
 from wan_streamer.simulation.face.renderer import FaceRenderer
 from wan_streamer.simulation.voice.speech import Speech

@@ -25,7 +25,7 @@ from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver, percentiles
 from wan_streamer.runtime.seats import Turns
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.split import Schedule, SplitAgent, open_agent
+from wan_streamer.runtime.split.agents import Schedule, SplitAgent, open_agent
 from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 

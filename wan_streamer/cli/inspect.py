@@ -1,6 +1,5 @@
 """The command that shows what an agent is made of: inspect."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from wan_streamer.errors import ConfigError
 
 def inspect(
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="DIR", help="Folder or name of an agent, or a saved session.")
+        str | None, typer.Argument(metavar="DIR", help="Folder or name of an agent, or a saved session (.safetensors).")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Show a size instead, such as paper-368p.")] = None,
 ) -> None:
@@ -36,7 +35,7 @@ def _describe_preset(name: str) -> dict:
 
 
 def _describe(name: str) -> dict:
-    if Path(name).is_file():
+    if name.endswith(".safetensors"):
         from wan_streamer.runtime.state import describe_session
 
         return describe_session(name)

@@ -9,7 +9,7 @@ What a clip attends to is a view (`model/clip_view.py`, `model/flat_view.py`); `
 a dense token-by-token reference and against the live cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,6 +22,9 @@ from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, RMSNorm, rotary_table, rotate
 from wan_streamer.model.layout import unit_layout, visible_in_block
 from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_table
+
+Step = Callable[[Tensor, Tensor, Sequence[KVCache]], tuple[Tensor, list[KVSlice]]]
+"""`Backbone.step`, or what stands in for it."""
 
 
 class Backbone(nn.Module):

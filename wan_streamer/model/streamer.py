@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.backbone import Backbone
+from wan_streamer.model.backbone import Backbone, Step
 from wan_streamer.model.cache import KVCache
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, readable, spoken
-from wan_streamer.model.together import Step, Together
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerception, VideoPerceptionState
@@ -100,7 +99,7 @@ class Streamer(nn.Module):
         self.apply(self._initialise)
         for head in (self.video_out, self.audio_out):
             nn.init.zeros_(head.weight)
-        self.together: Together | None = None  # where live sessions on several threads meet
+        self.together: Step | None = None  # where live sessions on several threads meet
         memory = config.cache.memory_tokens > 0
         self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if memory else None
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.packed import can_pack, pack
+from wan_streamer.model.layers import can_pack, pack
 from wan_streamer.model.pretrained import Weights
 
 ENVIRONMENT = "WAN_STREAMER_FORMATS"  # what `--formats` sets, for processes of ours too

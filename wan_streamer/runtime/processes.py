@@ -55,12 +55,12 @@ def _typed(kind: str, message: str) -> WanStreamerError:
 class _Worker:
     """One life of the child process: its pipe and the two threads that move messages."""
 
-    def __init__(self, factory: AgentFactory | str, most: int, measure: bool, has_children: bool,
+    def __init__(self, factory: AgentFactory | str, most: int, measure: bool, standby: bool, has_children: bool,
                  on_message: Callable[[Any], None], on_death: Callable[["_Worker"], None]) -> None:  # fmt: skip
         context = multiprocessing.get_context("spawn")  # fork would copy the event loop, its sockets and its threads
         self.conn, child = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=serve_model, args=(child, factory, most, measure), name="wan-streamer-model",
+            target=serve_model, args=(child, factory, most, measure, standby), name="wan-streamer-model",
             daemon=not has_children,
         )  # fmt: skip
         self.ready: Future[Ready] = Future()
@@ -208,9 +208,9 @@ class ModelProcess:
                 self._worker = spare if spare is not None and spare.alive else self._new_worker()
                 self._worker.ready.add_done_callback(self._is_ready)
 
-    def _new_worker(self) -> _Worker:
+    def _new_worker(self, standby: bool = False) -> _Worker:
         measure = self._measured is None
-        return _Worker(self._factory, self.capacity, measure, self._has_children, self._deliver, self._lose)
+        return _Worker(self._factory, self.capacity, measure, standby, self._has_children, self._deliver, self._lose)
 
     def _is_ready(self, ready: Future[Ready]) -> None:
         if ready.exception() is not None:
@@ -219,7 +219,7 @@ class ModelProcess:
             if self._measured is None:
                 self._measured = ready.result().capacity
             if self._standby and self._spare is None and not self._ended:
-                self._spare = self._new_worker()
+                self._spare = self._new_worker(standby=True)
 
     def wait_ready(self, timeout_s: float = 600.0) -> Ready:
         """Block until the agent is loaded. Raises what loading raised, e.g. `CheckpointError`."""

@@ -26,6 +26,7 @@ from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.runtime.still import Still
+from wan_streamer.runtime.together import Together
 from wan_streamer.runtime.trace import Span
 from wan_streamer.units import AgentUnit, UserUnit
 
@@ -91,7 +92,8 @@ class Session:
         """All of a unit but decoding: what both lanes say, and its latents."""
         with self.watch("observe"):
             heard = self._input(user)
-        with nullcontext() if self.streamer.together is None else self.streamer.together.joined():
+        together = self.streamer.together
+        with together.joined() if isinstance(together, Together) else nullcontext():
             token_SL, latents = live_unit(
                 self.streamer,
                 self.live,

@@ -23,7 +23,7 @@ from wan_streamer.data.media import UnitReader, read_units
 from wan_streamer.errors import MediaError
 from wan_streamer.files import write_json
 from wan_streamer.runtime.clock import UnitDriver, why_late
-from wan_streamer.runtime.split import Schedule, open_agent
+from wan_streamer.runtime.split.agents import Schedule, open_agent
 from wan_streamer.runtime.trace import Trace
 from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit

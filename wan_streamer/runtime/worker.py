@@ -8,11 +8,13 @@ Times are `time.monotonic()` seconds, one clock for all processes of a machine.
 
 import importlib
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -154,7 +156,9 @@ class Shutdown(_Message):
 
 def load_agent(checkpoint: str, device: str) -> Agent:
     """The agent of a checkpoint: a built-in name such as "nano", a folder, or a hub id."""
-    from wan_streamer.runtime.split import open_agent  # here, so that the parent process never loads the model's code
+    from wan_streamer.runtime.split.agents import (
+        open_agent,  # here, so that the parent process never loads the model's code
+    )
 
     return open_agent(checkpoint, device)
 
@@ -170,20 +174,22 @@ def _resolve(factory: AgentFactory | str) -> AgentFactory:
                            f" ({error})") from error  # fmt: skip
 
 
-def serve_model(conn: Connection, factory: AgentFactory | str, most: int, measure: bool) -> None:
+def serve_model(conn: Connection, factory: AgentFactory | str, most: int, measure: bool, standby: bool) -> None:
     """Load the agent, report `Ready` or `Failed`, then answer messages until `Shutdown` or until the parent is gone.
 
     most     sessions at once; fewer, if so many do not keep pace
     measure  whether to find that out, which takes all cores for a moment
+    standby  load behind everything else, because calls may be going on
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     tune_process()
     try:
         started = time.monotonic()
-        agent = _resolve(factory)()
-        agent.warmup()
+        load = partial(_load, factory)
+        agent = _politely(load) if standby else load()
         threads = Threads()
-        threads.measure(agent.warmup)
+        if not standby:
+            threads.measure(agent.warmup)
         seats = _capacity(agent, threads, most) if measure and most > 1 else most
         conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started, seats))
         with traced() as trace:
@@ -195,6 +201,24 @@ def serve_model(conn: Connection, factory: AgentFactory | str, most: int, measur
     except Exception as error:
         log.exception("the model process failed")
         conn.send(Failed("ServingError", f"the model process failed: {type(error).__name__}: {error}"))
+
+
+def _load(factory: AgentFactory | str) -> Agent:
+    agent = _resolve(factory)()
+    agent.warmup()
+    return agent
+
+
+def _politely(load: Callable[[], Agent]) -> Agent:
+    """`load` on a thread of the lowest priority; on Linux the threads of sessions, which come later, keep theirs."""
+
+    def run() -> Agent:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        return load()
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(run).result()
 
 
 def _capacity(agent: Agent, threads: Threads, most: int) -> int:

@@ -31,7 +31,7 @@ from wan_streamer.model.streamer import LiveState, Streamer
 from wan_streamer.process import tune_process
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats
-from wan_streamer.runtime.links import Link, shared_pair
+from wan_streamer.runtime.split.links import Link, shared_pair
 from wan_streamer.runtime.trace import Span
 from wan_streamer.threads import Threads
 

@@ -12,9 +12,9 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights
 from wan_streamer.runtime.agent import WanStreamer, agent_name
 from wan_streamer.runtime.formats import Formats, choose_formats
-from wan_streamer.runtime.performer import PerformerProcess, load_streamer
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.thinker import PacedSession, Partner, SplitSession
+from wan_streamer.runtime.split.performer import PerformerProcess, load_streamer
+from wan_streamer.runtime.split.thinker import PacedSession, Partner, SplitSession
 
 Schedule = Literal["eager", "paced"]
 READY_S = 120.0

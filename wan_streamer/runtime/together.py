@@ -5,16 +5,15 @@ either way. Sessions need not know of each other: each runs its own units, and t
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from wan_streamer.model.backbone import Step
 from wan_streamer.model.cache import KVCache, KVSlice
-
-Step = Callable[[Tensor, Tensor, Sequence[KVCache]], tuple[Tensor, list[KVSlice]]]
 
 
 @dataclass(eq=False)

@@ -26,9 +26,9 @@ from wan_streamer.flow.sampler import solve_unit, unit_noise
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights
-from wan_streamer.runtime.links import Link
-from wan_streamer.runtime.performer import Attach, Detach, Ready, RecordingCache, Solve, Solved, Stop
 from wan_streamer.runtime.session import Session, Stopwatch
+from wan_streamer.runtime.split.links import Link
+from wan_streamer.runtime.split.performer import Attach, Detach, Ready, RecordingCache, Solve, Solved, Stop
 from wan_streamer.runtime.still import Still
 from wan_streamer.units import AgentUnit, UserUnit
 
