@@ -1,8 +1,8 @@
-"""The tables of results in the documents, made from the reports in `docs/results`.
+"""The tables and plots of results in the documents, made from the reports in `docs/results`.
 
     python scripts/result_tables.py           # writes them again; a test compares
 
-`runtime-*.json` is of `wan-streamer bench runtime --json`.
+`runtime-*.json` is of `wan-streamer bench runtime --json`, `peers-*.json` of `wan-streamer bench peers --json`.
 
 A document holds a table between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
@@ -10,11 +10,13 @@ A document holds a table between `<!-- NAME -->` and `<!-- /NAME -->`.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from result_plot import plot
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-HEAD = "| | processes | p50 ms | p95 ms | p99 ms | pictures a second | late units |"
 
 
 def runtime(results: dict[str, Any]) -> str:
@@ -37,22 +39,84 @@ def runtime(results: dict[str, Any]) -> str:
 
 def stages(results: dict[str, Any]) -> str:
     """Milliseconds of each stage of a unit, one session in one process."""
-    lines = ["| stage | p50 ms | p95 ms |", "|---|---|---|"]
+    lines = ["| stage | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|"]
     for name, row in results["schedules"]["eager"]["stage_ms"].items():
-        lines.append(f"| {name} | {row['p50']:.0f} | {row['p95']:.0f} |")
+        lines.append(f"| {name} | {row['p50']:.0f} | {row['p95']:.0f} | {row['p99']:.0f} |")
     return "\n".join(lines)
+
+
+def paper(results: dict[str, Any]) -> str:
+    """The shape of the paper's table: the side of the model, a network, both."""
+    lines = [
+        "| | model ms (p50) | network ms | total ms |",
+        "|---|---|---|---|",
+        "| the paper | about 200 | 350 | 550 |",
+    ]
+    for name, row in results["schedules"].items():
+        ms = row["model_latency_ms"]["p50"]
+        lines.append(f"| ours, {name} | {ms:.0f} | 350 | {ms + 350:.0f} |")
+    return "\n".join(lines)
+
+
+def answers(results: dict[str, Any]) -> str:
+    """From the end of a spoken question, ours and a cascade's."""
+    lines = ["| | first sound ms | first picture ms | sound with 350 ms network | answered |", "|---|---|---|---|---|"]
+    for name in ("ours", "cascade"):
+        keys = ("first_sound_ms", "first_frame_ms", "with_network_ms")
+        figures = ["" if results[key][name] is None else f"{results[key][name]:.0f}" for key in keys]
+        answered = f"{results['answered'][name]} of {len(results['questions'])}"
+        lines.append(f"| {name} | {' | '.join(figures)} | {answered} |")
+    return "\n".join(lines)
+
+
+def parts(results: dict[str, Any]) -> str:
+    """What the parts of the cascade took."""
+    stages = [row["cascade"]["stages_ms"] for row in results["questions"]]
+    lines = ["| part | median ms |", "|---|---|"]
+    for name in max(stages, key=len):
+        lines.append(f"| {name} | {median(row[name] for row in stages if name in row):.0f} |")
+    return "\n".join(lines)
+
+
+def steps(results: dict[str, Any]) -> str:
+    """A unit of a model alone."""
+    lines = ["| model | parameters | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|---|"]
+    for name, row in results["steps"].items():
+        figures = " | ".join(f"{ms:.0f}" for ms in row["ms_a_unit"].values())
+        lines.append(f"| {name.replace('_', '-')} | {row['parameters'] / 1e6:.1f} M | {figures} |")
+    return "\n".join(lines)
+
+
+def made(results: dict[str, Any]) -> str:
+    """Where and when a report was made."""
+    machine = results["machine"]
+    where = f"{machine['cores']} cores of {machine['gpu'] or machine['cpu']} ({machine['capability']})"
+    first = f"{results['date'][:10]}, {where}, load {machine['load']}, commit {results['commit']}"
+    return f"{first}, {results['weights']} `{results['checkpoint']}`,\n`{results['command']}`."
 
 
 TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], str]]] = {
     ("docs/performance.md", "runtime-avx2"): ("runtime-avx2.json", runtime),
     ("docs/performance.md", "stages-avx2"): ("runtime-avx2.json", stages),
+    ("docs/performance.md", "made-runtime-avx2"): ("runtime-avx2.json", made),
+    ("docs/performance.md", "paper-avx2"): ("runtime-avx2.json", paper),
+    ("docs/performance.md", "made-peers-avx2"): ("peers-avx2.json", made),
+    ("docs/performance.md", "answers-avx2"): ("peers-avx2.json", answers),
+    ("docs/performance.md", "parts-avx2"): ("peers-avx2.json", parts),
+    ("docs/performance.md", "steps-avx2"): ("peers-avx2.json", steps),
 }
+PLOTS = {"docs/images/runtime-avx2.svg": "runtime-avx2.json"}
 
 
 def table(document: str, name: str) -> str:
     """As it has to stand in the document."""
     report, make = TABLES[document, name]
     return make(json.loads((RESULTS / report).read_text(encoding="utf-8")))
+
+
+def picture(name: str) -> str:
+    """The SVG of `PLOTS`, as it has to be."""
+    return plot(json.loads((RESULTS / PLOTS[name]).read_text(encoding="utf-8")))
 
 
 def block(text: str, name: str) -> tuple[int, int]:
@@ -67,6 +131,8 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         start, end = block(text, name)
         path.write_text(text[:start] + table(document, name) + text[end:], encoding="utf-8")
+    for name in PLOTS:
+        (ROOT / name).write_text(picture(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -232,6 +232,8 @@ def test_runtime_report_has_what_readers_expect(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "QUICK_UNITS", 5)
+    monkeypatch.setattr(runtime, "QUICK_HISTORY_S", 0.0)
+    monkeypatch.setitem(sys.modules, "moonshine_voice", None)  # so that no cascade is loaded
     path = tmp_path / "runtime.json"
     arguments = ["bench", "runtime", "--quick", "--checkpoint", str(checkpoint), "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["wan-streamer", *arguments])
@@ -246,7 +248,30 @@ def test_runtime_report_has_what_readers_expect(
     assert {"observe", "text", "solve", "decode"} <= set(report["schedules"]["eager"]["stage_ms"])
     assert [row["n"] for row in report["sessions"]] == [1, 2, 4]
     assert all(row["units"] == 5 * row["n"] and 0 <= row["fps"] <= 25 for row in report["sessions"])
+    assert report["schedules"]["eager"]["counters"]["units"] == 5
+    assert report["schedules"]["paced"]["counters"]["performer_losses"] == 0
+    assert {"p50", "p95", "p99"} == set(report["schedules"]["eager"]["stage_ms"]["solve"])
     assert report["hour"]["cost_ratio"] is None, "not measured is not a number"
+    assert report["first_sound_ms"] == report["first_frame_ms"] == {"ours": None, "cascade": None}
+    assert set(runtime.INCLUDES) <= set(report), "each is explained, and there"
+
+
+def test_histories_leave_the_agent_as_it_was(checkpoint: Path) -> None:
+    agent = WanStreamer.from_pretrained(checkpoint)
+    config = agent.weights.streamer.config
+    found = runtime.histories(agent, seconds=0.0)
+    assert agent.weights.streamer.config is config
+    assert {policy: len(points) for policy, points in found.items()} == {"window": 1, "full": 1}
+    assert found["full"][0][0] == pytest.approx(runtime.PIECE / runtime.MINUTE, abs=0.01)
+
+
+def test_histories_have_their_own_policy(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, opened = WanStreamer.from_pretrained(checkpoint), []
+    session = agent.session
+    monkeypatch.setattr(agent, "session", lambda seed: opened.append(session(seed)) or opened[-1])
+    runtime.histories(agent, seconds=0.0)
+    window, full = (len(one.live.cache.state().block_M) for one in opened)
+    assert full > 2 * window
 
 
 class Ageing:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from result_tables import TABLES, block, table
+from result_tables import PLOTS, TABLES, block, picture, table
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
@@ -70,6 +70,11 @@ def test_tables_of_results(document: str, name: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     start, end = block(text, name)
     assert text[start:end] == table(document, name), "run scripts/result_tables.py"
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_of_results(name: str) -> None:
+    assert (ROOT / name).read_text(encoding="utf-8") == picture(name), "run scripts/result_tables.py"
 
 
 def test_presets_are_named() -> None:

@@ -2,30 +2,30 @@
 
 `bench_runtime`   all of it, as one report;   `print_runtime`   the same for people
 
-Every session gets noise and a moving picture, so that nothing is skipped. Model latency is from the moment a unit of
-the user is complete to the moment its answer is there, as in `talk` (docs/architecture.md, "Session and clock").
+Every session gets noise and a moving picture, so that nothing is skipped. `INCLUDES` says what each figure includes.
 """
 
+import dataclasses
 import gc
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from wan_streamer.benchmarks.codecs import cpu_name
+from wan_streamer.benchmarks.machine import where_and_when
+from wan_streamer.errors import WanStreamerError
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver, percentiles
 from wan_streamer.runtime.seats import Turns
 from wan_streamer.runtime.session import Session
-from wan_streamer.runtime.split.agents import Schedule, open_agent
+from wan_streamer.runtime.split.agents import Schedule, SplitAgent, open_agent
 from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
@@ -34,6 +34,21 @@ REAL_TIME_UNITS = 250
 QUICK_UNITS = 60
 SAMPLE_UNITS = 100  # around a minute, whose median is compared
 SESSIONS = (1, 2, 4)
+POLICIES = ("window", "full")
+PIECE = 25  # units, whose median is a point of the cost of a history
+HISTORY_S, QUICK_HISTORY_S = 600.0, 80.0  # of the clock, for all policies together
+NOT_PLAYED = {"cost_ratio": None, "memory_growth_mb": None, "minutes": None}
+INCLUDES = {
+    "schedules": "ms from a complete unit of the user to its decoded answer, with waiting for the unit before; paced"
+    " also has the 160 ms until the next step, in which it is decoded; no microphone, network or loudspeaker",
+    "sessions": "the same for n sessions whose units are complete at the same moment; fps: new pictures a second"
+    " of each",
+    "hour": "one process, as fast as it goes: the median unit of the last minute to that of minute 2; growth of the"
+    " resident memory between them",
+    "histories": "[minute of the session, median ms of its units] with each cache policy, in turns, as fast as it goes",
+    "first_sound_ms": "median from the end of a spoken question to the first sound of the answer; see bench peers",
+    "first_frame_ms": "the same to the frame that is shown with that sound",
+}
 
 
 def bench_runtime(
@@ -45,7 +60,7 @@ def bench_runtime(
 ) -> dict[str, Any]:
     """Measure an agent on `device` ("cpu", "cuda:0").
 
-    quick    one minute of real time in all, and no hour: its figures are null
+    quick    under five minutes in all, and no hour: its figures are null
     minutes  how long the long session is; it is played as fast as it goes
 
     Raises `CheckpointError`, `ConfigError`.
@@ -63,20 +78,26 @@ def bench_runtime(
         with console.status(f"{n} session(s) at once …"):
             report["sessions"].append(together(agent, n, units))
     with console.status(f"a session of {minutes} minutes …"):
-        hour = {"cost_ratio": None, "memory_growth_mb": None, "minutes": None} if quick else long_run(agent, minutes)
-    return report | {
-        "hour": hour,
-        "formats": agent.formats.as_dict(),
-        "checkpoint": agent.name,
-        "cache_policy": agent.config.cache.policy,
-        "solver_steps": agent.default_steps,
-        "torch": torch.__version__,
-        "cpu": cpu_name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name(agent.device) if agent.device.type == "cuda" else None,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": quick,
-    }
+        report["hour"] = NOT_PLAYED if quick else long_run(agent, minutes)
+    with console.status("histories that are kept whole, and that are not …"):
+        report["histories"] = histories(agent, QUICK_HISTORY_S if quick else HISTORY_S)
+    with console.status("answers to spoken questions …"):
+        report |= _peers(agent, quick)
+    return report | where_and_when(agent) | {"includes": INCLUDES, "quick": quick}
+
+
+def _peers(agent: WanStreamer, quick: bool) -> dict[str, Any]:
+    """Of `bench peers`; nulls and why, if something is not installed."""
+    try:
+        from wan_streamer.benchmarks.answers import QUESTIONS, QUICK_QUESTIONS, compare
+        from wan_streamer.benchmarks.cascade import Cascade
+
+        cascade = Cascade.load(agent.frame_size)
+    except (ImportError, WanStreamerError) as error:
+        unknown = {"ours": None, "cascade": None}
+        return {"first_sound_ms": unknown, "first_frame_ms": unknown, "peers": {"missing": str(error)}}
+    found = compare(agent, cascade, QUESTIONS[:QUICK_QUESTIONS] if quick else QUESTIONS)
+    return {key: found.pop(key) for key in ("first_sound_ms", "first_frame_ms")} | {"peers": found}
 
 
 def noise_units(agent: WanStreamer, seed: int = 0) -> Iterator[UserUnit]:
@@ -100,8 +121,14 @@ def real_time(agent: WanStreamer, units: int, schedule: Schedule) -> dict[str, A
     summary = driver.summary()
     extra_ms = 1000 * UNIT_S if schedule == "paced" else 0.0  # the unit that a step shows is of the step before
     latency = {name: round(value + extra_ms, 2) for name, value in summary["model_latency_ms"].items()}
-    keys = ("deadline_misses", "held_units", "reduced_units", "stage_ms", "machine")
-    return {"model_latency_ms": latency, "units": driver.stats.units, **{key: summary[key] for key in keys}}
+    partner = agent.partner.counters() if isinstance(agent, SplitAgent) else {}
+    return {
+        "model_latency_ms": latency,
+        "units": driver.stats.units,
+        **{key: summary[key] for key in ("deadline_misses", "held_units", "reduced_units", "machine")},
+        "stage_ms": {name: percentiles(values) for name, values in driver.stats.stage_ms.items()},
+        "counters": driver.stats.counters() | partner,
+    }
 
 
 def together(agent: WanStreamer, n: int, units: int) -> dict[str, Any]:
@@ -166,6 +193,37 @@ def long_run(agent: WanStreamer, minutes: int) -> dict[str, Any]:
     }
 
 
+def histories(agent: WanStreamer, seconds: float) -> dict[str, list[tuple[float, float]]]:
+    """[(minute of the session, median ms of a unit)] of a session under each cache policy; they take turns.
+
+    seconds  of the clock, after which the piece that is being played is the last
+
+    Empty for an agent with a text memory, which has no other policy.
+    """
+    streamer, config = agent.weights.streamer, agent.weights.streamer.config
+    if config.cache.memory_tokens:
+        return {}
+    sessions = {}
+    for policy in POLICIES:
+        streamer.config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, policy=policy))
+        sessions[policy] = agent.session(seed=0)
+    streamer.config = config
+    points: dict[str, list[tuple[float, float]]] = {policy: [] for policy in POLICIES}
+    users, until = noise_units(agent), time.monotonic() + seconds
+    for piece in itertools.count(1):
+        times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        for user in itertools.islice(users, PIECE):
+            for policy, session in sessions.items():
+                began = time.perf_counter()
+                session.step(user)
+                times[policy].append((time.perf_counter() - began) * 1000)
+        for policy, measured in times.items():
+            points[policy].append((round(piece * PIECE / MINUTE, 2), round(float(np.median(measured)), 2)))
+        if time.monotonic() >= until:
+            break
+    return points
+
+
 def _median_unit_ms(session: Session, users: Iterator[UserUnit], units: int) -> float:
     """Play `units` units; the median of the last of them."""
     last = []
@@ -186,7 +244,9 @@ def _memory_mb() -> float:
 def print_runtime(report: dict[str, Any], console: Console) -> None:
     """Tables of a report."""
     formats = report["formats"]
-    title = f"{report['checkpoint']}, {report['gpu'] or report['cpu']} ({report['capability']}), {formats['backbone']}"
+    machine = report["machine"]
+    where = f"{machine['gpu'] or machine['cpu']} ({machine['capability']})"
+    title = f"{report['checkpoint']}, {where}, {formats['backbone']}"
     table = Table(title=f"{title} and {formats['pictures']} pictures", title_justify="left")
     for name in ("", "p50 ms", "p95 ms", "p99 ms", "late", "units"):
         table.add_column(name, justify="right" if name else "left")
@@ -204,3 +264,13 @@ def print_runtime(report: dict[str, Any], console: Console) -> None:
             f" memory grew by {hour['memory_growth_mb']:.0f} MB",
             highlight=False,
         )
+    for policy, points in report["histories"].items():
+        (first, early), (last, late) = points[0], points[-1]
+        line = f"{policy}: {early:.0f} ms a unit at minute {first}, {late:.0f} ms at minute {last}"
+        console.print(line, highlight=False)
+    if "missing" in report["peers"]:
+        console.print(f"no answers to questions: {report['peers']['missing']}", markup=False, highlight=False)
+        return
+    for name, ms in report["first_sound_ms"].items():
+        figure = "never" if ms is None else f"after {ms:.0f} ms"
+        console.print(f"first sound behind a question, {name}: {figure}", highlight=False)

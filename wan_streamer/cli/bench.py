@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wan_streamer.cli.options import Checkpoint, Compiled, ModelThreads, NumberFormats
+from wan_streamer.cli.options import Checkpoint, Compiled, Device, ModelThreads, NumberFormats
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.files import write_json
 
@@ -95,6 +95,31 @@ def bench_runtime(
     if json_path is not None:
         write_json(json_path, report)
     print_runtime(report, Console())
+
+
+@bench_app.command("peers")
+def bench_peers(
+    json_path: Report = None,
+    checkpoint: Checkpoint = "nano",
+    device: Device = "cpu",
+    threads: ModelThreads = None,
+    formats: NumberFormats = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes: three questions.")] = False,
+) -> None:
+    """Ask spoken questions, and time the first sound and picture of the answer: ours, and a cascade's.
+
+    Example: [b]wan-streamer bench peers --quick --json peers.json[/b]
+    """
+    check_file(json_path)
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.answers import bench_peers as run
+    from wan_streamer.benchmarks.answers import print_peers
+
+    report = run(checkpoint, device, quick)
+    if json_path is not None:
+        write_json(json_path, report)
+    print_peers(report, Console())
 
 
 def _names(text: str) -> list[str]:

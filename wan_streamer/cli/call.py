@@ -1,5 +1,6 @@
 """The commands that let an agent converse: serve, with a visitor; talk, with a recording."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,9 +8,14 @@ import typer
 
 from wan_streamer.cli.options import Checkpoint, Device, ModelThreads, NumberFormats
 from wan_streamer.cli.outputs import check_file
+from wan_streamer.runtime.trace import ENVIRONMENT
 
 Pace = Literal["realtime", "fast"]
 Schedule = Literal["eager", "paced"]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(metavar="T.json", help="Timeline of all stages to write at the end, for ui.perfetto.dev."),
+]
 
 
 def serve(
@@ -49,11 +55,15 @@ def serve(
         str | None,
         typer.Option(envvar="WAN_STREAMER_TOKEN", help="What callers must know; made up if --host is not local."),
     ] = None,
+    trace: TraceFile = None,
 ) -> None:
     """Open a page on which you can call the agent with microphone and camera.
 
     Example: [b]wan-streamer serve[/b], then open the address that it prints. Ctrl-C stops.
     """
+    check_file(trace)
+    if trace is not None:
+        os.environ[ENVIRONMENT] = str(trace.absolute())
     from wan_streamer.serving.server import serve as run
 
     run(
@@ -92,9 +102,7 @@ def talk(
     ] = "eager",
     threads: ModelThreads = None,
     formats: NumberFormats = "auto",
-    trace: Annotated[
-        Path | None, typer.Option(metavar="T.json", help="Timeline of all stages to write, for ui.perfetto.dev.")
-    ] = None,
+    trace: TraceFile = None,
 ) -> None:
     """Let the agent answer a recording; no browser needed.
 

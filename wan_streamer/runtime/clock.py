@@ -132,6 +132,16 @@ class DriverStats:
         for name, value in out.stage_ms.items():
             self.stage_ms.setdefault(name, _recent()).append(value)
 
+    def counters(self) -> dict[str, int]:
+        """Of the whole run."""
+        return {
+            "units": self.units,
+            "missed_deadlines": self.misses,
+            "held": self.held,
+            "broken": self.broken,
+            "reduced": self.reduced,
+        }
+
     @property
     def model_latency_ms(self) -> dict[str, float]:
         """t_out - t_in: from the last sample of a unit to the first sample and frame of its answer."""

@@ -24,6 +24,7 @@ from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import tune_process
 from wan_streamer.runtime.clock import Session, UnitDriver
 from wan_streamer.runtime.seats import Seat, Turns, capacity
+from wan_streamer.runtime.trace import Trace, traced
 from wan_streamer.threads import Threads
 from wan_streamer.units import AgentUnit, UserUnit
 
@@ -191,7 +192,8 @@ def serve_model(conn: Connection, factory: AgentFactory | str, most: int, measur
             threads.measure(agent.warmup)
         seats = _capacity(agent, threads, most) if measure and most > 1 else most
         conn.send(Ready(agent.name, agent.frame_size, time.monotonic() - started, seats))
-        _Sessions(conn, agent, threads).serve()
+        with traced() as trace:
+            _Sessions(conn, agent, threads, trace).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone: nobody is left to answer
     except WanStreamerError as error:
@@ -235,8 +237,8 @@ def _capacity(agent: Agent, threads: Threads, most: int) -> int:
 class _Sessions:
     """The sessions of a worker."""
 
-    def __init__(self, conn: Connection, agent: Agent, threads: Threads) -> None:
-        self.conn, self.agent, self.threads = conn, agent, threads
+    def __init__(self, conn: Connection, agent: Agent, threads: Threads, trace: Trace | None = None) -> None:
+        self.conn, self.agent, self.threads, self.trace = conn, agent, threads, trace
         self.turns = Turns(agent.concurrency)
         self.seats: dict[int, Seat] = {}
         self._sending = threading.Lock()
@@ -294,7 +296,10 @@ class _Conversation:
         session = agent.session(seed=message.seed)
         self._kept = _kept(session, message.memory)
         units = 0 if self._kept is None else self._kept.begin(message.resume)
-        self._driver = UnitDriver(session, agent.default_steps, agent.frame_size, threads=self._worker.threads)
+        trace = None if self._worker.trace is None else self._worker.trace.session(f"session {message.session}")
+        self._driver = UnitDriver(
+            session, agent.default_steps, agent.frame_size, threads=self._worker.threads, trace=trace
+        )
         self._worker.send(Opened(message.session, units))
 
     def _step(self, message: UnitIn) -> None:

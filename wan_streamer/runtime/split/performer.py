@@ -13,7 +13,9 @@ what the user did. Its results are those of the session alone, bit for bit, on t
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -30,6 +32,7 @@ from wan_streamer.process import tune_process
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats
 from wan_streamer.runtime.split.links import Link, shared_pair
+from wan_streamer.runtime.trace import Span
 from wan_streamer.threads import Threads
 
 
@@ -93,12 +96,13 @@ class Solve:
 
 @dataclass(frozen=True)
 class Solved:
-    """From the performer."""
+    """From the performer. span: when it worked on the unit"""
 
     session: int
     epoch: int
     unit: int
     latents: Latents
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Stop:
     """To the performer: end."""
 
 
-MESSAGES = (Ready, Attach, Solve, Solved, Detach, Stop, History, KVSlice, CacheState, Latents)
+MESSAGES = (Ready, Attach, Solve, Solved, Detach, Stop, History, KVSlice, CacheState, Latents, Span)
 
 
 class Performer:
@@ -137,6 +141,7 @@ class Performer:
         epoch, live = self.sessions.get(message.session, (-1, None))
         if live is None or epoch != message.epoch:
             return None
+        began = time.monotonic()
         if message.history.memory_2ZNGd is not None:
             live.cache.remember(message.history.memory_2ZNGd)
         live.cache.open_block()
@@ -145,7 +150,8 @@ class Performer:
         device = self.streamer.device
         noise = [Latents(*(z.to(device) for z in latents)) for latents in message.noise]
         latents = solve_unit(lambda noisy, tau: self.streamer.velocity(live, noisy, tau), noise, flow)
-        return Solved(message.session, epoch, message.unit, latents)
+        span = Span("performer solves", began, time.monotonic(), os.getpid())
+        return Solved(message.session, epoch, message.unit, latents, span)
 
 
 def perform(link: Link, performer: Performer, after: Callable[[], None] = lambda: None) -> None:

