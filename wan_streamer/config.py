@@ -43,6 +43,20 @@ class AudioVAEConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class VideoDecoderConfig(Ranged):
+    """A decoder that is not the mirror image of its encoder: it runs for every unit of every call.
+
+    blocks  memory blocks at 1/4, 1/8 and 1/16
+    paired  two frames share the features at 1/4
+    """
+
+    place = "video_vae.decoder"
+    channels: tuple[int, int, int, int] = between((16, 48, 64, 128), 1, 16_384)  # at 1/2, 1/4, 1/8 and 1/16
+    blocks: tuple[int, int, int] = between((1, 2, 2), 0, 256)
+    paired: bool = True
+
+
+@dataclass(frozen=True)
 class VideoVAEConfig(Ranged):
     """RGB frames <-> one latent frame per 4 frames, 1/16 in both directions."""
 
@@ -52,6 +66,7 @@ class VideoVAEConfig(Ranged):
     latent_channels: int = between(16, 1, 4096)
     channels: tuple[int, int, int, int] = between((24, 64, 96, 128), 1, 16_384)  # at 1/2, 1/4, 1/8 and 1/16
     blocks: int = between(2, 0, 256)  # memory blocks per scale (1/4, 1/8, 1/16)
+    decoder: VideoDecoderConfig | None = None  # None: the encoder's mirror image
     latent_noise: float = between(0.05, 0, 100)
 
     @property

@@ -75,6 +75,8 @@ def changed(config: T, **values: object) -> T:
 
 
 def _convert(hint: object, value: object, where: str) -> object:
+    if isinstance(hint, types.UnionType):  # the only one in use: something or None
+        return None if value is None else _convert(typing.get_args(hint)[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if isinstance(hint, types.GenericAlias):  # the only generic in use: tuple[int, ...] of fixed length

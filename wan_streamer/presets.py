@@ -10,6 +10,7 @@ from wan_streamer.config import (
     PerceptionConfig,
     StreamerConfig,
     TextConfig,
+    VideoDecoderConfig,
     VideoVAEConfig,
 )
 from wan_streamer.errors import ConfigError
@@ -21,7 +22,7 @@ QWEN3_VOCAB = 3 + 151_936
 
 def nano() -> StreamerConfig:
     """The embedded default: runs live on two CPU cores."""
-    return StreamerConfig(name="nano")
+    return StreamerConfig(name="nano", video_vae=VideoVAEConfig(decoder=VideoDecoderConfig()))
 
 
 def nano_ears() -> StreamerConfig:

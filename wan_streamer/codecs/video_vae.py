@@ -1,7 +1,7 @@
 """Strictly causal video VAE: 4 RGB frames <-> one latent frame, 1/16 in height and width.
 
     encoder   pixels -> 1/4 -> 1/8 (2 frames joined) -> 1/16 (2 frames joined) -> mean
-    decoder   the mirror image, then a last layer at 1/2
+    decoder   the mirror image, then a last layer at 1/2; or a smaller one, in which frames part only there
 
 Every block sees its own frame and the features of the frame before (one-frame memory), so the same weights run over a
 whole clip in parallel or unit by unit. There is no special first frame.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wan_streamer.codecs.causal import CodecStats, MemoryBlock, State
-from wan_streamer.config import VideoVAEConfig
+from wan_streamer.config import VideoDecoderConfig, VideoVAEConfig
 from wan_streamer.errors import ShapeError
 from wan_streamer.units import FRAMES_PER_UNIT, as_array
 
@@ -94,21 +94,24 @@ class VideoVAE(nn.Module):
     def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
         self.config = config
-        c2, c4, c8, c16 = config.channels
+        _, c4, c8, c16 = config.channels
         latent = config.latent_channels
 
-        def blocks(channels: int) -> nn.ModuleList:
-            return nn.ModuleList(MemoryBlock(channels) for _ in range(config.blocks))
+        def blocks(channels: int, count: int = config.blocks) -> nn.ModuleList:
+            return nn.ModuleList(MemoryBlock(channels) for _ in range(count))
 
         self.enc_in = nn.Conv2d(3 * 16, c4, 3, padding=1)
         self.enc_blocks = nn.ModuleList([blocks(c4), blocks(c8), blocks(c16)])
         self.enc_downs = nn.ModuleList([_Down(c4, c8, 2), _Down(c8, c16, 2)])
         self.enc_out = nn.Conv2d(c16, latent - COLOUR_CHANNELS, 1)
 
+        decoder = config.decoder or VideoDecoderConfig(config.channels, (config.blocks,) * 3, paired=False)
+        c2, c4, c8, c16 = decoder.channels
+        self.last_frames = 2 if decoder.paired else 1
         self.dec_in = nn.Conv2d(latent, c16, 3, padding=1)
-        self.dec_blocks = nn.ModuleList([blocks(c16), blocks(c8), blocks(c4)])
-        self.dec_ups = nn.ModuleList([_Up(c16, c8, 2), _Up(c8, c4, 2)])
-        self.dec_half = nn.Conv2d(c4, 4 * c2, 1)
+        self.dec_blocks = nn.ModuleList(map(blocks, (c16, c8, c4), reversed(decoder.blocks)))
+        self.dec_ups = nn.ModuleList([_Up(c16, c8, 2), _Up(c8, c4, 2 // self.last_frames)])
+        self.dec_half = nn.Conv2d(c4, 4 * self.last_frames * c2, 1)
         self.dec_last = nn.Conv2d(c2, c2, 3, padding=1)
         self.dec_out = nn.Conv2d(c2, (3 + 1) * 4, 3, padding=1)  # red, green, blue, and how much stays
         self.stats = CodecStats(latent)
@@ -159,7 +162,7 @@ class VideoVAE(nn.Module):
         """Latents before standardisation [B, T, C, h, w] -> frames [B, 4 T, 3, 16 h, 16 w] in about [-1, 1]."""
         B, T, _, h, w = latent_BTCHW.shape
         state = state or VideoDecoderState()
-        flow = iter(state.blocks or [None] * 3 * self.config.blocks)
+        flow = iter(state.blocks or [None] * sum(map(len, self.dec_blocks)))  # type: ignore[arg-type]
         after: list[State] = []
         flat = latent_BTCHW.flatten(0, 1)
         hidden = self.dec_in(flat.contiguous(memory_format=torch.channels_last)).reshape(B, T, -1, h, w)
@@ -169,7 +172,7 @@ class VideoVAE(nn.Module):
             for block in blocks:  # type: ignore[attr-defined]
                 hidden, kept = block(hidden, next(flow))
                 after.append(kept)
-        half = _grow(self.dec_half, hidden, 1).flatten(0, 1)
+        half = _grow(self.dec_half, hidden, self.last_frames).flatten(0, 1)
         detail = self.dec_out(F.silu(half + self.dec_last(F.silu(half)))).movedim(1, 3)
         pixels = detail.unflatten(3, (4, 2, 2)).permute(0, 3, 1, 4, 2, 5).float().reshape(B, T, 4, 4, 16 * h, 16 * w)
         colour = F.interpolate(flat[:, :COLOUR_CHANNELS].float(), scale_factor=16, mode="bilinear")

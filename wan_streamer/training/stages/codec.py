@@ -9,24 +9,26 @@ learns: what models have learned about them stays true.
 
 import copy
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
 from wan_streamer.config import to_dict
 from wan_streamer.errors import CheckpointError, ConfigError, DataError, TrainingError
-from wan_streamer.files import write_json
+from wan_streamer.files import replacing, write_json
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.folders import KINDS, describe
 from wan_streamer.model.pretrained import find_checkpoint
 from wan_streamer.presets import get_preset
-from wan_streamer.tensors import load_module, save_atomically
+from wan_streamer.tensors import load_module, load_tensors, save_atomically
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import Stage, TrainConfig
@@ -48,7 +50,7 @@ from wan_streamer.training.stages.samples import (
 )
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-AGENT_SHARE = {"audio": 0.3, "video": 0.25}  # of the batch, its first rows; the rest is other voices or other faces
+AGENT_SHARE = {"audio": 0.3, "video": 0.5}  # of the batch, its first rows; the rest is other voices or other faces
 SPEED = 0.17  # other voices are played faster or slower by at most so much (logarithm): pitch and formants move too
 ANCHOR = 5.0  # how strongly the agent's latents are held where they were
 CUT_SHARE = 0.15  # of the clips begin anywhere; the others do not cross a cut
@@ -86,10 +88,22 @@ class CodecStage(Stage):
         self.config, self.decoder_only = config, decoder_only
         self.before: nn.Module | None = None
         if start is not None:
-            load_module(self.vae, _find_codec(start, self.kind))
+            self._begin_from(_find_codec(start, self.kind))
             self.before = None if decoder_only else copy.deepcopy(self.vae).requires_grad_(False)
         for name, p in self.vae.named_parameters():
             p.requires_grad_(not (decoder_only and name.startswith("enc_")))
+
+    def _begin_from(self, path: Path) -> None:
+        """All of it; or its encoder, and of a decoder in another shape what fits."""
+        if not self.decoder_only:
+            return load_module(self.vae, path)
+        tensors, own = load_tensors(path), self.vae.state_dict()
+        fitting = {name: value for name, value in tensors.items() if name in own and value.shape == own[name].shape}
+        lacking = [name for name in own if not name.startswith("dec_") and name not in fitting]
+        if lacking:
+            raise CheckpointError(f"{path}: expected an encoder of the same shape, but {lacking[0]} differs")
+        self.vae.load_state_dict(own | {name: value.to(own[name].dtype) for name, value in fitting.items()})
+        return None
 
     @property
     def agents(self) -> int:
@@ -216,15 +230,40 @@ class VideoCodecStage(CodecStage):
         self.train_data = [load_array(data_dir, "agent_frames"), load_array(data_dir, "other_frames")]
         self.valid_data = [load_array(data_dir, "agent_frames_valid"), load_array(data_dir, "other_frames_valid")]
         self.frames, self.crop = 12, (96, 128)
+        self.latents: list[np.ndarray] = []  # of `train_data`, where the encoder is fixed
+
+    def encode_data(self, data_dir: Path) -> None:
+        """Encode all frames with the fixed encoder, once: the result is kept beside them, named after its weights."""
+        encoder = [value for name, value in sorted(self.vae.state_dict().items()) if name.startswith("enc_")]
+        digest = hashlib.sha256(b"".join(value.bfloat16().view(torch.int16).numpy().tobytes() for value in encoder))
+        for name, video in zip(("agent_frames", "other_frames"), self.train_data, strict=True):
+            path = data_dir / f"{name}.{digest.hexdigest()[:16]}.npy"
+            if not path.exists():
+                with replacing(path) as part, part.open("wb") as file:
+                    np.save(file, self._encoded(video, name), allow_pickle=False)
+            self.latents.append(load_array(data_dir, path.stem))
+
+    @torch.inference_mode()
+    def _encoded(self, video: np.ndarray, name: str) -> np.ndarray:
+        """Frames [T, H, W, 3] -> latents [T / 4, C, h, w] in half precision."""
+        latents, state, piece = [], None, 10 * FRAMES_PER_UNIT
+        length = len(video) // FRAMES_PER_UNIT * FRAMES_PER_UNIT
+        for start in track(range(0, length, piece), description=f"encoding {name}"):
+            frames = torch.from_numpy(np.array(video[start : min(start + piece, length)]))
+            latent, state = self.vae.encode_raw(frames_to_video(frames[None], self.device), state)
+            latents.append(latent[0].half().cpu().numpy())
+        return np.concatenate(latents)
 
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         return p.ndim == 4 and not name.startswith(("vae.enc_in", "vae.dec_out"))
 
-    def batch(self, step: int, rows: range) -> Tensor:
-        crops = []
+    def batch(self, step: int, rows: range) -> tuple[Tensor, Tensor | None]:
+        """Frames, and their latents where the encoder is fixed."""
+        crops, latents = [], []
         for row in rows:
             rng = np.random.default_rng((self.config.seed, step, row))
-            video = self.train_data[row >= self.agents]
+            other = row >= self.agents
+            video = self.train_data[other]
             start = self.frames * rng.integers(0, len(video) // self.frames)
             if rng.random() < CUT_SHARE:
                 start = rng.integers(0, len(video) - self.frames)  # perhaps from one person to another
@@ -232,13 +271,20 @@ class VideoCodecStage(CodecStage):
             free = np.array(video.shape[1:3]) - self.crop
             middle, spread = (MOUTH, 0.1) if row % 2 else ((0.5, 0.5), 0.3)
             top, left = (free * np.clip(rng.normal(middle, spread), 0, 1)).astype(int)
+            if self.latents:
+                start, top, left = start // 4 * 4, top // 16 * 16, left // 16 * 16
+                cells = self.latents[other][start // 4 : (start + self.frames) // 4]
+                latents.append(cells[..., top // 16 :, left // 16 :][..., : self.crop[0] // 16, : self.crop[1] // 16])
             crops.append(video[start : start + self.frames, top : top + self.crop[0], left : left + self.crop[1]])
-        return torch.from_numpy(np.stack(crops))  # bytes travel to the device, floats are made there
+        # Bytes travel to the device, floats are made there.
+        return torch.from_numpy(np.stack(crops)), torch.from_numpy(np.stack(latents)) if latents else None
 
-    def loss(self, batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        video = frames_to_video(self.move(batch), self.device)
+    def loss(
+        self, batch: tuple[Tensor, Tensor | None], step: int, noise: RowNoise
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        video = frames_to_video(self.move(batch[0]), self.device)
         with self.autocast():
-            latent, _ = self.vae.encode_raw(video)
+            latent = self.vae.encode_raw(video)[0] if batch[1] is None else self.move(batch[1]).float()
             blur = self.move(noise.normal(tuple(latent.shape)) * self.vae.config.latent_noise)
             rebuilt, _ = self.vae.decode_raw(latent + blur)
         parts = video_loss(rebuilt, video)
@@ -343,7 +389,10 @@ def train_codec(
         config = dataclasses.replace(config, steps=steps)
     if lr is not None:
         config = dataclasses.replace(config, lr=lr, muon_lr=config.muon_lr * lr / config.lr)
-    trainer = Trainer(stage_class(preset, Path(data_dir), config, start, decoder_only), Path(out_dir), world)
+    stage = stage_class(preset, Path(data_dir), config, start, decoder_only)
+    if decoder_only and kind == "video":
+        stage.encode_data(Path(data_dir))
+    trainer = Trainer(stage, Path(out_dir), world)
     if resume:
         trainer.resume()
     return trainer.run(minutes)
