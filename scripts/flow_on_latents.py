@@ -22,8 +22,8 @@ from wan_streamer.codecs.video_vae import frames_to_video, video_to_frames
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import interpolate, sample_tau, velocity_target
 from wan_streamer.flow.solver import time_grid
-from wan_streamer.training.stages.codec import load_array
-from wan_streamer.training.stages.samples import mel_sheet, write_png, write_wav
+from wan_streamer.training.codecs.samples import mel_sheet, write_png, write_wav
+from wan_streamer.training.codecs.stage import load_array
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -35,11 +35,11 @@ from wan_streamer.simulation.generate import default_cache
 from wan_streamer.simulation.tasks.episodes import make_task
 from wan_streamer.simulation.voice.agent import AgentVoice
 from wan_streamer.tensors import save_atomically
+from wan_streamer.training.codecs.samples import write_png
 from wan_streamer.training.examples.vocabulary import learn_text
 from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.stages.pretrain import CONFIG, PretrainStage
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.samples import write_png
 from wan_streamer.units import UNIT_MS
 
 TRIED, WORDS = 120, 4  # tasks of a kind to choose from; words that a sentence has at least

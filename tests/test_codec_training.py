@@ -1,6 +1,7 @@
 """The codec stages keep to their device, and show what they have learned without changing the run."""
 
 import contextlib
+import dataclasses
 import itertools
 import wave
 from pathlib import Path
@@ -14,15 +15,18 @@ from tiny import TALKER
 from tiny_world import make_codec_arrays
 
 from wan_streamer import presets
+from wan_streamer.codecs.folder import load_codec
+from wan_streamer.codecs.video_vae import frames_to_video
+from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.device import find_device
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.training.codecs.audio import AudioCodecStage, _stretch
+from wan_streamer.training.codecs.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
+from wan_streamer.training.codecs.video import VideoCodecStage
 from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
-from wan_streamer.training.stages import codec
-from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage
-from wan_streamer.training.stages.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
 from wan_streamer.units import SAMPLE_RATE
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
@@ -54,10 +58,11 @@ def test_loss_stays_on_the_device(
 ) -> None:
     """On the meta device: what is left on the CPU does not mix with it, and a step that reads a value fails."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # meta has none
-    monkeypatch.setattr(codec, "ADVERSARIAL_PART", 0.5)
+    monkeypatch.setattr("wan_streamer.training.codecs.audio.ADVERSARIAL_PART", 0.5)
     trainer = small_run(stage_class, arrays, tmp_path, "meta")
     batch = trainer.stage.batch(3, range(2))
-    assert batch.device.type == "cpu"
+    media = batch[0] if isinstance(batch, tuple) else batch
+    assert media.device.type == "cpu"
     loss, numbers = trainer.stage.loss(batch, 3, RowNoise(0, 3, range(2)))  # with the critic
     assert "critic" in numbers or stage_class is VideoCodecStage
     loss.backward()
@@ -195,6 +200,48 @@ def test_the_decoder_alone(stage_class: type, arrays: Path, tmp_path: Path) -> N
     assert {"dec_in.weight", "dec_out.weight", "dec_out.bias"} & same == set()
 
 
+def small_decoder(blocks: tuple[int, int, int] = (1, 1, 1)) -> VideoDecoderConfig:
+    return VideoDecoderConfig(channels=(4, 6, 8, 8), blocks=blocks)
+
+
+def test_a_decoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what fits, learns from latents that were encoded once, and can be loaded with the same encoder."""
+    small_run(VideoCodecStage, arrays, tmp_path / "first").run()
+    video_vae = dataclasses.replace(TALKER.video_vae, decoder=small_decoder())
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: dataclasses.replace(TALKER, video_vae=video_vae))
+    stage = VideoCodecStage("tiny", arrays, TrainConfig(steps=3, lr=1e-2, batch=2), str(tmp_path / "first"), True)
+    before = load_file(tmp_path / "first" / "video_vae.safetensors")
+    begun = stage.vae.state_dict()
+    assert torch.equal(begun["dec_in.weight"], before["dec_in.weight"])
+    assert begun["dec_blocks.2.0.conv1.weight"].shape != before["dec_blocks.2.0.conv1.weight"].shape
+
+    frames, latents = stage.batch(0, range(2))
+    assert latents is not None
+    whole = frames_to_video(torch.from_numpy(np.array(stage.train_data[0][:40]))[None], torch.device("cpu"))
+    expected, _ = stage.vae.encode_raw(whole)
+    assert torch.equal(torch.from_numpy(np.array(stage.latents[0][:10])), expected[0].half())
+    at = next(i for i in range(len(stage.train_data[0])) if np.array_equal(stage.train_data[0][i : i + 12], frames[0]))
+    assert torch.equal(latents[0], torch.from_numpy(np.array(stage.latents[0][at // 4 : at // 4 + 3])))
+    monkeypatch.setattr(VideoCodecStage, "_encoded", lambda *_: pytest.fail("they were encoded already"))
+    begun_from(tmp_path / "first", VideoCodecStage, arrays, tmp_path / "second", decoder_only=True)
+
+    codec = load_codec(tmp_path / "second", "video")
+    assert codec.config.decoder == small_decoder()
+    clip = np.array(stage.valid_data[0][:8])
+    assert codec.reconstruct(clip).shape == clip.shape
+    after = codec.state_dict()
+    kept = [key for key in before if key.startswith(("enc_", "stats"))]
+    assert all(torch.equal(before[key].bfloat16().float(), after[key]) for key in kept)
+
+
+def test_refuses_an_encoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run(VideoCodecStage, arrays, tmp_path).run()
+    video_vae = dataclasses.replace(TALKER.video_vae, channels=(4, 8, 8, 16), decoder=small_decoder())
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: dataclasses.replace(TALKER, video_vae=video_vae))
+    with pytest.raises(CheckpointError, match="expected an encoder of the same shape, but enc_"):
+        VideoCodecStage("tiny", arrays, TrainConfig(steps=1, lr=1e-3, batch=2), str(tmp_path), True)
+
+
 @both_stages
 def test_latents_of_the_agent_are_held(
     stage_class: type, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -213,14 +260,14 @@ def test_latents_of_the_agent_are_held(
         stage.vae.enc_out.bias[0] += stage.vae.stats.std_C[channels - len(stage.vae.enc_out.bias)]
     held, moved = loss_and_moved()
     assert moved == pytest.approx(1 / channels, rel=0.1)  # latents are bfloat16
-    monkeypatch.setattr(codec, "ANCHOR", 0.0)
+    monkeypatch.setattr(f"wan_streamer.training.codecs.{stage_class.kind}.ANCHOR", 0.0)
     assert held - loss_and_moved()[0] == pytest.approx(5 * moved, rel=0.02)
 
 
 def test_other_voices_are_played_at_other_speeds() -> None:
     tone = np.sin(2 * np.pi * 50 * np.arange(1200) / 1200).astype(np.float32)  # 50 periods
     for length in (1000, 1200, 1400):
-        spectrum = np.abs(np.fft.rfft(codec._stretch(tone, length)))
+        spectrum = np.abs(np.fft.rfft(_stretch(tone, length)))
         assert spectrum.argmax() == 50
         assert spectrum.max() * 2 / length == pytest.approx(1, abs=1e-3)
 

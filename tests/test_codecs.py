@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from wan_streamer import WanStreamer
 from wan_streamer.codecs.causal import CodecStats
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import VideoDecoderConfig, VideoVAEConfig
 from wan_streamer.errors import ShapeError
 from wan_streamer.units import SAMPLES_PER_FRAME
 
@@ -40,6 +43,17 @@ def sound(g: torch.Generator, frames: int) -> Tensor:
     return torch.randn(1, frames * SAMPLES_PER_FRAME, generator=g) * 0.2
 
 
+@functools.cache
+def paired_decoder(shape: VideoVAEConfig) -> VideoVAE:
+    """Random weights: frames part in the last layers only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = VideoDecoderConfig(channels=(4, 8, 8, 8), blocks=(1, 2, 1))
+        vae = VideoVAE(dataclasses.replace(shape, decoder=decoder))
+        torch.nn.init.normal_(vae.dec_out.weight, std=0.1)
+        return vae.eval().requires_grad_(False)
+
+
 def part_of(agent: str, name: str) -> Part:
     weights = shared_weights(agent)
     config, audio, video = weights.config, weights.audio_vae, weights.video_vae
@@ -63,12 +77,15 @@ def part_of(agent: str, name: str) -> Part:
         "audio decoder": Part(audio.decode, audio_latents, 1, SAMPLES_PER_FRAME),
         "video encoder": Part(video.encode, pictures, 4, 1),
         "video decoder": Part(video.decode, video_latents, 1, 4),
+        "paired video decoder": Part(paired_decoder(config.video_vae).decode, video_latents, 1, 4),
         "hearing": Part(weights.streamer.hearing, sound, SAMPLES_PER_FRAME, 1),
         "seeing": Part(weights.streamer.seeing, camera, 1, 1),
     }[name]
 
 
-PARTS = ("audio encoder", "audio decoder", "video encoder", "video decoder", "hearing", "seeing")
+PARTS = (
+    "audio encoder", "audio decoder", "video encoder", "video decoder", "paired video decoder", "hearing", "seeing"
+)  # fmt: skip
 every_part = pytest.mark.parametrize("name", PARTS)
 every_agent = pytest.mark.parametrize("agent", ["tiny", *EMBEDDED_AGENTS])
 examples = settings(max_examples=8, deadline=None, derandomize=True)

@@ -16,10 +16,10 @@ from tiny_world import make_latents
 
 from wan_streamer import presets
 from wan_streamer.tensors import load_tensors, save_atomically
+from wan_streamer.training.codecs.video import VideoCodecStage
 from wan_streamer.training.loop.curves import LOG, write_curves
 from wan_streamer.training.loop.means import means
-from wan_streamer.training.stages import codec, duplex
-from wan_streamer.training.stages.codec import VideoCodecStage
+from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.duplex import train_duplex
 from wan_streamer.training.stages.run import RunOptions
 
@@ -64,7 +64,7 @@ def test_what_the_data_does_not_have_is_left_out(bare: Path, tmp_path: Path) -> 
 
 
 def test_a_film_without_movement_has_no_score_of_movement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "PIECE", 8)
+    monkeypatch.setattr("wan_streamer.training.codecs.video.PIECE", 8)
     stage = VideoCodecStage.__new__(VideoCodecStage)
     stage.valid_data = [np.full((16, 96, 96, 3), 100, np.uint8)] * 2
     monkeypatch.setattr(VideoCodecStage, "_rebuilt", lambda self, frames: frames + 1)

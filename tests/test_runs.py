@@ -15,7 +15,7 @@ from wan_streamer import presets
 from wan_streamer.cli.app import app
 from wan_streamer.data.cluster import run_jobs
 from wan_streamer.errors import ConfigError, DataError
-from wan_streamer.training.stages.codec import AudioCodecStage
+from wan_streamer.training.codecs.audio import AudioCodecStage
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_ctrl_c_before_the_first_step_promises_nothing(
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wan_streamer.training.stages.codec.Trainer", pressed)
+    monkeypatch.setattr("wan_streamer.training.codecs.run.Trainer", pressed)
     stopped = train(arrays, tmp_path / "run", monkeypatch=monkeypatch)
     assert stopped.exit_code == 130
     assert "--resume" not in stopped.output

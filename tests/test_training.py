@@ -25,13 +25,16 @@ from wan_streamer.errors import CheckpointError, ConfigError, DataError, Trainin
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.tensors import save_atomically
+from wan_streamer.training.codecs.audio import AudioCodecStage
+from wan_streamer.training.codecs.run import STAGES, train_codec
+from wan_streamer.training.codecs.stage import load_array
+from wan_streamer.training.codecs.video import VideoCodecStage
 from wan_streamer.training.examples.clips import stack
 from wan_streamer.training.loop.curves import Board, read_log, write_curves
 from wan_streamer.training.loop.prefetch import Prefetch
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages import duplex
-from wan_streamer.training.stages.codec import AudioCodecStage, VideoCodecStage, load_array, train_codec
 from wan_streamer.training.stages.duplex import DuplexStage, train_duplex
 from wan_streamer.training.stages.run import RunOptions
 
@@ -315,10 +318,8 @@ def test_codec_learns(stage_class: type, steps: int, score: str, better: float, 
 def test_exported_codec_is_what_was_trained(
     kind: str, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wan_streamer.training.stages import codec
-
-    stage_class, config = codec.STAGES[kind]
-    monkeypatch.setitem(codec.STAGES, kind, (stage_class, dataclasses.replace(config, batch=1)))
+    stage_class, config = STAGES[kind]
+    monkeypatch.setitem(STAGES, kind, (stage_class, dataclasses.replace(config, batch=1)))
     weights = tiny_weights()
     save_codecs(weights.audio_vae, weights.video_vae, tmp_path)  # the other one comes from an earlier run
     train_codec(kind, "tiny", arrays, tmp_path, steps=2)

@@ -141,7 +141,7 @@ def train_codec(
     Example: [b]wan-streamer train codec --codec audio --data data/codecs --out runs/audio[/b]
     """
     need(data, "codec data")
-    from wan_streamer.training.stages.codec import train_codec as run
+    from wan_streamer.training.codecs.run import train_codec as run
 
     with training_in(out, resume, overwrite):
         scores = run(

@@ -17,7 +17,7 @@ import av
 import numpy as np
 import torch
 
-from wan_streamer.training.stages.codec_losses import mel_matrix, stft
+from wan_streamer.training.codecs.losses import mel_matrix, stft
 from wan_streamer.units import SAMPLE_RATE
 
 FILM_FRAMES, SOUND_SECONDS = 20, 3  # enough of a film and of a sound for a sample
