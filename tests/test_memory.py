@@ -118,8 +118,8 @@ def test_attention_to_memories_equals_the_reference(kind: str, model: Streamer) 
     kinds, position = layout.kind_N.repeat(K), layout.position_N3.repeat(K, 1)
     with torch.inference_mode():
         memory = clip_memory(seen_BM, config.backbone)
-        _, (raw_k, v) = attend_memory(attention, layer.attention_norm(m), memory.table_2Mh, memory.mask_B1MM)
-        kv = MemoryKV(rotate(raw_k, memory.table_2Mh), v, seen_BM)
+        _, (raw_k, v) = attend_memory(attention, layer.attention_norm(m), memory.table_2Md, memory.mask_B1MM)
+        kv = MemoryKV(rotate(raw_k, memory.table_2Md), v, seen_BM)
         fast = view_of(kind, config, memory=SIZE).attend(attention, layer.attention_norm(x), kv).flatten(1, 2)
         for row, length in enumerate(LENGTHS):
             q, k, v = attention.project(layer.attention_norm(x[row : row + 1].flatten(1, 2)))

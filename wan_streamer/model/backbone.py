@@ -71,14 +71,14 @@ class Backbone(nn.Module):
         Only peeks: the caches are the same afterwards. Runs in the precision of the layers' weights; what comes in and
         out keeps its own. Weights are read once for all sessions; each attends to its own history.
         """
-        tables_2BNh = torch.stack([cache.table_2Nh[:, index_N] for cache in caches], dim=1)
+        tables_2BNd = torch.stack([cache.table_2Nd[:, index_N] for cache in caches], dim=1)
         masks = [self._mask(index_N, cache.length, x_BND.device) for cache in caches]
         x, added = x_BND.to(self.norm.weight.dtype), []
 
         def attend(layer: int, attention: Attention, normed: Tensor) -> Tensor:
             q, raw_k, v = attention.project(normed)
             added.append(torch.stack([raw_k, v]))
-            q, k = rotate(q, tables_2BNh), rotate(raw_k, tables_2BNh)
+            q, k = rotate(q, tables_2BNd), rotate(raw_k, tables_2BNd)
             parts = [
                 attention.mix(q[b, None], *cache.peek(layer, k[b], v[b]), mask)
                 for b, (cache, mask) in enumerate(zip(caches, masks, strict=True))
@@ -147,7 +147,7 @@ def _clip_layer(layer: nn.Module, x: Tensor, view: ClipView | FlatView, memory: 
 
 def _attend_both(view: ClipView | FlatView, memory: ClipMemory, attention: Attention, x_BTD: Tensor) -> Tensor:
     M, N = memory.seen_BM.shape[1], len(view.layout.kind_N)
-    remembered, (raw_k, v) = attend_memory(attention, x_BTD[:, :M], memory.table_2Mh, memory.mask_B1MM)
-    kv = MemoryKV(rotate(raw_k, memory.table_2Mh), v, memory.seen_BM)
+    remembered, (raw_k, v) = attend_memory(attention, x_BTD[:, :M], memory.table_2Md, memory.mask_B1MM)
+    kv = MemoryKV(rotate(raw_k, memory.table_2Md), v, memory.seen_BM)
     blocks = view.attend(attention, x_BTD[:, M:].unflatten(1, (-1, N)), kv)
     return torch.cat([remembered, blocks.flatten(1, 2)], dim=1)

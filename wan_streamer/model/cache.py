@@ -77,7 +77,7 @@ class KVCache:
         if moves_M.any():
             distance_M = self._distance()[moves_M]
             self._rotate(moves_M.nonzero().squeeze(1), position_M3[moves_M] - TICKS_PER_UNIT * distance_M[:, None])
-        self.table_2Nh = self._table(self.layout.position_N3)
+        self.table_2Nd = self._table(self.layout.position_N3)
 
     def _distance(self) -> Tensor:
         """How many units before the open block a row is seen, or -1 where it is not seen any more."""
@@ -112,7 +112,7 @@ class KVCache:
         here = self._rows(part.index_N.numel())
         self.raw[0, :, here] = part.key_ZNGd
         self.raw[1, :, here] = part.value_ZNGd
-        self.rotated[:, here] = rotate(self.raw[0, :, here], self.table_2Nh[:, part.index_N])
+        self.rotated[:, here] = rotate(self.raw[0, :, here], self.table_2Nd[:, part.index_N])
         self.block_M[here] = self.block
         self.index_M[here] = part.index_N
 

@@ -23,8 +23,8 @@ class ClipView:
     """What each block of a clip of K blocks attends to. Built once per clip length.
 
     layout       of a block;   sinks   how many of the first blocks are sinks
-    own_2KNh     rotary tables of all tokens, ids counted from the clip's start
-    sink_2KMh    rotary tables of the sinks' keys as seen from each block
+    own_2KNd     rotary tables of all tokens, ids counted from the clip's start
+    sink_2KMd    rotary tables of the sinks' keys as seen from each block
     order_N      tokens of a block, kind by kind what enters the history, then the rest
     sizes        history tokens per kind;   windows   blocks per kind that are seen
     bias_KNT     0 where a token sees one of T = M + N sinks and tokens of its block (in that order), else -inf
@@ -32,8 +32,8 @@ class ClipView:
 
     layout: UnitLayout
     sinks: int
-    own_2KNh: Tensor
-    sink_2KMh: Tensor
+    own_2KNd: Tensor
+    sink_2KMd: Tensor
     order_N: Tensor
     sizes: list[int]
     windows: list[int]
@@ -48,7 +48,7 @@ class ClipView:
             none = raw_k.new_empty(B, 0, *raw_k.shape[3:])
             memory = MemoryKV(none, none, none.new_empty(B, 0, dtype=torch.bool))
         hidden_BM = torch.zeros_like(memory.seen_BM, dtype=q.dtype).masked_fill(~memory.seen_BM, float("-inf"))
-        q, k, v = rotate(q, self.own_2KNh), rotate(raw_k, self.own_2KNh), v.to(raw_k.dtype)
+        q, k, v = rotate(q, self.own_2KNd), rotate(raw_k, self.own_2KNd), v.to(raw_k.dtype)
         q = (q * q.shape[-1] ** -0.5).unflatten(3, (groups, -1)).permute(1, 0, 3, 4, 2, 5)  # [K, B, G, rep, N, d]
         sink_k = raw_k[:, : self.sinks, self.layout.context].flatten(1, 2)
         sink_v = v[:, : self.sinks, self.layout.context].flatten(1, 2)
@@ -56,7 +56,7 @@ class ClipView:
             q.flatten(3, 4).flatten(1, 2),
             k[:, :, self.order_N].permute(0, 3, 1, 2, 4).flatten(0, 1),
             v[:, :, self.order_N].permute(0, 3, 1, 2, 4).flatten(0, 1),
-            rotate(sink_k[:, None], self.sink_2KMh).permute(0, 3, 1, 2, 4).flatten(0, 1),
+            rotate(sink_k[:, None], self.sink_2KMd).permute(0, 3, 1, 2, 4).flatten(0, 1),
             sink_v.transpose(1, 2).flatten(0, 1),
             memory.key_BMGd.transpose(1, 2).flatten(0, 1),
             memory.value_BMGd.transpose(1, 2).flatten(0, 1),
@@ -98,10 +98,10 @@ def own_table(config: StreamerConfig, layout: UnitLayout, K: int) -> Tensor:
 
 
 def moved_sinks(config: StreamerConfig, layout: UnitLayout, K: int) -> tuple[int, Tensor, Tensor]:
-    """Sinks that have left a window within K blocks: (units, seen_KM, table_2KMh) for their M context tokens.
+    """Sinks that have left a window within K blocks: (units, seen_KM, table_2KMd) for their M context tokens.
 
     seen_KM     bool: block k sees the token as a sink, in its moved place
-    table_2KMh  rotary tables of the moved places;  0 units and empty tensors if nothing moves
+    table_2KMd  rotary tables of the moved places;  0 units and empty tensors if nothing moves
     """
     context = torch.arange(layout.context.stop)
     moves = config.cache.policy == "window" and int(window_units(config).min()) < K

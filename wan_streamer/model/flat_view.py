@@ -25,25 +25,25 @@ class FlatView:
     """What the tokens of a clip of K blocks attend to.
 
     layout      of a block;   sinks   units that move
-    own_2Qh     rotary tables of all Q = K N tokens;   sink_2KMh   of the moved sinks
+    own_2Qd     rotary tables of all Q = K N tokens;   sink_2KMd   of the moved sinks
     mask        dense: bool [Q, Q + K M + memory]; flex: a `BlockMask` of that size. The memory is all seen in it
     """
 
     layout: UnitLayout
     sinks: int
-    own_2Qh: Tensor
-    sink_2KMh: Tensor
+    own_2Qd: Tensor
+    sink_2KMd: Tensor
     mask: Tensor | BlockMask
 
     def attend(self, attention: Attention, x_BKND: Tensor, memory: MemoryKV | None = None) -> Tensor:
         """Attention of normalised hidden states, output projection included."""
         K, N = x_BKND.shape[1:3]
         q, raw_k, v = (z.flatten(1, 2) for z in attention.project(x_BKND))  # [B, Q, heads, d]
-        q, k, v = rotate(q, self.own_2Qh), rotate(raw_k, self.own_2Qh), v.to(raw_k.dtype)
+        q, k, v = rotate(q, self.own_2Qd), rotate(raw_k, self.own_2Qd), v.to(raw_k.dtype)
         if self.sinks:
             context = torch.arange(self.sinks * N, device=q.device).unflatten(0, (self.sinks, N))
             first = context[:, self.layout.context].flatten()
-            moved = rotate(raw_k[:, None, first], self.sink_2KMh)  # [B, K, M, G, d]
+            moved = rotate(raw_k[:, None, first], self.sink_2KMd)  # [B, K, M, G, d]
             k = torch.cat([k, moved.flatten(1, 2)], dim=1)
             v = torch.cat([v, v[:, None, first].expand_as(moved).flatten(1, 2)], dim=1)
         start = k.shape[1]

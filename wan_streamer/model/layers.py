@@ -16,23 +16,24 @@ AXES = (0, 0, 1, 2)  # which of (tick, row, column) turns frequency j, repeating
 
 
 def rotary_table(position_N3: Tensor, config: BackboneConfig) -> Tensor:
-    """Cosines and sines [2, N, head_dim / 2] of the ids [N, 3].
+    """Cosines and sines [2, N, head_dim] of the ids [N, 3], as `rotate` takes them.
 
-    Frequency j turns with one axis. Where the three ids are equal this is the 1-D rotary embedding of a language
-    model, whatever the axis. Angles are computed in float64, so an id of an hour (90 000) keeps its precision.
+    Frequency j turns channels j and j + head_dim / 2 with one axis. Where the three ids are equal this is the 1-D
+    rotary embedding of a language model, whatever the axis. Angles are computed in float64, so an id of an hour
+    (90 000) keeps its precision.
     """
     half = config.head_dim // 2
     axis = torch.tensor([AXES[j % len(AXES)] for j in range(half)], device=position_N3.device)
     exponent = torch.arange(half, dtype=torch.float64, device=position_N3.device) / half
     angle = position_N3.double()[:, axis] * config.rope_theta**-exponent
-    return torch.stack([angle.cos(), angle.sin()]).float()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).float()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate x [..., N, heads, head_dim] by a table [2, N, head_dim / 2] (or one that broadcasts)."""
-    cos, sin = table[0].unsqueeze(-2).to(x.dtype), table[1].unsqueeze(-2).to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """Rotate x [..., N, heads, head_dim] by a table [2, N, head_dim] (or one that broadcasts)."""
+    cos, sin = table.unsqueeze(-2).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class RMSNorm(nn.Module):

@@ -53,12 +53,12 @@ def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
 class ClipMemory(NamedTuple):
     """How the memories of B clips are read.
 
-    table_2Mh  rotary tables: the last token has the id -1, one tick before the clip
+    table_2Md  rotary tables: the last token has the id -1, one tick before the clip
     seen_BM    bool: whether there is a token
     mask_B1MM  bool: which token sees which; padding sees itself, because a row of nothing would be NaN
     """
 
-    table_2Mh: Tensor
+    table_2Md: Tensor
     seen_BM: Tensor
     mask_B1MM: Tensor
 
@@ -91,7 +91,7 @@ class MemoryKV(NamedTuple):
 
 
 def attend_memory(
-    attention: Attention, x_BND: Tensor, table_2Mh: Tensor, mask: Tensor, past_2BMGd: Tensor | None = None
+    attention: Attention, x_BND: Tensor, table_2Md: Tensor, mask: Tensor, past_2BMGd: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention among memory tokens, output projection included, and keys (not rotated) and values [2, B, N, G, d].
 
@@ -102,5 +102,5 @@ def attend_memory(
     added = kv = torch.stack([raw_k, v.to(raw_k.dtype)])
     if past_2BMGd is not None:
         kv = torch.cat([past_2BMGd.to(kv.dtype), kv], dim=2)
-    keys, values = rotate(kv[0], table_2Mh).to(q.dtype), kv[1].to(q.dtype)
-    return attention.attend(rotate(q, table_2Mh[:, -x_BND.shape[1] :]), keys, values, mask), added
+    keys, values = rotate(kv[0], table_2Md).to(q.dtype), kv[1].to(q.dtype)
+    return attention.attend(rotate(q, table_2Md[:, -x_BND.shape[1] :]), keys, values, mask), added
