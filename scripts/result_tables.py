@@ -2,7 +2,8 @@
 
     python scripts/result_tables.py           # writes them again; a test compares
 
-`runtime-*.json` is of `wan-streamer bench runtime --json`, `peers-*.json` of `wan-streamer bench peers --json`.
+`runtime-*.json` is of `wan-streamer bench runtime --json`, `peers-*.json` of `wan-streamer bench peers --json`,
+`nano.json` of `wan-streamer eval --json`.
 
 A document holds a table between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
@@ -14,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from result_plot import plot
+from score_tables import card, scores
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -104,6 +106,8 @@ TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], str]]] = {
     ("docs/performance.md", "answers-avx2"): ("peers-avx2.json", answers),
     ("docs/performance.md", "parts-avx2"): ("peers-avx2.json", parts),
     ("docs/performance.md", "steps-avx2"): ("peers-avx2.json", steps),
+    ("docs/evaluation.md", "scores"): ("nano.json", scores),
+    ("wan_streamer/checkpoints/nano/README.md", "scores"): ("nano.json", card),
 }
 PLOTS = {"docs/images/runtime-avx2.svg": "runtime-avx2.json"}
 

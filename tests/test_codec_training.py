@@ -10,8 +10,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from new_decoder import exchange
 from safetensors.torch import load_file
-from tiny import TALKER
+from tiny import TALKER, tiny_weights
 from tiny_world import make_codec_arrays
 
 from wan_streamer import presets
@@ -21,6 +22,7 @@ from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.device import find_device
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.training.codecs.audio import AudioCodecStage, _stretch
 from wan_streamer.training.codecs.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
 from wan_streamer.training.codecs.video import VideoCodecStage
@@ -232,6 +234,15 @@ def test_a_decoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: p
     after = codec.state_dict()
     kept = [key for key in before if key.startswith(("enc_", "stats"))]
     assert all(torch.equal(before[key].bfloat16().float(), after[key]) for key in kept)
+
+    agent = tiny_weights()
+    agent.video_vae = load_codec(tmp_path / "first", "video")
+    save_weights(agent, tmp_path / "agent")
+    exchange(str(tmp_path / "agent"), tmp_path / "second", tmp_path / "faster")
+    assert load_weights(tmp_path / "faster").video_vae.config.decoder == small_decoder()
+    save_weights(tiny_weights(), tmp_path / "other")
+    with pytest.raises(CheckpointError, match="expected the encoder of"):
+        exchange(str(tmp_path / "other"), tmp_path / "second", tmp_path / "wrong")
 
 
 def test_refuses_an_encoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

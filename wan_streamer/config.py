@@ -70,6 +70,11 @@ class VideoVAEConfig(Ranged):
     latent_noise: float = between(0.05, 0, 100)
 
     @property
+    def decoding(self) -> VideoDecoderConfig:
+        """The shape of the decoder, given or not."""
+        return self.decoder or VideoDecoderConfig(self.channels, (self.blocks,) * 3, paired=False)
+
+    @property
     def latent_height(self) -> int:
         return self.height // 16
 

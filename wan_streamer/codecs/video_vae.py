@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wan_streamer.codecs.causal import CodecStats, MemoryBlock, State
-from wan_streamer.config import VideoDecoderConfig, VideoVAEConfig
+from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ShapeError
 from wan_streamer.units import FRAMES_PER_UNIT, as_array
 
@@ -105,7 +105,7 @@ class VideoVAE(nn.Module):
         self.enc_downs = nn.ModuleList([_Down(c4, c8, 2), _Down(c8, c16, 2)])
         self.enc_out = nn.Conv2d(c16, latent - COLOUR_CHANNELS, 1)
 
-        decoder = config.decoder or VideoDecoderConfig(config.channels, (config.blocks,) * 3, paired=False)
+        decoder = config.decoding
         c2, c4, c8, c16 = decoder.channels
         self.last_frames = 2 if decoder.paired else 1
         self.dec_in = nn.Conv2d(latent, c16, 3, padding=1)

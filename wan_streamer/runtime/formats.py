@@ -64,8 +64,8 @@ def choose_formats(weights: Weights, device: torch.device) -> Formats:
         return Formats.parse(asked)
     if device.type != "cpu":
         return Formats("bfloat16", "bfloat16")
-    config = weights.config
-    return _measured(config.backbone.dim, config.backbone.mlp_dim, config.backbone.layers, config.video_vae.channels[1])
+    backbone, channels = weights.config.backbone, weights.config.video_vae.decoding.channels
+    return _measured(backbone.dim, backbone.mlp_dim, backbone.layers, channels[1])
 
 
 def apply_formats(weights: Weights, formats: Formats) -> None:

@@ -29,7 +29,7 @@ VIDEO_WEIGHTS = {"colour": 1.0, "gradient": 1.0, "change": 1.0, "border": 1.0}
 
 
 class VideoCodecStage(CodecStage):
-    name, kind, agent_share = "codec-video", "video", 0.5
+    name, kind, agent_share = "codec-video", "video", 0.25
     vae: VideoVAE
 
     def __init__(
@@ -43,7 +43,9 @@ class VideoCodecStage(CodecStage):
         self.train_data = [load_array(data_dir, "agent_frames"), load_array(data_dir, "other_frames")]
         self.valid_data = [load_array(data_dir, "agent_frames_valid"), load_array(data_dir, "other_frames_valid")]
         self.frames, self.crop = 12, (96, 128)
-        self.latents = self._encode_data(data_dir) if decoder_only else None
+        self.latents: list[np.ndarray] | None = None
+        if decoder_only:  # it will draw the agent, whoever the encoder can see
+            self.agent_share, self.latents = 0.5, self._encode_data(data_dir)
 
     def _encode_data(self, data_dir: Path) -> list[np.ndarray]:
         """All frames through the fixed encoder, once: latents are kept beside them, named after the weights."""
