@@ -10,20 +10,19 @@ import av
 import numpy as np
 import pytest
 import torch
-from new_decoder import exchange
 from safetensors.torch import load_file
 from tiny import TALKER, tiny_weights
 from tiny_world import make_codec_arrays
 
 from wan_streamer import presets
-from wan_streamer.codecs.folder import load_codec
+from wan_streamer.codecs.folder import load_codec, load_light
 from wan_streamer.codecs.video_vae import frames_to_video
 from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.device import find_device
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.training.codecs.audio import AudioCodecStage, _stretch
+from wan_streamer.training.codecs.run import train_codec
 from wan_streamer.training.codecs.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
 from wan_streamer.training.codecs.video import VideoCodecStage
 from wan_streamer.training.loop.parallel import World
@@ -206,12 +205,21 @@ def small_decoder(blocks: tuple[int, int, int] = (1, 1, 1)) -> VideoDecoderConfi
     return VideoDecoderConfig(channels=(4, 6, 8, 8), blocks=blocks)
 
 
-def test_a_decoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes what fits, learns from latents that were encoded once, and can be loaded with the same encoder."""
+@pytest.fixture
+def small_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan_streamer.training.codecs.video.VideoDecoderConfig", small_decoder)
+
+
+def light_stage(arrays: Path, start: Path) -> VideoCodecStage:
+    config = TrainConfig(steps=3, lr=1e-2, muon_lr=1e-2, batch=2, warmup=1, validate_every=3)
+    return VideoCodecStage("tiny", arrays, config, str(start), light=True)
+
+
+@pytest.mark.usefixtures("small_light")
+def test_a_light_decoder(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what fits, learns from latents that are encoded once, and joins all agents with that encoder."""
     small_run(VideoCodecStage, arrays, tmp_path / "first").run()
-    video_vae = dataclasses.replace(TALKER.video_vae, decoder=small_decoder())
-    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: dataclasses.replace(TALKER, video_vae=video_vae))
-    stage = VideoCodecStage("tiny", arrays, TrainConfig(steps=3, lr=1e-2, batch=2), str(tmp_path / "first"), True)
+    stage = light_stage(arrays, tmp_path / "first")
     before = load_file(tmp_path / "first" / "video_vae.safetensors")
     begun = stage.vae.state_dict()
     assert torch.equal(begun["dec_in.weight"], before["dec_in.weight"])
@@ -219,38 +227,37 @@ def test_a_decoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: p
 
     frames, latents = stage.batch(0, range(2))
     assert latents is not None
+    assert stage.latents is not None
     whole = frames_to_video(torch.from_numpy(np.array(stage.train_data[0][:40]))[None], torch.device("cpu"))
     expected, _ = stage.vae.encode_raw(whole)
     assert torch.equal(torch.from_numpy(np.array(stage.latents[0][:10])), expected[0].half())
     at = next(i for i in range(len(stage.train_data[0])) if np.array_equal(stage.train_data[0][i : i + 12], frames[0]))
     assert torch.equal(latents[0], torch.from_numpy(np.array(stage.latents[0][at // 4 : at // 4 + 3])))
     monkeypatch.setattr(VideoCodecStage, "_encoded", lambda *_: pytest.fail("they were encoded already"))
-    begun_from(tmp_path / "first", VideoCodecStage, arrays, tmp_path / "second", decoder_only=True)
+    Trainer(light_stage(arrays, tmp_path / "first"), tmp_path / "second").run()
 
-    codec = load_codec(tmp_path / "second", "video")
-    assert codec.config.decoder == small_decoder()
-    clip = np.array(stage.valid_data[0][:8])
-    assert codec.reconstruct(clip).shape == clip.shape
-    after = codec.state_dict()
-    kept = [key for key in before if key.startswith(("enc_", "stats"))]
-    assert all(torch.equal(before[key].bfloat16().float(), after[key]) for key in kept)
-
-    agent = tiny_weights()
-    agent.video_vae = load_codec(tmp_path / "first", "video")
-    save_weights(agent, tmp_path / "agent")
-    exchange(str(tmp_path / "agent"), tmp_path / "second", tmp_path / "faster")
-    assert load_weights(tmp_path / "faster").video_vae.config.decoder == small_decoder()
-    save_weights(tiny_weights(), tmp_path / "other")
-    with pytest.raises(CheckpointError, match="expected the encoder of"):
-        exchange(str(tmp_path / "other"), tmp_path / "second", tmp_path / "wrong")
+    full = load_codec(tmp_path / "first", "video")
+    assert load_light(tmp_path / "first", full) is None
+    light = load_light(tmp_path / "second", full)
+    assert light is not None
+    assert light.config.decoder == small_decoder()
+    latent, _ = full.encode(whole[:, :8])
+    assert torch.equal(light.encode(whole[:, :8])[0], latent)
+    drawn, (plain, _) = light.decode(latent)[0], full.decode(latent)
+    assert drawn.shape == plain.shape
+    assert not torch.equal(drawn, plain)
+    with pytest.raises(CheckpointError, match="belongs to encoder"):
+        load_light(tmp_path / "second", tiny_weights().video_vae)
 
 
-def test_refuses_an_encoder_of_another_shape(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_what_has_no_light_decoder(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="light: expected the codec for video"):
+        train_codec("audio", "tiny", arrays, tmp_path, light=True)
     small_run(VideoCodecStage, arrays, tmp_path).run()
-    video_vae = dataclasses.replace(TALKER.video_vae, channels=(4, 8, 8, 16), decoder=small_decoder())
+    video_vae = dataclasses.replace(TALKER.video_vae, channels=(4, 8, 8, 16))
     monkeypatch.setitem(presets.PRESETS, "tiny", lambda: dataclasses.replace(TALKER, video_vae=video_vae))
     with pytest.raises(CheckpointError, match="expected an encoder of the same shape, but enc_"):
-        VideoCodecStage("tiny", arrays, TrainConfig(steps=1, lr=1e-3, batch=2), str(tmp_path), True)
+        light_stage(arrays, tmp_path)
 
 
 @both_stages

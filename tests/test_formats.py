@@ -1,8 +1,10 @@
 """Number formats: chosen by time, exact where they say so, and lost by no round trip."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_session import user_units
@@ -11,11 +13,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import PackedLinear, can_pack, pack
+from wan_streamer.model.pretrained import Weights
 from wan_streamer.runtime import formats as module
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats, choose_formats
+from wan_streamer.runtime.state import load_session, save_session
 
 CPU = torch.device("cpu")
 packs = pytest.mark.skipif(not can_pack(nn.Linear(4, 4)), reason="no FBGEMM in this build of PyTorch")
@@ -88,6 +94,46 @@ def test_the_choice_is_made_once_and_can_be_fixed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(module.ENVIRONMENT, "int3")
     with pytest.raises(ConfigError, match="expected auto"):
         choose_formats(weights, CPU)
+
+
+def with_light_decoder() -> Weights:
+    weights = tiny_weights()
+    shape = VideoDecoderConfig(channels=(4, 8, 8, 8), blocks=(1, 2, 1))
+    torch.manual_seed(1)
+    light = VideoVAE(dataclasses.replace(weights.config.video_vae, decoder=shape))
+    own = {name: value for name, value in weights.video_vae.state_dict().items() if not name.startswith("dec_")}
+    light.load_state_dict(light.state_dict() | own)
+    weights.light_vae = light
+    return weights
+
+
+def test_a_slow_machine_draws_with_the_light_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(module.ENVIRONMENT, raising=False)
+    for ms, weights, expected in (
+        (200.0, with_light_decoder(), "light"), (20.0, with_light_decoder(), "full"), (200.0, tiny_weights(), "full")
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "_decoding_ms", lambda *_, ms=ms: ms)
+        assert choose_formats(weights, CPU).decoder == expected
+    with pytest.raises(ConfigError, match="no light decoder"):
+        WanStreamer(tiny_weights(), "tiny", formats=Formats.parse("float32,float32,light"))
+
+
+def test_the_light_decoder_draws_the_same_conversation(tmp_path: Path) -> None:
+    """Sound and words are the same; a session of one decoder goes on with the other."""
+    agent = WanStreamer(with_light_decoder(), "tiny", formats=Formats("float32", "float32"))
+    agent.save_pretrained(tmp_path / "agent")
+    light = WanStreamer.from_pretrained(tmp_path / "agent", formats=Formats("float32", "float32", "light"))
+    one, other, users = agent.session(seed=1), light.session(seed=1), list(user_units())
+    for user in users:
+        a, b = one.step(user), other.step(user)
+        assert (a.text, a.transcript) == (b.text, b.transcript)
+        assert np.array_equal(a.audio, b.audio)
+    assert not np.array_equal(a.video, b.video)
+    save_session(one, agent.weights, tmp_path / "session.safetensors")
+    again = load_session(light.weights, tmp_path / "session.safetensors")
+    a, b = one.step(users[0]), again.step(users[0])
+    assert np.array_equal(a.audio, b.audio)
+    assert b.video.shape == a.video.shape
 
 
 def test_wrong_formats_are_told_before_anything_is_loaded() -> None:

@@ -44,7 +44,7 @@ class AudioVAEConfig(Ranged):
 
 @dataclass(frozen=True)
 class VideoDecoderConfig(Ranged):
-    """A decoder that is not the mirror image of its encoder: it runs for every unit of every call.
+    """A decoder that is not the mirror image of its encoder; by default a light one, for slow machines.
 
     blocks  memory blocks at 1/4, 1/8 and 1/16
     paired  two frames share the features at 1/4

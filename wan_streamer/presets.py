@@ -10,7 +10,6 @@ from wan_streamer.config import (
     PerceptionConfig,
     StreamerConfig,
     TextConfig,
-    VideoDecoderConfig,
     VideoVAEConfig,
 )
 from wan_streamer.errors import ConfigError
@@ -22,7 +21,7 @@ QWEN3_VOCAB = 3 + 151_936
 
 def nano() -> StreamerConfig:
     """The embedded default: runs live on two CPU cores."""
-    return StreamerConfig(name="nano", video_vae=VideoVAEConfig(decoder=VideoDecoderConfig()))
+    return StreamerConfig(name="nano")
 
 
 def nano_ears() -> StreamerConfig:

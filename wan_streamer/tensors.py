@@ -1,6 +1,8 @@
 """Tensors on disk: safetensors only, written atomically, read without unpickling."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -43,9 +45,12 @@ def is_main_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def load_module(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a file. Raises `CheckpointError` if it is missing, damaged or does not fit."""
-    tensors = load_tensors(path)
+def load_module(module: nn.Module, path: Path, others: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+    """Fill `module` from a file, and from tensors that are not in it.
+
+    Raises `CheckpointError` if it is missing, damaged or does not fit.
+    """
+    tensors = {**others, **load_tensors(path)}
     expected = module.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:

@@ -247,7 +247,8 @@ def print_runtime(report: dict[str, Any], console: Console) -> None:
     machine = report["machine"]
     where = f"{machine['gpu'] or machine['cpu']} ({machine['capability']})"
     title = f"{report['checkpoint']}, {where}, {formats['backbone']}"
-    table = Table(title=f"{title} and {formats['pictures']} pictures", title_justify="left")
+    pictures = f"{formats['pictures']} pictures of the {formats['decoder']} decoder"
+    table = Table(title=f"{title} and {pictures}", title_justify="left")
     for name in ("", "p50 ms", "p95 ms", "p99 ms", "late", "units"):
         table.add_column(name, justify="right" if name else "left")
     for name, row in report["schedules"].items():

@@ -202,7 +202,7 @@ def copy_codecs(config: "StreamerConfig", folders: Sequence[Path], out_dir: Path
 
     Raises `CheckpointError` if one of the two is neither in `folders` nor in `out_dir`.
     """
-    from wan_streamer.codecs.folder import load_codec
+    from wan_streamer.codecs.folder import LIGHT, load_codec
 
     found: dict[str, Path] = {}
     for kind in CODECS:
@@ -216,7 +216,8 @@ def copy_codecs(config: "StreamerConfig", folders: Sequence[Path], out_dir: Path
     loaded = [load_codec(folder, kind, getattr(config, f"{kind}_vae")) for kind, folder in found.items()]
     out_dir.mkdir(parents=True, exist_ok=True)
     for kind, folder in found.items():
-        for path in folder.glob(f"{kind}_vae.*"):
+        light = folder.glob(LIGHT) if kind == "video" else ()
+        for path in (*folder.glob(f"{kind}_vae.*"), *light):
             if path.resolve() != (out_dir / path.name).resolve():
                 with replacing(out_dir / path.name) as part:
                     shutil.copyfile(path, part)

@@ -52,7 +52,8 @@ NumberFormats = Annotated[
     str,
     typer.Option(
         "--formats", callback=_fix_formats,
-        help="Number formats of Transformer and picture codec, such as half,float32; auto: those that are fast here.",
+        help="Number formats of Transformer and picture codec, such as half,float32, and perhaps which picture decoder,"
+        " full or light; auto: what is fast enough here.",
     ),
 ]  # fmt: skip
 EngineKind = Literal["local", "ray"]

@@ -135,20 +135,27 @@ def train_codec(
     decoder_only: Annotated[
         bool, typer.Option("--decoder-only", help="Of --from, train the decoder alone: latents stay as they are.")
     ] = False,
+    light: Annotated[
+        bool, typer.Option("--light", help="Train a second, light decoder of pictures for slow machines; see --from.")
+    ] = False,
 ) -> None:
     """Stage 0: teach a codec to turn sound or pictures into a few numbers and back.
 
     Example: [b]wan-streamer train codec --codec audio --data data/codecs --out runs/audio[/b]
     """
     need(data, "codec data")
+    from wan_streamer.codecs.folder import LIGHT
     from wan_streamer.training.codecs.run import train_codec as run
 
     with training_in(out, resume, overwrite):
         scores = run(
             codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
-            decoder_only=decoder_only,
+            decoder_only=decoder_only, light=light,
         )  # fmt: skip
     _print_scores(scores)
+    if light:
+        typer.echo(f"for slow machines, an agent with the same codec takes it from its folder: {out / LIGHT}")
+        return
     other = "video" if codec == "audio" else "audio"
     typer.echo(f"samples are in {out / 'samples'}; with a codec for {other}, encode conversations:")
     typer.echo(f"  wan-streamer encode SHARDS OUT_DIR --codecs {shlex.quote(str(out))} --codecs {other.upper()}_DIR")

@@ -180,6 +180,14 @@ class VideoVAE(nn.Module):
         video = _keep(fresh.flatten(1, 2), pixels[:, :, :, 3:].sigmoid().flatten(1, 2), state.last_BCHW)
         return video, VideoDecoderState(after, video[:, -1].clone())  # a view would hold all frames in memory
 
+    def fitting(self, state: VideoDecoderState | None) -> VideoDecoderState | None:
+        """The state of this decoder, or of another one as far as it is of use: the last frame."""
+        if state is None:
+            return None
+        widths = [block.conv1.out_channels for blocks in self.dec_blocks for block in blocks]  # type: ignore
+        kept = [block.shape[2] for block in state.blocks if block is not None]
+        return state if kept == widths else VideoDecoderState([], state.last_BCHW)
+
     def encode(self, video_BTCHW: Tensor, state: VideoState | None = None) -> tuple[Tensor, VideoState]:
         """Frames -> standardised latents."""
         latent, state = self.encode_raw(video_BTCHW, state)

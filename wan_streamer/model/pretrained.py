@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
-from wan_streamer.codecs.folder import codec_hash, load_codecs, weights_hash
+from wan_streamer.codecs.folder import codec_hash, load_codecs, load_light, save_light, weights_hash
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
@@ -29,11 +29,20 @@ CODEC_KEY = "codecs"  # in model.safetensors: which codecs the model was trained
 
 @dataclass
 class Weights:
+    """light_vae  the video codec with a second decoder, for slow machines;   light  whether that draws the agent"""
+
     config: StreamerConfig
     streamer: Streamer
     audio_vae: AudioVAE
     video_vae: VideoVAE
     text: TextCodec
+    light_vae: VideoVAE | None = None
+    light: bool = False
+
+    @property
+    def decoding_vae(self) -> VideoVAE:
+        """The codec that draws the agent."""
+        return self.light_vae if self.light and self.light_vae is not None else self.video_vae
 
     @property
     def codec_hash(self) -> str:
@@ -83,7 +92,7 @@ def load_weights(folder: Path) -> Weights:
     streamer = Streamer(config)
     load_module(streamer, folder / "model.safetensors")
     check_codecs(folder, audio_vae, video_vae)
-    return Weights(config, streamer, audio_vae, video_vae, text)
+    return Weights(config, streamer, audio_vae, video_vae, text, load_light(folder, video_vae))
 
 
 def codecs_of(folder: Path) -> str:
@@ -118,5 +127,7 @@ def save_weights(weights: Weights, folder: Path) -> None:
             save_atomically(tensors, folder / f"{name}.safetensors", metadata)
     if not is_main_process():
         return
+    if weights.light_vae is not None:
+        save_light(weights.light_vae, folder)
     weights.text.save(folder / "tokenizer.json")
     write_json(folder / "config.json", to_dict(weights.config))

@@ -27,7 +27,7 @@ class WanStreamer:
     def __init__(self, weights: Weights, name: str, device: str = "cpu", formats: Formats | None = None) -> None:
         self.weights, self.name = weights, name
         self.device = find_device(device)
-        for module in (weights.streamer, weights.audio_vae, weights.video_vae):
+        for module in filter(None, (weights.streamer, weights.audio_vae, weights.video_vae, weights.light_vae)):
             module.to(self.device).eval().requires_grad_(False)
         self.formats = formats or choose_formats(weights, self.device)
         apply_formats(weights, self.formats)

@@ -1,6 +1,7 @@
-"""Number formats of the two large stages of an agent, chosen for the machine (docs/decisions.md, 52).
+"""Number formats of the two large stages of an agent, and its picture decoder, chosen for the machine
+(docs/decisions.md, 53 and 56).
 
-`Formats`         what the Transformer and the picture codec compute with
+`Formats`         what the Transformer and the picture codec compute with, and which decoder draws
 `choose_formats`  by a short measurement, or what `--formats` says
 `apply_formats`   brings a loaded agent into them
 
@@ -12,12 +13,14 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from wan_streamer.codecs.video_vae import VideoVAE
+from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import can_pack, pack
 from wan_streamer.model.pretrained import Weights
@@ -25,6 +28,8 @@ from wan_streamer.model.pretrained import Weights
 ENVIRONMENT = "WAN_STREAMER_FORMATS"  # what `--formats` sets, for processes of ours too
 BACKBONE = ("float32", "half", "bfloat16")  # "half": weights in half precision, all else in float32
 PICTURES = ("float32", "bfloat16")
+DECODERS = ("full", "light")
+SLOW_MS = 80.0  # of decoding a unit with the full decoder: what else a unit needs takes about as long
 FASTER = 0.9  # of the time of a more exact format is what another must reach
 TOKENS = (2, 32)  # of the passes that are timed: text slots, then a step of the solver
 REPEATS = 5
@@ -32,23 +37,31 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Formats:
-    """backbone   of the Transformer's layers: one of `BACKBONE`;   pictures   of the video codec: one of `PICTURES`"""
+    """What an agent computes with.
+
+    backbone  of the Transformer's layers: one of `BACKBONE`
+    pictures  of the video codec: one of `PICTURES`
+    decoder   of pictures: one of `DECODERS`
+    """
 
     backbone: str
     pictures: str
+    decoder: str = "full"
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONE or self.pictures not in PICTURES:
+        if self.backbone not in BACKBONE or self.pictures not in PICTURES or self.decoder not in DECODERS:
             raise ConfigError(
-                f"formats: expected auto, or one of {', '.join(BACKBONE)} for the Transformer and one of"
-                f" {', '.join(PICTURES)} for pictures, such as half,float32, got {self.backbone},{self.pictures}"
+                f"formats: expected auto, or one of {', '.join(BACKBONE)} for the Transformer, one of"
+                f" {', '.join(PICTURES)} for pictures and perhaps one of {', '.join(DECODERS)} for their decoder, such"
+                f" as half,float32 or half,float32,light, got {','.join(self.as_dict().values())}"
             )
 
     @classmethod
     def parse(cls, text: str) -> "Formats":
-        """Of "half,float32". Raises `ConfigError`."""
-        backbone, _, pictures = text.partition(",")
-        return cls(backbone.strip(), pictures.strip())
+        """Of "half,float32" or "half,float32,light". Raises `ConfigError`."""
+        backbone, _, rest = text.partition(",")
+        pictures, _, decoder = rest.partition(",")
+        return cls(backbone.strip(), pictures.strip(), decoder.strip() or "full")
 
     def as_dict(self) -> dict[str, str]:
         """For reports."""
@@ -65,7 +78,10 @@ def choose_formats(weights: Weights, device: torch.device) -> Formats:
     if device.type != "cpu":
         return Formats("bfloat16", "bfloat16")
     backbone, channels = weights.config.backbone, weights.config.video_vae.decoding.channels
-    return _measured(backbone.dim, backbone.mlp_dim, backbone.layers, channels[1])
+    formats = _measured(backbone.dim, backbone.mlp_dim, backbone.layers, channels[1])
+    if weights.light_vae is not None and _decoding_ms(weights.config.video_vae, formats.pictures) > SLOW_MS:
+        formats = replace(formats, decoder="light")
+    return formats
 
 
 def apply_formats(weights: Weights, formats: Formats) -> None:
@@ -78,8 +94,11 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
         pack(backbone)
     else:
         backbone.to(getattr(torch, formats.backbone))
-    pictures = getattr(torch, formats.pictures)
-    weights.video_vae.to(pictures, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights.light = formats.decoder == "light"
+    if weights.light and weights.light_vae is None:
+        raise ConfigError("formats: this agent has no light decoder; take full, or train one: train codec --light")
+    for vae in filter(None, (weights.video_vae, weights.light_vae)):
+        vae.to(getattr(torch, formats.pictures), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @functools.cache
@@ -109,6 +128,20 @@ def _convolution(channels: int, dtype: torch.dtype) -> Callable[[], object]:
     frame = torch.ones(1, channels, 24, 42, dtype=dtype).to(memory_format=torch.channels_last)
     kernel = torch.ones(channels, channels, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
     return lambda: F.conv2d(frame, kernel, padding=1)
+
+
+@functools.cache
+@torch.random.fork_rng(devices=[])
+@torch.inference_mode()
+def _decoding_ms(config: VideoVAEConfig, pictures: str) -> float:
+    """Milliseconds of a unit, of a codec of this shape with random weights."""
+    vae = VideoVAE(config).to(getattr(torch, pictures), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape = (1, 1, config.latent_channels, config.latent_height, config.latent_width)
+    latent = torch.zeros(shape, dtype=vae.dtype)
+    _, state = vae.decode(latent)
+    began = time.perf_counter()
+    vae.decode(latent, state)
+    return 1000 * (time.perf_counter() - began)
 
 
 def _fastest(candidates: dict[str, Callable[[], object]]) -> str:

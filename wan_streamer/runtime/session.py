@@ -50,7 +50,7 @@ class Session:
         self.configure(seed, steps, temperature, start_bias)
         self.live = self.streamer.open()
         self.last = self.streamer.silence()
-        self.decoder = UnitDecoder(self.config, weights.audio_vae, weights.video_vae)
+        self.decoder = UnitDecoder(self.config, weights.audio_vae, weights.decoding_vae)
         self.lanes = [LaneDecoder(self.text) for _ in LANES]
         self.typed: deque[int] = deque()
         self.index = 0

@@ -99,7 +99,8 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
-    decoder.audio_state, decoder.video_state = state.audio, state.video
+    decoder.audio_state = state.audio
+    decoder.video_state = decoder.video_vae.fitting(state.video)
     for lane, (tokens, shown) in zip(session.lanes, state.lanes, strict=True):
         lane.tokens, lane.shown = list(tokens), shown
     session.typed.clear()

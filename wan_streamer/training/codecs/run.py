@@ -31,13 +31,14 @@ def train_codec(
     lr: float | None = None,
     start: str | None = None,
     decoder_only: bool = False,
+    light: bool = False,
 ) -> dict[str, float]:
     """Train codec `kind` ("audio" or "video") and export it to `out_dir`. Returns the last validation metrics.
 
     lr            of AdamW; Muon's is scaled with it
     start         begin from this codec: folder that this function wrote, or an agent
-    decoder_only  of `start`, train the decoder alone: latents and models of them stay valid. Where its shape is not
-                  that of the preset, it begins anew
+    decoder_only  of `start`, train the decoder alone: latents and models of them stay valid
+    light         train a second, light decoder (`VideoDecoderConfig`) for the pictures of `start`
 
     Raises `ConfigError` for an unknown codec or a device that this machine lacks, `DataError` for missing arrays,
     `CheckpointError` if there is no codec to begin from.
@@ -52,7 +53,10 @@ def train_codec(
         config = dataclasses.replace(config, steps=steps)
     if lr is not None:
         config = dataclasses.replace(config, lr=lr, muon_lr=config.muon_lr * lr / config.lr)
-    trainer = Trainer(stage_class(preset, Path(data_dir), config, start, decoder_only), Path(out_dir), world)
+    if light and kind != "video":
+        raise ConfigError("light: expected the codec for video, which has a second decoder, got the one for audio")
+    options = {"light": True} if light else {"decoder_only": decoder_only}
+    trainer = Trainer(stage_class(preset, Path(data_dir), config, start, **options), Path(out_dir), world)
     if resume:
         trainer.resume()
     return trainer.run(minutes)

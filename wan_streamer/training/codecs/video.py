@@ -2,7 +2,7 @@
 what moves.
 """
 
-import hashlib
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from wan_streamer.codecs.folder import encoder_hash, save_light
 from wan_streamer.codecs.video_vae import VideoState, VideoVAE, frames_to_video
+from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.files import replacing
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.presets import get_preset
@@ -33,10 +35,18 @@ class VideoCodecStage(CodecStage):
     vae: VideoVAE
 
     def __init__(
-        self, preset: str, data_dir: Path, config: TrainConfig, start: str | None = None, decoder_only: bool = False
+        self,
+        preset: str,
+        data_dir: Path,
+        config: TrainConfig,
+        start: str | None = None,
+        decoder_only: bool = False,
+        light: bool = False,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.vae = VideoVAE(get_preset(preset).video_vae)
+        self.light, decoder_only = light, decoder_only or light
+        shape = get_preset(preset).video_vae
+        self.vae = VideoVAE(dataclasses.replace(shape, decoder=VideoDecoderConfig()) if light else shape)
         super().__init__(config, start, decoder_only)
         self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.models: dict[str, nn.Module] = {"vae": self.vae}
@@ -49,11 +59,9 @@ class VideoCodecStage(CodecStage):
 
     def _encode_data(self, data_dir: Path) -> list[np.ndarray]:
         """All frames through the fixed encoder, once: latents are kept beside them, named after the weights."""
-        encoder = [value for name, value in sorted(self.vae.state_dict().items()) if name.startswith("enc_")]
-        digest = hashlib.sha256(b"".join(value.bfloat16().view(torch.int16).numpy().tobytes() for value in encoder))
         latents = []
         for name, video in zip(("agent_frames", "other_frames"), self.train_data, strict=True):
-            path = data_dir / f"{name}.{digest.hexdigest()[:16]}.npy"
+            path = data_dir / f"{name}.{encoder_hash(self.vae)}.npy"
             if not path.exists():
                 with replacing(path) as part, part.open("wb") as file:
                     np.save(file, self._encoded(video, name), allow_pickle=False)
@@ -136,6 +144,8 @@ class VideoCodecStage(CodecStage):
         write_png(sheet, stem.with_suffix(".png"))
 
     def export(self, out_dir: Path) -> None:
+        if self.light:
+            return save_light(self.vae, out_dir)
         video, run = self.train_data[0], 40  # ten runs of consecutive frames, as the model will see them
         starts = np.linspace(0, max(0, len(video) - run), 10).astype(int)
         with torch.inference_mode(), self.autocast():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.folder import codec_hash, load_codecs, load_light
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.latents import LatentStore
@@ -34,6 +34,7 @@ class StreamerStage(Stage):
         self.config, self.streamer, self.text, self.units = config, streamer, text, units
         self.models: dict[str, nn.Module] = {"streamer": streamer}
         self.audio_vae, self.video_vae = load_codecs(streamer.config, data)
+        self.light_vae = load_light(data, self.video_vae)
         self.train_clips, self.valid_clips = (self.reader(Path(data) / split, units) for split in ("train", "valid"))
 
     def reader(self, folder: Path, units: int) -> ClipReader:
@@ -72,4 +73,5 @@ class StreamerStage(Stage):
 
     def export(self, out_dir: Path) -> None:
         streamer = merge_lora(self.streamer)
-        save_weights(Weights(self.served, streamer, self.audio_vae, self.video_vae, self.text), out_dir)
+        weights = Weights(self.served, streamer, self.audio_vae, self.video_vae, self.text, self.light_vae)
+        save_weights(weights, out_dir)
