@@ -31,6 +31,7 @@ from wan_streamer.training.codecs.stage import load_array
 from wan_streamer.training.codecs.video import VideoCodecStage
 from wan_streamer.training.examples.clips import stack
 from wan_streamer.training.loop.curves import Board, read_log, write_curves
+from wan_streamer.training.loop.optimisers import Float32Muon
 from wan_streamer.training.loop.prefetch import Prefetch
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
@@ -123,6 +124,26 @@ def test_resumed_equals_uninterrupted(end: str, tmp_path: Path) -> None:
     errors = [line["error"] for line in log if line["kind"] == "train"]
     assert len(errors) == STEPS
     assert np.mean(errors[-4:]) < np.mean(errors[:4])
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_muon_in_float32_is_muon(shape: tuple[int, int]) -> None:
+    """The library's runs in bfloat16, so they differ by its rounding; their memory is the same."""
+    torch.manual_seed(0)
+    start = torch.randn(shape) * 0.1
+    one, other = (nn.Parameter(start.clone()) for _ in range(2))
+    optimisers = [
+        kind([p], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for kind, p in ((torch.optim.Muon, one), (Float32Muon, other))
+    ]
+    for _ in range(4):
+        one.grad = torch.randn(shape)
+        other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    assert (one - other).norm() < 0.02 * (one - start).norm()
+    memories = [optimiser.state[p]["momentum_buffer"] for optimiser, p in zip(optimisers, (one, other), strict=True)]
+    assert torch.equal(*memories)
 
 
 def test_muon_trains_the_hidden_matrices_and_resumes(tmp_path: Path) -> None:

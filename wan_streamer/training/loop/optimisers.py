@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from wan_streamer.device import has_bfloat16
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 
 
@@ -41,7 +42,9 @@ class Optimisers:
 
     def _muon(self) -> torch.optim.Optimizer:
         config = self.config
-        return torch.optim.Muon(
+        device = next(iter(self.matrices.values())).device
+        kind = torch.optim.Muon if has_bfloat16(device) else Float32Muon
+        return kind(
             self.matrices.values(), lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
 
@@ -77,6 +80,39 @@ class Optimisers:
             assert self.muon is not None
             return self.muon.state[self.matrices[name]]
         return self.adamw.state[self.named[name]]
+
+
+class Float32Muon(torch.optim.Muon):
+    """Muon whose iteration runs in float32, for processors that are slow at bfloat16; its state is the same.
+
+    There it takes most of a step otherwise (docs/decisions.md, 57).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            assert group["nesterov"]
+            assert group["adjust_lr_fn"] == "match_rms_adamw"
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                direction = _orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
+
+
+def _orthogonal(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """About the nearest matrix with orthogonal rows or columns: the Newton-Schulz iteration of `torch.optim.Muon`."""
+    a, b, c = coefficients
+    tall = x.shape[0] > x.shape[1]
+    y = (x.T if tall else x) / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = y @ y.T
+        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return y.T if tall else y
 
 
 def rate(config: TrainConfig, step: int, steady: bool) -> float:
