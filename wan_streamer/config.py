@@ -44,16 +44,12 @@ class AudioVAEConfig(Ranged):
 
 @dataclass(frozen=True)
 class VideoDecoderConfig(Ranged):
-    """A decoder that is not the mirror image of its encoder; by default a light one, for slow machines.
-
-    blocks  memory blocks at 1/4, 1/8 and 1/16
-    paired  two frames share the features at 1/4
-    """
+    """A decoder that is not the mirror image of its encoder; by default a light one, for slow machines."""
 
     place = "video_vae.decoder"
     channels: tuple[int, int, int, int] = between((16, 48, 64, 128), 1, 16_384)  # at 1/2, 1/4, 1/8 and 1/16
-    blocks: tuple[int, int, int] = between((1, 2, 2), 0, 256)
-    paired: bool = True
+    blocks: tuple[int, int, int] = between((1, 2, 2), 0, 256)  # at 1/4, 1/8 and 1/16
+    paired: bool = True  # two frames share the features at 1/4
 
 
 @dataclass(frozen=True)
