@@ -233,10 +233,13 @@ def _gflop(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict
         for slot in range(config.text.slots):
             streamer.speak(live, slot, tokens)
 
+    def solve() -> None:  # the first time with the last slot
+        streamer.velocity(live, last, 1.0)
+
     operations = {
         "observe": _operations(lambda: streamer.observe(live, last, sound, frames, streamer.quiet_slots())),
         "text": _operations(speak),
-        "solve": config.flow.steps * _operations(lambda: streamer.velocity(live, last, 1.0)),
+        "solve": _operations(solve) + (config.flow.steps - 1) * _operations(solve),
         "decode": _operations(decode),
     }
     operations["unit"] = sum(operations.values())
