@@ -5,7 +5,7 @@ torchrun --nproc-per-node 2 tests/split_ranks.py
 
 import torch
 from test_session import same, user_units
-from tiny import tiny_weights
+from tiny import EXACT, tiny_weights
 from torch import distributed as dist
 
 from wan_streamer import WanStreamer
@@ -18,7 +18,7 @@ from wan_streamer.runtime.split.thinker import Partner, SplitSession
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    weights = WanStreamer(tiny_weights(), "tiny").weights
+    weights = WanStreamer(tiny_weights(), "tiny", formats=EXACT).weights
     link = DistributedLink(1 - dist.get_rank(), MESSAGES)
     if dist.get_rank() == 1:
         perform(link, Performer(weights.streamer))

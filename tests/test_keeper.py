@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_session import user_units
-from tiny import tiny_weights
+from tiny import EXACT, tiny_weights
 
 from wan_streamer import AgentUnit, UserUnit, WanStreamer
 from wan_streamer.errors import DataError, ServingError
@@ -32,7 +32,7 @@ def same(a: AgentUnit, b: AgentUnit) -> bool:
 
 def tiny_agent() -> WanStreamer:
     """In the model process."""
-    return WanStreamer(tiny_weights(), "tiny")
+    return WanStreamer(tiny_weights(), "tiny", formats=EXACT)
 
 
 @pytest.fixture

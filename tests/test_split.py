@@ -18,7 +18,7 @@ from films import make_film
 from rich.console import Console
 from test_memory_data import remembering
 from test_session import all_same, same, user_units
-from tiny import TALKER, tiny_weights
+from tiny import EXACT, TALKER, tiny_weights
 
 from wan_streamer import AgentUnit, WanStreamer
 from wan_streamer.config import FlowConfig, StreamerConfig
@@ -38,7 +38,7 @@ RENOISING = StreamerConfig(**{**vars(TALKER), "flow": FlowConfig(steps=3, renois
 
 @functools.cache
 def weights(config: StreamerConfig = TALKER) -> Weights:
-    return WanStreamer(tiny_weights(config=config), "tiny").weights
+    return WanStreamer(tiny_weights(config=config), "tiny", formats=EXACT).weights
 
 
 def tiny_streamer() -> Streamer:
@@ -167,12 +167,12 @@ def test_sessions_on_threads_share_a_performer_and_its_loss(process: PerformerPr
     partner.wait_ready()
     got: dict[int, list[AgentUnit]] = {}
 
-    def talk(seed: int) -> None:
-        session = SplitSession(weights(), partner, seed=seed)
-        got[seed] = [session.step(unit) for unit in units]
+    def talk(session: SplitSession) -> None:
+        got[session.seed] = [session.step(unit) for unit in units]
         session.close()
 
-    threads = [threading.Thread(target=talk, args=(seed,)) for seed in range(3)]
+    sessions = [SplitSession(weights(), partner, seed=seed) for seed in range(3)]  # weights are drawn on one thread
+    threads = [threading.Thread(target=talk, args=(session,)) for session in sessions]
     for thread in threads:
         thread.start()
     for _ in range(2):

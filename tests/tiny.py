@@ -21,6 +21,7 @@ from wan_streamer.config import (
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import EMBEDDED, Weights, load_weights
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.runtime.formats import Formats
 
 TINY = StreamerConfig(
     name="tiny",
@@ -34,6 +35,8 @@ TINY = StreamerConfig(
     cache=CacheConfig(policy="window", sink_units=2, video_units=2, audio_units=3, text_units=5),
 )
 TALKER = dataclasses.replace(TINY, text=TextConfig(vocab_size=272))  # bytes, control tokens and a few words
+
+EXACT = Formats("float32", "float32")  # where processes are compared, of which each would choose for itself
 
 WORDS = ("hello", "how are you?", "one two three", "stop")
 EMBEDDED_AGENTS = sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))

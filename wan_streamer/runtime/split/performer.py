@@ -215,6 +215,7 @@ class PerformerProcess:
     def connect(self) -> Link:
         self.kill()
         here, there = shared_pair(MESSAGES, self._slot_bytes)
+        here.patience_s = 1.0  # sessions wait for who sends, so a dead performer must not hold it for long
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(
             target=_serve, args=(there, self._factory), name="wan-streamer-performer", daemon=True
