@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that the tests use, if they are missing and this user may install them:
-# a browser for the call, and the graphics libraries that draw the simulated faces.
+# a browser for the call, and the graphics libraries that draw the simulated faces. In CI also nginx, which elsewhere would
+# be started as a service; its tests are left out where it is missing.
 set -euo pipefail
 
 missing=()
@@ -9,6 +10,9 @@ command -v chromium >/dev/null || command -v chromium-browser >/dev/null || comm
 for library in libEGL.so.1:libegl1 libGL.so.1:libgl1; do
     ldconfig -p 2>/dev/null | grep -q "${library%%:*}" || missing+=("${library##*:}")
 done
+if [ "${CI:-}" = true ] && [ ! -x /usr/sbin/nginx ]; then
+    missing+=(nginx-light)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if command -v apt-get >/dev/null; then

@@ -143,6 +143,9 @@ def main() -> None:
     parser.add_argument("--transport", default="", help="aiortc, own, or own+MS with that video playout delay")
     parser.add_argument("--resume-s", type=float, default=5.0, help="how long a lost caller's place is kept")
     parser.add_argument("--token", help="what callers must know")
+    parser.add_argument("--public-url", action="append", default=[])
+    parser.add_argument("--proxy", action="append", default=[])
+    parser.add_argument("--log-format")
     options = parser.parse_args()
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
@@ -155,6 +158,9 @@ def main() -> None:
         agent_factory=factory,
         config=config,
         token=options.token,
+        public_urls=options.public_url,
+        proxies=options.proxy,
+        log_format=options.log_format,
     )
 
 

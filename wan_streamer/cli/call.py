@@ -10,6 +10,7 @@ from wan_streamer.cli.options import Checkpoint, Device, ModelThreads, NumberFor
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.runtime.trace import ENVIRONMENT
 
+LogFormat = Literal["text", "json"]
 Pace = Literal["realtime", "fast"]
 Schedule = Literal["eager", "paced"]
 TraceFile = Annotated[
@@ -55,6 +56,9 @@ def serve(
         str | None,
         typer.Option(envvar="WAN_STREAMER_TOKEN", help="What callers must know; made up if --host is not local."),
     ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Logs on standard error. json: one object a line, and nothing else is printed.")
+    ] = "text",
     trace: TraceFile = None,
 ) -> None:
     """Open a page on which you can call the agent with microphone and camera.
@@ -80,6 +84,7 @@ def serve(
         public_urls=public_url or (),
         proxies=proxy or (),
         token=token,
+        log_format=log_format,
     )
 
 

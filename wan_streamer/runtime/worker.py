@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wan_streamer.errors import ServingError, WanStreamerError
-from wan_streamer.process import tune_process
+from wan_streamer.process import log_as_parent, tune_process
 from wan_streamer.runtime.clock import Session, UnitDriver
 from wan_streamer.runtime.seats import Seat, Turns, capacity
 from wan_streamer.runtime.trace import Trace, traced
@@ -183,6 +183,7 @@ def serve_model(conn: Connection, factory: AgentFactory | str, most: int, measur
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     tune_process()
+    log_as_parent()
     try:
         started = time.monotonic()
         load = partial(_load, factory)

@@ -1,8 +1,9 @@
 """The web application: the page and the offer.
 
-`create_app`  GET /  /healthz  /readyz  /api/status  /api/queue  POST /api/offer  /api/close
+`create_app`  GET /  /healthz  /readyz  /metrics  /api/status  /api/queue  POST /api/offer  /api/close
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
@@ -20,9 +21,12 @@ from wan_streamer.serving.desk import BusyError, Desk, LimitError
 from wan_streamer.serving.doors.guard import add_doors, refusal
 from wan_streamer.serving.doors.line import Place
 from wan_streamer.serving.settings import ServingConfig
+from wan_streamer.serving.watch.metrics import CONTENT_TYPE, Metrics, OfferCounter
 
 MAX_SDP = 64_000
 NEEDS_TOKEN = "This agent asks for a token: open the whole address that the server printed when it was started."
+NO_METRICS = "Metrics are for programs of this machine while nobody else may call, and else for who knows the token."
+PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 class Offer(BaseModel):
@@ -61,18 +65,30 @@ def create_app(
     """
     config = config or ServingConfig()
     access = config.access
-    desk = Desk(model, config)
+    metrics = Metrics()
+    desk = Desk(model, config, metrics)
+    metrics.follow(
+        callers=lambda: len(desk.sessions),
+        capacity=lambda: model.capacity,
+        queue=lambda: desk.waiting,
+        pending_offers=lambda: desk.pending,
+        model_ready=lambda: model.state == "ready",
+        model_restarts=lambda: max(0, model.restarts),
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if on_started is not None:
             on_started()
+        watch = asyncio.create_task(metrics.watch_loop())
         yield
+        watch.cancel()
         await desk.shutdown()
 
     app = FastAPI(title="wan_streamer", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk = desk
     add_doors(app, access, config.limits)
+    app.add_middleware(OfferCounter, metrics=metrics)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -98,6 +114,15 @@ def create_app(
         """Whether visitors should be sent here."""
         ok = model.state == "ready" and not desk.stopping
         return JSONResponse({"ok": ok, "model": model.state}, 200 if ok else 503)
+
+    @app.get("/metrics")
+    async def numbers(request: Request) -> Response:
+        """For Prometheus; see `Access.may_watch`."""
+        address = request.client.host if request.client else ""
+        forwarded = any(name in request.headers for name in PROXY_HEADERS)
+        if not access.may_watch(address, bearer(request), forwarded):
+            return refusal(401, "token", NO_METRICS)
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/api/status")
     async def status(request: Request) -> Response:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from wan_streamer.errors import ServingError, WanStreamerError
+from wan_streamer.process import masked
 from wan_streamer.runtime.clock import why_late
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import Stats, UnitOut
@@ -31,11 +32,14 @@ from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.playout import Playout
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import Uplink
+from wan_streamer.serving.watch.metrics import Metrics
 from wan_streamer.units import UNIT_S
 
 REPORT_S = 1.0
 RESYNC_S = 1.0  # a clock this far behind (machine asleep) skips units instead of sending a burst
 NOTICE_S = 60.0  # so long before the longest call ends, its visitor is told
+SILENT = "nothing came from the page"
+TIME_OVER = "The time for a call is over."
 HELD_UNITS, HELD_SHARE = 4, 0.05  # more of them and the visitor is told why
 
 log = logging.getLogger(__name__)
@@ -48,16 +52,18 @@ class Call:
 
     talk    whose session is not closed here
     emit    receives every event for the page; must not block
+    metrics where its units are counted
     heard   when anything last came from the visitor, `time.monotonic()`
     """
 
-    def __init__(self, model: ModelProcess, config: ServingConfig, talk: Conversation, emit: Emit) -> None:
+    def __init__(self, model: ModelProcess, config: ServingConfig, talk: Conversation, emit: Emit,
+                 metrics: Metrics | None = None) -> None:  # fmt: skip
         self.uplink = Uplink()
         self.playout = Playout(prebuffer_ms=config.prebuffer_ms, max_ms=config.max_playout_ms)
         self.heard = time.monotonic()
         self._model, self._config, self._emit = model, config, emit
         self._talk = talk
-        self._meter = Meter()
+        self._meter = Meter(metrics)
         self._deadline_misses = 0
         self._units = 0
         self._held = 0
@@ -138,7 +144,7 @@ class Call:
             session.step(index, self.uplink.take(t_in), t_in)
             index += 1
             if session.pending > 1 and time.monotonic() - self._answered > self._config.model_timeout_s:
-                log.warning("the model owes %d units and is restarted", session.pending)
+                log.warning("the model owes %d units and is restarted", session.pending, extra=self._tag())
                 self._answered = time.monotonic()
                 self._model.kill()
 
@@ -161,12 +167,10 @@ class Call:
         if message.t_in < self._began:
             return  # what the connection before was to hear
         unit, meter = message.unit, self._meter
-        meter.add_latency((now - message.t_in) * 1000)
+        meter.add_unit(unit, (now - message.t_in) * 1000)
         meter.add("server: to model", (message.t_start - message.t_in) * 1000)
         meter.add("server: from model", (now - message.t_out) * 1000)
         meter.add("server: playout", self.playout.queued_ms)
-        for stage, ms in unit.stage_ms.items():
-            meter.add(stage, ms)
         if self._resumed and self._talk.session is not None:
             self._resumed = False
             remembers = "goes on" if self._talk.session.units else "does not remember what was said before"
@@ -179,7 +183,8 @@ class Call:
                 self._emit(CaptionEvent(lane, message.index, text))
 
     async def _recover(self, error: ServingError) -> None:
-        log.warning("model session lost: %s", error)
+        kind = ": ".join(str(error).split(": ")[:2])  # without the message of what was raised, which may quote a caller
+        log.warning("model session lost: %s", kind, extra=self._tag())
         self._talk.lost, self._talk.session = self._talk.session, None
         self._recoveries += 1
         if self._recoveries > self._config.max_recoveries:
@@ -187,6 +192,9 @@ class Call:
         self._emit(SessionEvent("recovering", "The model stopped and is being restarted. Please wait."))
         await self._open()
         self._resumed = True
+
+    def _tag(self) -> dict[str, str]:
+        return {"session": masked(self._talk.visitor)}
 
     async def _report(self) -> str:
         while True:
@@ -209,7 +217,7 @@ class Call:
             await asyncio.sleep(REPORT_S)
             silent = time.monotonic() - self.heard
             if silent > self._config.idle_timeout_s:
-                return f"nothing came from the page for {silent:.0f} s"
+                return f"{SILENT} for {silent:.0f} s"
 
     async def _end_in_time(self, most_s: float) -> str:
         end = self._talk.began + most_s
@@ -218,7 +226,7 @@ class Call:
         self._emit(NoticeEvent(f"This call ends in {max(1, round(left_s))} seconds. It may be no longer."))
         await asyncio.sleep(left_s)
         self._talk.over = True
-        return "The time for a call is over."
+        return TIME_OVER
 
     async def _play(self) -> str:
         await self.playout.run()

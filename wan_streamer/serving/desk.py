@@ -12,17 +12,23 @@ import time
 from dataclasses import dataclass
 
 from wan_streamer.errors import ServingError
+from wan_streamer.process import masked
 from wan_streamer.runtime.processes import ModelProcess
+from wan_streamer.serving.call import SILENT, TIME_OVER
 from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.doors.limits import Rates, who
 from wan_streamer.serving.doors.line import Line, Place
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import Peer
+from wan_streamer.serving.watch.metrics import Metrics
+from wan_streamer.serving.webrtc import LEFT, Peer
 
 BUSY = "Others are in calls with this agent, and so many wait already that no more can. Try again later."
 NOT_RESUMED = "The conversation before could not be gone on with. This is a new one."
 TAKEN = "Another visitor was faster."
 STOPPING = "The server is being stopped."
+FAILED = "unexpected error"
+# why a visit ended, by the first words of its reason -> the word for logs and metrics; all others come from the model
+ENDS = {LEFT: "left", SILENT: "silent", TIME_OVER: "time", STOPPING: "stopped", TAKEN: "taken", FAILED: "error"}
 SHUTDOWN_S = 3.0
 HOLD_S = 1.5  # of a question about a place; less than what a server that stops waits for its answers
 LOOK_S = 0.25
@@ -68,11 +74,12 @@ class Desk:
     """The places for calls. An offer is answered without one; a connection claims one for its conversation, which keeps
     it until it is over: after a goodbye at once, after a lost connection when nobody has gone on with it.
 
-    last_end  why the last visit ended, for the log
+    metrics   where visits are counted
+    last_end  why the last visit ended
     """
 
-    def __init__(self, model: ModelProcess, config: ServingConfig) -> None:
-        self._model, self._config = model, config
+    def __init__(self, model: ModelProcess, config: ServingConfig, metrics: Metrics | None = None) -> None:
+        self._model, self._config, self._metrics = model, config, metrics or Metrics()
         self._visits: dict[str, _Visit] = {}
         self._callers: list[_Visit] = []
         self._talks: dict[str, Conversation] = {}  # that have a place, by token
@@ -102,6 +109,12 @@ class Desk:
         """Offers whose connection does not stand yet."""
         return len(self._visits) - len(self._callers)
 
+    @property
+    def waiting(self) -> int:
+        """Visitors in line."""
+        self._free()  # drops who has gone
+        return len(self._line)
+
     async def open(self, sdp: str, address: str = "", ticket: str = "", resume: str = "") -> Entry | Place:
         """Answer an offer, or give its visitor a place in the line.
 
@@ -126,7 +139,7 @@ class Desk:
         self._line.leave(ticket)
         before = self._take_over(resume)
         talk = before or Conversation()
-        visit = _Visit(Peer(self._model, self._config, talk), talk, key, admitted and before is None)
+        visit = _Visit(Peer(self._model, self._config, talk, self._metrics), talk, key, admitted and before is None)
         self._visits[visit.session], talk.visitor = visit, visit.session
         try:
             await self._model.ensure_ready()
@@ -150,6 +163,7 @@ class Desk:
             visit.peer.hang_up()
         talk.renew()
         self._talks[talk.token] = talk
+        self._metrics.resumed.inc()
         return talk
 
     def _of(self, talk: Conversation) -> list[_Visit]:
@@ -172,21 +186,26 @@ class Desk:
             await asyncio.sleep(LOOK_S)
 
     async def _serve(self, visit: _Visit) -> None:
-        reason, talk = "unexpected error", visit.talk
+        reason, talk, tag = FAILED, visit.talk, {"session": masked(visit.session)}
+        connected = False
         try:
             problem = await visit.peer.connect()
+            connected = problem is None
             if problem is None and not self._seat(visit):
                 problem = TAKEN
                 await visit.peer.say("busy", problem)
             if problem is None:
+                log.info("call began", extra=tag)
                 async with talk.turn:
                     talk.left = None
                     problem = await visit.peer.converse()
             reason = problem
-            log.info("call ended: %s", reason)
         except Exception:
-            log.exception("call ended by an unexpected error")
+            log.exception("a call failed", extra=tag)
         finally:
+            kind = _kind(reason, connected)
+            log.info("call ended: %s", kind, extra=tag)
+            self._metrics.ended.labels(kind).inc()
             self._end(visit)
             with contextlib.suppress(Exception):
                 await visit.peer.close()
@@ -265,3 +284,9 @@ class Desk:
             await asyncio.wait(tasks, timeout=SHUTDOWN_S)
         for talk in list(self._talks.values()):
             self._give_up(talk)
+
+
+def _kind(reason: str, connected: bool) -> str:
+    """One of `metrics.ENDS`."""
+    known = next((kind for words, kind in ENDS.items() if reason.startswith(words)), None)
+    return known or ("model" if connected else "not_connected")

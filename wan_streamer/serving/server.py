@@ -15,6 +15,7 @@ import uvicorn
 from rich.console import Console
 
 from wan_streamer.errors import ServingError
+from wan_streamer.process import log_as
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import AgentFactory, load_agent
 from wan_streamer.serving.app import create_app
@@ -23,6 +24,8 @@ from wan_streamer.serving.doors.connections import limited_protocol
 from wan_streamer.serving.doors.tls import load_tls, self_signed_tls
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.webrtc import use_loopback_candidates
+
+log = logging.getLogger(__name__)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -97,6 +100,7 @@ def serve(
     public_urls: Sequence[str] = (),
     proxies: Sequence[str] = (),
     token: str | None = None,
+    log_format: str | None = None,
     console: Console | None = None,
 ) -> None:
     """Serve calls until Ctrl-C or SIGTERM. Prints the address when the first visitor can come.
@@ -112,16 +116,21 @@ def serve(
     public_urls     addresses under which visitors come, beside the local ones
     proxies         addresses or networks of reverse proxies whose forwarding headers are believed
     token           what callers have to know; on any host but localhost one is made up if it is not given
+    log_format      "text" or "json" on standard error (see `log_as`); json prints nothing else. None: logging as it is
 
     Raises `ServingError` when an argument is wrong, the port is taken or the model process cannot start,
     `CheckpointError` when the checkpoint is bad; all before anything is served.
     """
-    console = console or Console()
+    console = console or Console(quiet=log_format == "json")
     access = plan_access(host, public_urls, proxies, token)
+    if log_format == "json" and access.token != token:
+        raise ServingError("--log-format json: expected --token or WAN_STREAMER_TOKEN too, as logs tell no made-up one")
     tls = _tls(host, access, certfile, keyfile, self_signed)
     config = replace(
         config or ServingConfig(), access=access, max_call_s=None if max_minutes is None else max_minutes * 60
     )
+    if log_format is not None:
+        log_as(log_format)
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
     model = ModelProcess(
         agent_factory or functools.partial(load_agent, str(checkpoint), device),
@@ -143,6 +152,8 @@ def serve(
                 places = "1 caller" if model.capacity == 1 else f"{model.capacity} callers"
                 console.print(f"This machine keeps pace with {places} at a time")
                 console.print(f"Open [bold cyan]{address}[/bold cyan]   Ctrl-C stops", highlight=False, soft_wrap=True)
+                if console.quiet:
+                    log.info("ready: %s, %d callers, loaded in %.1f s", ready.name, model.capacity, ready.load_s)
 
             app = create_app(model, config, on_started=announce)
             logging.getLogger("aioice").setLevel(logging.WARNING)
@@ -151,6 +162,7 @@ def serve(
                 http=limited_protocol(config.limits, access),
                 ws="none",
                 log_level="warning",
+                log_config=None,  # its loggers go the way of all others
                 access_log=False,
                 proxy_headers=False,  # `add_doors` believes those that were named, uvicorn would believe this machine
                 server_header=False,
@@ -164,6 +176,8 @@ def serve(
         model.shutdown()
         sock.close()
     console.print("Stopped.")
+    if console.quiet:
+        log.info("stopped")
 
 
 def _address(access: Access, host: str, port: int, secure: bool, public_urls: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ from wan_streamer.serving.messages import ErrorEvent, NoticeEvent, SessionEvent,
 from wan_streamer.serving.offers import check_offer, guard_channels
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
+from wan_streamer.serving.watch.metrics import Metrics
 
 LOOPBACK = "127.0.0.1"
 CLOSE_TIMEOUT_S = 3.0
@@ -59,7 +60,9 @@ def use_loopback_candidates() -> None:
 class Peer:
     """One visitor's connection: `answer` an offer, `connect`, `converse` until the call is over, `close`."""
 
-    def __init__(self, model: ModelProcess, config: ServingConfig, talk: Conversation) -> None:
+    def __init__(
+        self, model: ModelProcess, config: ServingConfig, talk: Conversation, metrics: Metrics | None = None
+    ) -> None:
         # no servers: aiortc would otherwise ask a public STUN server, which a local call does not need
         self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._config = config
@@ -71,7 +74,7 @@ class Peer:
         self._reason, self._tell = LEFT, False
         self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
         self._refusals = Bucket(config.limits.messages_per_s, config.limits.message_burst)
-        self.call = Call(model, config, talk, lambda event: self._send(event.to_json()))
+        self.call = Call(model, config, talk, lambda event: self._send(event.to_json()), metrics)
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)
         self._pc.on("connectionstatechange", self._on_state)

@@ -29,7 +29,7 @@ from wan_streamer.flow.sampler import solve_unit
 from wan_streamer.model.cache import CacheState, KVCache, KVSlice
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import LiveState, Streamer
-from wan_streamer.process import tune_process
+from wan_streamer.process import log_as_parent, tune_process
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats
 from wan_streamer.runtime.split.links import Link, shared_pair
@@ -233,6 +233,7 @@ class PerformerProcess:
 def _serve(link: Link, factory: Callable[[], Streamer]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the thinker decides when to stop
     tune_process()
+    log_as_parent()
     with contextlib.suppress(LinkError):  # the thinker is gone: nobody is left to answer
         performer, threads = Performer(factory()), Threads()
         perform(link, performer, threads.check)

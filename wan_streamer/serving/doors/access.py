@@ -39,6 +39,19 @@ class Access:
         """Whether a caller with this token is let in."""
         return self.token is None or secrets.compare_digest(token.encode(), self.token.encode())
 
+    def may_watch(self, address: str, token: str, forwarded: bool) -> bool:
+        """Whether a request may have the server's numbers.
+
+        Without a token only programs of this machine may, and only of a server that nobody else uses: a proxy on the
+        same machine has the same address.
+
+        address    where the request comes from
+        forwarded  it has a header that proxies add
+        """
+        if self.token is not None:
+            return self.knows(token)
+        return is_loopback(address) and not forwarded and not self.origins and not self.proxies
+
     def is_proxy(self, address: str) -> bool:
         try:
             return any(ipaddress.ip_address(address) in ipaddress.ip_network(proxy) for proxy in self.proxies)

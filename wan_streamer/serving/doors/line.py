@@ -64,6 +64,9 @@ class Line:
             ticket.called = ticket.called or now
         return free - sum(ticket.called is not None for ticket in self._tickets.values())
 
+    def __len__(self) -> int:
+        return len(self._tickets)
+
     def join(self, address: str) -> Place | None:
         """A new place at the end; None if the line is full."""
         of_one = sum(ticket.address == address for ticket in self._tickets.values())

@@ -1,4 +1,4 @@
-"""TLS: `load_tls` from files, `self_signed_tls` from nothing."""
+"""TLS: `load_tls` from files, `self_signed_tls` and `self_signed_pem` from nothing."""
 
 import datetime
 import ipaddress
@@ -33,6 +33,15 @@ def load_tls(certfile: str | Path, keyfile: str | Path) -> ssl.SSLContext:
 
 def self_signed_tls(hosts: Sequence[str]) -> ssl.SSLContext:
     """A new certificate for these names, which a browser has to be told to trust."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "cert.pem"), Path(folder, "key.pem")
+        for file, content in zip(files, self_signed_pem(hosts), strict=True):
+            file.write_bytes(content)
+        return load_tls(*files)
+
+
+def self_signed_pem(hosts: Sequence[str]) -> tuple[bytes, bytes]:
+    """The certificate and its key (PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "wan-streamer")])
     now = datetime.datetime.now(datetime.UTC)
@@ -48,15 +57,10 @@ def self_signed_tls(hosts: Sequence[str]) -> ssl.SSLContext:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    with tempfile.TemporaryDirectory() as folder:
-        cert_pem, key_pem = Path(folder, "cert.pem"), Path(folder, "key.pem")
-        cert_pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        key_pem.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return load_tls(cert_pem, key_pem)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), private
 
 
 def _alternative(host: str) -> x509.GeneralName:
