@@ -9,11 +9,13 @@ import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving.conversation import Conversation
+from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.doors.limits import Rates, who
 from wan_streamer.serving.doors.line import Line, Place
 from wan_streamer.serving.settings import ServingConfig
@@ -51,15 +53,19 @@ class Entry:
     resume: str
 
 
+def new_session() -> str:
+    """An id that nobody guesses: who has it may ask about the call and end it."""
+    return secrets.token_hex(16)
+
+
 class _Visit:
     """One offer and what became of it.
 
     admitted  has waited: a place is kept for it until its connection stands
     """
 
-    def __init__(self, peer: Peer, talk: Conversation, address: str, admitted: bool) -> None:
-        self.peer, self.talk, self.address, self.admitted = peer, talk, address, admitted
-        self.session = secrets.token_hex(16)
+    def __init__(self, session: str, peer: Peer, talk: Conversation, address: str, admitted: bool) -> None:
+        self.session, self.peer, self.talk, self.address, self.admitted = session, peer, talk, address, admitted
         self.since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
 
@@ -102,12 +108,25 @@ class Desk:
         """Offers whose connection does not stand yet."""
         return len(self._visits) - len(self._callers)
 
-    async def open(self, sdp: str, address: str = "", ticket: str = "", resume: str = "") -> Entry | Place:
+    async def open(
+        self,
+        sdp: str,
+        address: str = "",
+        ticket: str = "",
+        resume: str = "",
+        *,
+        dialect: Callable[[str], Dialect] = lambda session: Dialect(),
+        session: str = "",
+        may_wait: bool = True,
+    ) -> Entry | Place:
         """Answer an offer, or give its visitor a place in the line.
 
         address  where the offer came from
         ticket   that its visitor waited with
         resume   the token of the conversation to go on with
+        dialect  makes that of the data channel, for a session
+        session  the id for the visit; "": a new one
+        may_wait False: refused where others would wait in the line
         Raises `BusyError`, `LimitError`, or what the model or the offer raised.
         """
         key = who(address)
@@ -118,7 +137,7 @@ class Desk:
         full, place = self.full, self._line.place(ticket)
         admitted = place is not None and place.ready
         if full and not admitted and resume not in self._talks:
-            place = place or self._line.join(key)
+            place = place or (self._line.join(key) if may_wait else None)
             if place is None:
                 raise BusyError(BUSY)
             return place
@@ -126,7 +145,9 @@ class Desk:
         self._line.leave(ticket)
         before = self._take_over(resume)
         talk = before or Conversation()
-        visit = _Visit(Peer(self._model, self._config, talk), talk, key, admitted and before is None)
+        session = session or new_session()
+        peer = Peer(self._model, self._config, talk, dialect(session))
+        visit = _Visit(session, peer, talk, key, admitted and before is None)
         self._visits[visit.session], talk.visitor = visit, visit.session
         try:
             await self._model.ensure_ready()
@@ -161,6 +182,11 @@ class Desk:
         if len(pending) >= limits.pending_offers or pending.count(address) >= limits.pending_offers_per_address:
             raise LimitError("Too many calls are being connected. Try again soon.")
 
+    def waits(self, ticket: str) -> bool:
+        """Whether there is such a ticket."""
+        self._free()
+        return ticket in self._line
+
     async def wait(self, ticket: str) -> Place | None:
         """The place of a ticket: at once if it is called, otherwise after a while. None if there is no such ticket."""
         end = time.monotonic() + HOLD_S
@@ -187,10 +213,10 @@ class Desk:
         except Exception:
             log.exception("call ended by an unexpected error")
         finally:
+            self.last_end = reason
             self._end(visit)
             with contextlib.suppress(Exception):
                 await visit.peer.close()
-            self.last_end = reason
 
     def _seat(self, visit: _Visit) -> bool:
         """Give a visit a place whose connection stands. False if there is none."""
