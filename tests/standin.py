@@ -59,7 +59,8 @@ class StandInSession:
         text = f"You typed {user.text}. " if user.text else f"Unit {k}. " if k % 6 == 0 else ""
         transcript = self._senses(user) if k % 6 == 3 else ""
         stages = {"encode": 4.0, "text": 3.0, "solve": 9.0, "decode": 4.0}
-        return AgentUnit(k, audio, video, text=text, transcript=transcript, stage_ms=stages)
+        ended = tuple(lane for lane, words in (("response", text), ("transcript", transcript)) if words)
+        return AgentUnit(k, audio, video, text=text, transcript=transcript, stage_ms=stages, ended=ended)
 
     @staticmethod
     def _senses(user: UserUnit) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wan_streamer.runtime.clock import StepCost, UnitDriver, event_latency, percentiles
-from wan_streamer.units import UNIT_S, AgentUnit, UserUnit
+from wan_streamer.units import SAMPLES_PER_UNIT, UNIT_S, AgentUnit, UserUnit
 
 
 class FakeClock:
@@ -48,7 +48,7 @@ def play(
     for index in range(units):
         t_in = start + (index + 1) * UNIT_S
         clock.now = max(clock.now, t_in)
-        outs.append(driver.step(UserUnit(text=str(index)), t_in))
+        outs.append(driver.step(UserUnit(np.full(SAMPLES_PER_UNIT, index / 1000, np.float32), text=str(index)), t_in))
         latencies.append(clock.now - t_in)
     return driver, session, outs, latencies
 
@@ -103,7 +103,7 @@ def test_a_stall_is_caught_up_at_once() -> None:
     assert latencies[16] < UNIT_S
     assert driver.stats.misses == 6
     assert driver.stats.backlog_max == 5
-    assert [unit.text for unit in session.seen][10:13] == ["10", "16", "17"]
+    assert [round(1000 * float(unit.audio[0])) for unit in session.seen][10:13] == [10, 16, 17]
 
 
 def test_a_held_unit_repeats_the_frame_and_fades() -> None:
@@ -166,3 +166,12 @@ def test_cost_without_a_solve_stage_scales_with_the_steps() -> None:
 
 def test_percentiles_of_nothing() -> None:
     assert percentiles(np.zeros(0)) == event_latency([]) == {}
+
+
+def test_what_is_typed_in_a_held_unit_is_not_lost() -> None:
+    """The model gets it with the next units, one message in each, in order."""
+    driver, session, outs, _ = play(12, fixed=0.01, per_step=0.01, slow={3: 1.0})
+    assert any(out.held for out in outs)
+    for _ in range(sum(out.held for out in outs)):
+        driver.step(UserUnit(), driver.clock())
+    assert [user.text for user in session.seen] == [str(index) for index in range(12)]

@@ -110,8 +110,20 @@ def test_tickets_that_nobody_asks_about_or_uses_are_dropped() -> None:
         line.call(1, 1)
         line.place(patient)
         time.sleep(0.02)
+    assert patient not in line
     assert line.place(patient) is None
     assert line.call(1, 1) == 1
+
+
+def test_who_is_asked_about_by_others_is_not_there_for_that() -> None:
+    line = Line(0.15, 10, 8, 8)
+    (gone,) = join(line, "a")
+    end = time.monotonic() + 0.25
+    while time.monotonic() < end:
+        line.call(0, 1)
+        was = gone in line
+        time.sleep(0.02)
+    assert not was
 
 
 # ----------------------------------------------------------------------------------------------------------- in calls

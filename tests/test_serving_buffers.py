@@ -29,7 +29,7 @@ from wan_streamer.serving.messages import (
 from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.playout import OUT_SAMPLES, STEP_MS, Playout, Upsampler
 from wan_streamer.serving.uplink import AudioInput, Uplink, VideoInput, fit
-from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
 
 KEY, DELTA = b"\x00k", b"\x01d"  # the first bit of a VP8 frame header: 0 = key frame
 
@@ -311,6 +311,27 @@ def test_typed_text_goes_out_one_message_per_unit_and_survives_a_restart() -> No
     assert [uplink.take(0.2).text for _ in range(3)] == ["one", "two", ""]
 
 
+def test_what_a_muted_device_sends_reaches_nobody() -> None:
+    uplink = Uplink()
+
+    def send(now: float) -> UserUnit:
+        uplink.video.push(np.zeros((8, 8, 3), np.uint8), now)
+        for k in range(8):
+            uplink.audio.push(sound(960, round(now / 0.02) * 960 + k * 960), now)
+        return uplink.take(now)
+
+    assert send(1.0).audio is not None
+    uplink.muted |= {"microphone", "camera"}
+    muted = send(1.16)
+    assert muted.audio is None
+    assert muted.video is None
+    uplink.muted.clear()
+    after = send(1.32)
+    assert after.audio is not None
+    assert after.video is not None
+    assert uplink.audio._available < SAMPLES_PER_UNIT, "what was said meanwhile is gone"
+
+
 # ------------------------------------------------------------------------------------------------------- playout
 
 
@@ -393,6 +414,32 @@ def test_speech_is_not_cut_for_a_little_delay_but_a_long_queue_is() -> None:
         playout.push(unit(k))
     assert playout.queued_ms <= 480
     assert playout.dropped > 0
+
+
+def test_clear_drops_what_is_queued_and_begins_anew() -> None:
+    playout = make_playout(prebuffer_ms=60)
+    playout.push(unit(0, 10), 0)
+    playout.push(unit(1, 20), 160)
+    play(playout, 3 + 5)
+    assert playout.position_ms == 100
+    assert playout.clear() == 220
+    assert (playout.position_ms, playout.queued_ms) == (100, 0)
+    samples, pictures = play(playout, 5)
+    assert not samples[960:].any()
+    assert set(pictures) <= {None, 12}  # the last one stays
+    playout.push(unit(3, 40), 480)
+    assert 40 not in play(playout, 3)[1], "the prebuffer"
+    assert 40 in play(playout, 1)[1]
+    assert (playout.position_ms, playout.late) == (500, 0)
+
+
+def test_units_without_devices_are_played_as_silence() -> None:
+    playout = make_playout()
+    playout.push(UserUnit(), 0)
+    samples, pictures = play(playout, 9)
+    assert not samples.any()
+    assert set(pictures) == {None}
+    assert playout.position_ms == 160
 
 
 # ------------------------------------------------------------------------------------------------------ messages

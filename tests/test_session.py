@@ -22,7 +22,8 @@ from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler
 from wan_streamer.model.inspect import describe_checkpoint
-from wan_streamer.model.layout import Latents
+from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.runtime import session as session_module
 from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -320,3 +321,19 @@ def test_latents_that_are_no_numbers_end_at_their_unit(wrong: float, monkeypatch
     for unit in units:
         assert np.isfinite(unit.audio).all()
     assert not (units[5].video == units[3].video).all(), "it goes on"
+
+
+def test_a_unit_says_whose_turn_has_ended(agent: WanStreamer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's token for the end of a turn, of either lane."""
+    ends = {1: ("response",), 3: ("transcript",), 4: ("response", "transcript")}
+    session, live_unit = agent.session(seed=0), session_module.live_unit
+
+    def forced(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Latents]:
+        token_SL, latents = live_unit(*args, **kwargs)
+        token_SL = torch.full_like(token_SL, SILENCE)
+        for lane in ends.get(session.index, ()):
+            token_SL[-1, LANES.index(lane)] = END
+        return token_SL, latents
+
+    monkeypatch.setattr(session_module, "live_unit", forced)
+    assert {k: out.ended for k in range(6) if (out := session.step(UserUnit())).ended} == ends

@@ -108,6 +108,7 @@ class AgentUnit:
     text        what the agent says, as text that begins in this unit ("" most of the time)
     transcript  what the agent heard the user say, likewise
     stage_ms    milliseconds of each stage of this step
+    ended       lanes ("response", "transcript") whose turn the model has ended in this unit, after its text
     held        True if the unit is a repeat because the deadline could not be met
     broken      True if it is a repeat because the model's latents were no numbers
     """
@@ -120,3 +121,4 @@ class AgentUnit:
     stage_ms: dict[str, float] = field(default_factory=dict)
     held: bool = False
     broken: bool = False
+    ended: tuple[str, ...] = ()

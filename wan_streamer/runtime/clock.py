@@ -188,10 +188,13 @@ class UnitDriver:
         self.cost = StepCost()
         self.stats = DriverStats()
         self._still = Still(frame_size)
+        self._typed: deque[str] = deque()  # of units that were held, too: what somebody typed is not lost with them
 
     def step(self, user: UserUnit, t_in: float) -> AgentUnit:
         """The agent's answer to a unit that was complete at `t_in` on the clock; never later than 160 ms + one step."""
         began = self.clock()
+        if user.text:
+            self._typed.append(user.text)
         too_late = self.policy and began - t_in >= UNIT_S
         out = self._still.unit(self.stats.units, held=True) if too_late else self._solve(user, began, t_in + UNIT_S)
         self._still.follow(out)
@@ -218,7 +221,8 @@ class UnitDriver:
 
     def _solve(self, user: UserUnit, began: float, deadline: float) -> AgentUnit:
         steps = self.cost.steps_that_fit(deadline - began, self.steps) if self.policy else self.steps
-        out = self.session.step(user, steps=steps)
+        text = self._typed.popleft() if self._typed else ""
+        out = self.session.step(user if text == user.text else replace(user, text=text), steps=steps)
         self.cost.update(self.clock() - began, steps, out.stage_ms)
         self.stats.reduced += steps < self.steps
         return replace(out, index=self.stats.units, audio=self._still.fade_in(out.audio))

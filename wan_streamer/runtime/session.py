@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,13 @@ from wan_streamer.runtime.still import Still
 from wan_streamer.runtime.together import Together
 from wan_streamer.runtime.trace import Span
 from wan_streamer.units import AgentUnit, UserUnit
+
+
+class Said(NamedTuple):
+    """What one lane says in a unit. ended: its turn is over; a unit has too few slots to end one and begin the next."""
+
+    text: str
+    ended: bool
 
 
 class Session:
@@ -88,7 +96,7 @@ class Session:
         self._take(latents)
         return self._show(self.index - 1, said)
 
-    def _think(self, user: UserUnit, flow: FlowConfig) -> tuple[list[str], Latents]:
+    def _think(self, user: UserUnit, flow: FlowConfig) -> tuple[list[Said], Latents]:
         """All of a unit but decoding: what both lanes say, and its latents."""
         with self.watch("observe"):
             heard = self._input(user)
@@ -105,7 +113,10 @@ class Session:
             )
         self.index += 1
         with self.watch("text"):
-            said = [lane.push(tokens) for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)]
+            said = [
+                Said(lane.push(tokens), END in tokens)
+                for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)
+            ]
         return said, latents
 
     def _take(self, latents: Latents) -> None:
@@ -114,15 +125,18 @@ class Session:
         if not self._broken:
             self.last = latents
 
-    def _show(self, index: int, said: list[str]) -> AgentUnit:
+    def _show(self, index: int, said: list[Said]) -> AgentUnit:
         """The unit of the latents that were taken last."""
-        text, transcript = said
+        text, transcript = (lane.text for lane in said)
+        ended = tuple(name for name, lane in zip(LANES, said, strict=True) if lane.ended)
         if self._broken:
-            unit = self._still.unit(index, text=text, transcript=transcript, stage_ms=self.watch.ms, broken=True)
+            unit = self._still.unit(
+                index, text=text, transcript=transcript, stage_ms=self.watch.ms, broken=True, ended=ended
+            )
         else:
             with self.watch("decode"):
                 audio, video = self.decoder.decode(stack([self.last]))
-            unit = AgentUnit(index, self._still.fade_in(audio), video, text, transcript, self.watch.ms)
+            unit = AgentUnit(index, self._still.fade_in(audio), video, text, transcript, self.watch.ms, ended=ended)
         self._still.follow(unit)
         return unit
 

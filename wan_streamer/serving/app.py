@@ -1,6 +1,7 @@
-"""The web application: the page and the offer.
+"""The web application: the page, its own routes, and those of the dialects (`routes`).
 
-`create_app`  GET /  /healthz  /readyz  /metrics  /api/status  /api/queue  POST /api/offer  /api/close
+`create_app`  GET /  /healthz  /readyz  /metrics  /openapi.json  /api/status  /api/queue
+              POST /api/offer  /api/close
 """
 
 import asyncio
@@ -11,20 +12,24 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
-from wan_streamer.errors import ServingError, WanStreamerError
+from wan_streamer import __version__
+from wan_streamer.errors import WanStreamerError
 from wan_streamer.runtime.processes import ModelProcess
-from wan_streamer.serving.desk import BusyError, Desk, LimitError
+from wan_streamer.serving.desk import Desk
 from wan_streamer.serving.doors.guard import add_doors, refusal
+from wan_streamer.serving.doors.keys import Keys
 from wan_streamer.serving.doors.line import Place
+from wan_streamer.serving.routes.answers import BEARER, NEEDS_TOKEN, Waiting, address, bearer, refusals, refuse
+from wan_streamer.serving.routes.live import MAX_SDP, live_routes
+from wan_streamer.serving.routes.realtime import realtime_routes
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.watch.metrics import CONTENT_TYPE, Metrics, OfferCounter
 
-MAX_SDP = 64_000
-NEEDS_TOKEN = "This agent asks for a token: open the whole address that the server printed when it was started."
 NO_METRICS = "Metrics are for programs of this machine while nobody else may call, and else for who knows the token."
 PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
@@ -42,18 +47,55 @@ class Offer(BaseModel):
     resume: str = Field("", max_length=64)
 
 
+class Answer(BaseModel):
+    """session: its id, for `/api/status` and `/api/close`. resume: a token, good for `resume_s` after a lost
+    connection."""
+
+    sdp: str
+    type: str
+    session: str
+    resume: str
+    resume_s: float
+
+
 class Close(BaseModel):
+    """session: or the ticket of one that waits."""
+
     session: str = Field(max_length=64)
+
+
+class Closed(BaseModel):
+    closed: bool
+
+
+class Health(BaseModel):
+    ok: bool
+
+
+class Readiness(BaseModel):
+    ok: bool
+    model: str
+
+
+class Status(BaseModel):
+    """state, call_s: of the session whose id is the bearer token; left out for others."""
+
+    busy: bool
+    model: str
+    state: str | None = None
+    call_s: float | None = None
+
+
+class Turn(BaseModel):
+    """ready: an offer with this ticket is let in, for ten seconds."""
+
+    place: int
+    estimate_s: float | None
+    ready: bool
 
 
 def web_root() -> Path:
     return Path(str(files("wan_streamer.serving"))) / "web"
-
-
-def bearer(request: Request) -> str:
-    """The token in the `Authorization` header: that of the server, or of a session."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def create_app(
@@ -85,7 +127,7 @@ def create_app(
         watch.cancel()
         await desk.shutdown()
 
-    app = FastAPI(title="wan_streamer", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="wan_streamer", lifespan=lifespan, docs_url=None, redoc_url=None, version=__version__)
     app.state.desk = desk
     add_doors(app, access, config.limits)
     app.add_middleware(OfferCounter, metrics=metrics)
@@ -96,35 +138,38 @@ def create_app(
         field = ".".join(str(part) for part in problem["loc"])
         return refusal(422, "invalid", f"{field}: {problem['msg']}")
 
+    @app.exception_handler(HTTPException)
+    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
+        return refusal(error.status_code, "route", str(error.detail))
+
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return refusal(500, "internal", "Something went wrong in the server.")
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(web_root() / "index.html")
 
-    @app.get("/healthz")
+    @app.get("/healthz", response_model=Health, responses=refusals() | {503: {"model": Health}})
     async def health() -> JSONResponse:
         """Whether this process is of use: 503 asks for a restart."""
         return JSONResponse({"ok": model.state != "stopped"}, 503 if model.state == "stopped" else 200)
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_model=Readiness, responses=refusals() | {503: {"model": Readiness}})
     async def readiness() -> JSONResponse:
         """Whether visitors should be sent here."""
         ok = model.state == "ready" and not desk.stopping
         return JSONResponse({"ok": ok, "model": model.state}, 200 if ok else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=[BEARER], responses=refusals(401))
     async def numbers(request: Request) -> Response:
         """For Prometheus; see `Access.may_watch`."""
-        address = request.client.host if request.client else ""
         forwarded = any(name in request.headers for name in PROXY_HEADERS)
-        if not access.may_watch(address, bearer(request), forwarded):
+        if not access.may_watch(address(request), bearer(request), forwarded):
             return refusal(401, "token", NO_METRICS)
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/api/status")
+    @app.get("/api/status", response_model=Status, dependencies=[BEARER], responses=refusals(401))
     async def status(request: Request) -> Response:
         token = bearer(request)
         call = desk.status(token)
@@ -132,30 +177,28 @@ def create_app(
             return refusal(401, "token", NEEDS_TOKEN)
         return JSONResponse({"busy": desk.full, "model": model.state, **(call or {})})
 
-    @app.post("/api/offer")
+    @app.post(
+        "/api/offer",
+        response_model=Answer,
+        dependencies=[BEARER],
+        responses=refusals(401, 403, 409, 413, 422, 503)
+        | {202: {"model": Waiting, "description": "All places are taken: a place in the line"}},
+    )
     async def offer(request: Request, body: Offer) -> Response:
         if not access.knows(bearer(request)):
             return refusal(401, "token", NEEDS_TOKEN)
         try:
-            address = request.client.host if request.client else ""
-            entry = await desk.open(body.sdp, address, body.queue, body.resume)
-        except BusyError as error:
-            return refusal(409, "busy", str(error))
-        except LimitError as error:
-            return refusal(429, "rate", str(error))
-        except ServingError as error:
-            code = "offer" if str(error).startswith("offer:") else "model"
-            return refusal(400 if code == "offer" else 503, code, str(error))
+            entry = await desk.open(body.sdp, address(request), body.queue, body.resume)
         except WanStreamerError as error:
-            return refusal(503, "model", str(error))
+            return refuse(error, config.limits, full=409)
         if isinstance(entry, Place):
-            return JSONResponse({"queue": entry.ticket, "place": entry.place, "estimate_s": entry.estimate_s}, 202)
+            return JSONResponse(Waiting.at(entry).model_dump(), 202)
         return JSONResponse({
             "sdp": entry.sdp, "type": "answer", "session": entry.session,
             "resume": entry.resume, "resume_s": config.resume_s,
         })  # fmt: skip
 
-    @app.get("/api/queue")
+    @app.get("/api/queue", response_model=Turn, dependencies=[BEARER], responses=refusals(404))
     async def queue(request: Request) -> Response:
         """Where in the line the ticket is that comes as the bearer token. Held for a while if nothing is new."""
         place = await desk.wait(bearer(request))
@@ -163,9 +206,12 @@ def create_app(
             return refusal(404, "queue", "There is no such place in the line, or it was not asked about for too long.")
         return JSONResponse({"place": place.place, "estimate_s": place.estimate_s, "ready": place.ready})
 
-    @app.post("/api/close")
+    @app.post("/api/close", response_model=Closed, responses=refusals(403, 413, 422))
     async def close(body: Close) -> dict[str, bool]:
         return {"closed": desk.close(body.session)}
 
+    keys = Keys(config.secret_s, config.limits.secrets, desk.waits)
+    app.include_router(live_routes(desk, model, config, keys))
+    app.include_router(realtime_routes(desk, config, keys))
     app.mount("/static", StaticFiles(directory=web_root()), name="static")
     return app

@@ -15,36 +15,44 @@ from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import masked
 from wan_streamer.runtime.clock import why_late
 from wan_streamer.runtime.processes import ModelProcess
-from wan_streamer.runtime.worker import Stats, UnitOut
+from wan_streamer.runtime.worker import Ready, Stats, UnitOut
 from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.messages import (
+    GOODBYE,
+    TIME_OVER,
     CaptionEvent,
+    Clear,
     Devices,
+    Goodbye,
+    Lane,
+    Message,
+    Mute,
     NoticeEvent,
-    PageMessage,
     Ping,
+    PlaybackEvent,
     PongEvent,
+    ServerEvent,
     SessionEvent,
     StatsEvent,
     TextInput,
+    TurnEvent,
 )
 from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.playout import Playout
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import Uplink
 from wan_streamer.serving.watch.metrics import Metrics
-from wan_streamer.units import UNIT_S
+from wan_streamer.units import FPS, UNIT_MS, UNIT_S
 
 REPORT_S = 1.0
 RESYNC_S = 1.0  # a clock this far behind (machine asleep) skips units instead of sending a burst
 NOTICE_S = 60.0  # so long before the longest call ends, its visitor is told
 SILENT = "nothing came from the page"
-TIME_OVER = "The time for a call is over."
 HELD_UNITS, HELD_SHARE = 4, 0.05  # more of them and the visitor is told why
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[[SessionEvent | CaptionEvent | NoticeEvent | StatsEvent | PongEvent], None]
+Emit = Callable[[ServerEvent], None]
 
 
 class Call:
@@ -70,9 +78,10 @@ class Call:
         self._recoveries = 0
         self._told_late = self._resumed = False
         self._began = self._answered = time.monotonic()
+        self._goodbye = asyncio.Event()
 
-    def handle(self, message: PageMessage) -> None:
-        """One message of the page."""
+    def handle(self, message: Message) -> None:
+        """One message of the visitor. Raises `ServingError` if it cannot be taken now."""
         self.heard = time.monotonic()
         match message:
             case Ping():
@@ -82,6 +91,12 @@ class Call:
             case Devices():
                 if not message.camera:
                     self.uplink.video.close()
+            case Mute(device=device, muted=muted):
+                (self.uplink.muted.add if muted else self.uplink.muted.discard)(device)
+            case Clear():
+                self._tell_playback(self.playout.clear())
+            case Goodbye():
+                self._goodbye.set()
 
     async def run(self) -> str:
         """Converse until the visitor is silent on every channel, the time is over or the model cannot be kept alive.
@@ -91,7 +106,8 @@ class Call:
         tasks: list[asyncio.Task[str]] = []
         try:
             await self._begin()
-            loops = [self._send_units(), self._receive_units(), self._report(), self._watch(), self._play()]
+            loops = [self._send_units(), self._receive_units(), self._report(), self._watch(), self._play(),
+                     self._hear_goodbye()]  # fmt: skip
             if self._config.max_call_s is not None:
                 loops.append(self._end_in_time(self._config.max_call_s))
             tasks = [asyncio.create_task(loop) for loop in loops]
@@ -115,15 +131,18 @@ class Call:
             self._resumed = self._talk.lost is not None
             return await self._open()
         ready = await self._model.ensure_ready()
+        self._go_live(ready)
+
+    def _go_live(self, ready: Ready) -> None:
         self._answered = time.monotonic()
-        self._emit(SessionEvent("live", agent=ready.name))
+        height, width = ready.frame_size
+        self._emit(SessionEvent("live", agent=ready.name, width=width, height=height, fps=FPS))
 
     async def _open(self) -> None:
         talk, ready = self._talk, await self._model.ensure_ready()
         talk.session = await self._model.open_session(seed=secrets.randbelow(2**31), resume=talk.lost)
         talk.lost = None
-        self._answered = time.monotonic()
-        self._emit(SessionEvent("live", agent=ready.name))
+        self._go_live(ready)
 
     async def _send_units(self) -> str:
         index = 0
@@ -177,10 +196,13 @@ class Call:
             self._emit(NoticeEvent(f"The model was restarted. It {remembers}."))
         self._units += 1
         self._held += unit.held
-        self.playout.push(unit)
-        for lane, text in (("response", unit.text), ("transcript", unit.transcript)):
+        self.playout.push(unit, message.index * UNIT_MS)
+        lanes: tuple[tuple[Lane, str], ...] = (("response", unit.text), ("transcript", unit.transcript))
+        for lane, text in lanes:
             if text:
                 self._emit(CaptionEvent(lane, message.index, text))
+            if lane in unit.ended:
+                self._emit(TurnEvent(lane, message.index))
 
     async def _recover(self, error: ServingError) -> None:
         kind = ": ".join(str(error).split(": ")[:2])  # without the message of what was raised, which may quote a caller
@@ -211,6 +233,15 @@ class Call:
                 event_latency_ms=self._meter.event_latency(),
                 stage_ms=self._meter.stages(),
             ))  # fmt: skip
+            self._tell_playback()
+
+    def _tell_playback(self, dropped_ms: int | None = None) -> None:
+        self._emit(PlaybackEvent(self.playout.position_ms, round(self.playout.queued_ms), dropped_ms))
+
+    async def _hear_goodbye(self) -> str:
+        await self._goodbye.wait()
+        self._talk.over = True
+        return GOODBYE
 
     async def _watch(self) -> str:
         while True:

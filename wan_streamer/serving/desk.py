@@ -9,15 +9,18 @@ import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wan_streamer.errors import ServingError
 from wan_streamer.process import masked
 from wan_streamer.runtime.processes import ModelProcess
-from wan_streamer.serving.call import SILENT, TIME_OVER
+from wan_streamer.serving.call import SILENT
 from wan_streamer.serving.conversation import Conversation
+from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.doors.limits import Rates, who
 from wan_streamer.serving.doors.line import Line, Place
+from wan_streamer.serving.messages import GOODBYE, TIME_OVER
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.watch.metrics import Metrics
 from wan_streamer.serving.webrtc import LEFT, Peer
@@ -28,7 +31,15 @@ TAKEN = "Another visitor was faster."
 STOPPING = "The server is being stopped."
 FAILED = "unexpected error"
 # why a visit ended, by the first words of its reason -> the word for logs and metrics; all others come from the model
-ENDS = {LEFT: "left", SILENT: "silent", TIME_OVER: "time", STOPPING: "stopped", TAKEN: "taken", FAILED: "error"}
+ENDS = {
+    LEFT: "left",
+    GOODBYE: "left",
+    SILENT: "silent",
+    TIME_OVER: "time",
+    STOPPING: "stopped",
+    TAKEN: "taken",
+    FAILED: "error",
+}
 SHUTDOWN_S = 3.0
 HOLD_S = 1.5  # of a question about a place; less than what a server that stops waits for its answers
 LOOK_S = 0.25
@@ -57,15 +68,19 @@ class Entry:
     resume: str
 
 
+def new_session() -> str:
+    """An id that nobody guesses: who has it may ask about the call and end it."""
+    return secrets.token_hex(16)
+
+
 class _Visit:
     """One offer and what became of it.
 
     admitted  has waited: a place is kept for it until its connection stands
     """
 
-    def __init__(self, peer: Peer, talk: Conversation, address: str, admitted: bool) -> None:
-        self.peer, self.talk, self.address, self.admitted = peer, talk, address, admitted
-        self.session = secrets.token_hex(16)
+    def __init__(self, session: str, peer: Peer, talk: Conversation, address: str, admitted: bool) -> None:
+        self.session, self.peer, self.talk, self.address, self.admitted = session, peer, talk, address, admitted
         self.since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
 
@@ -115,12 +130,25 @@ class Desk:
         self._free()  # drops who has gone
         return len(self._line)
 
-    async def open(self, sdp: str, address: str = "", ticket: str = "", resume: str = "") -> Entry | Place:
+    async def open(
+        self,
+        sdp: str,
+        address: str = "",
+        ticket: str = "",
+        resume: str = "",
+        *,
+        dialect: Callable[[str], Dialect] = lambda session: Dialect(),
+        session: str = "",
+        may_wait: bool = True,
+    ) -> Entry | Place:
         """Answer an offer, or give its visitor a place in the line.
 
         address  where the offer came from
         ticket   that its visitor waited with
         resume   the token of the conversation to go on with
+        dialect  makes that of the data channel, for a session
+        session  the id for the visit; "": a new one
+        may_wait False: refused where others would wait in the line
         Raises `BusyError`, `LimitError`, or what the model or the offer raised.
         """
         key = who(address)
@@ -131,7 +159,7 @@ class Desk:
         full, place = self.full, self._line.place(ticket)
         admitted = place is not None and place.ready
         if full and not admitted and resume not in self._talks:
-            place = place or self._line.join(key)
+            place = place or (self._line.join(key) if may_wait else None)
             if place is None:
                 raise BusyError(BUSY)
             return place
@@ -139,7 +167,9 @@ class Desk:
         self._line.leave(ticket)
         before = self._take_over(resume)
         talk = before or Conversation()
-        visit = _Visit(Peer(self._model, self._config, talk, self._metrics), talk, key, admitted and before is None)
+        session = session or new_session()
+        peer = Peer(self._model, self._config, talk, dialect(session), self._metrics)
+        visit = _Visit(session, peer, talk, key, admitted and before is None)
         self._visits[visit.session], talk.visitor = visit, visit.session
         try:
             await self._model.ensure_ready()
@@ -175,6 +205,11 @@ class Desk:
         if len(pending) >= limits.pending_offers or pending.count(address) >= limits.pending_offers_per_address:
             raise LimitError("Too many calls are being connected. Try again soon.")
 
+    def waits(self, ticket: str) -> bool:
+        """Whether there is such a ticket."""
+        self._free()
+        return ticket in self._line
+
     async def wait(self, ticket: str) -> Place | None:
         """The place of a ticket: at once if it is called, otherwise after a while. None if there is no such ticket."""
         end = time.monotonic() + HOLD_S
@@ -206,10 +241,10 @@ class Desk:
             kind = _kind(reason, connected)
             log.info("call ended: %s", kind, extra=tag)
             self._metrics.ended.labels(kind).inc()
+            self.last_end = reason
             self._end(visit)
             with contextlib.suppress(Exception):
                 await visit.peer.close()
-            self.last_end = reason
 
     def _seat(self, visit: _Visit) -> bool:
         """Give a visit a place whose connection stands. False if there is none."""

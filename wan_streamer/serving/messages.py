@@ -1,13 +1,20 @@
-"""The events of a call's data channel: JSON objects with a `type`, in both directions.
+"""What a call tells its visitor and what it is told: the page's own events, which other dialects translate.
 
-server to page   `SessionEvent` `CaptionEvent` `StatsEvent` `PongEvent` `NoticeEvent` `ErrorEvent`
-page to server   `TextInput` `Ping` `Devices`, read by `parse_page_message`
+server to page   `SessionEvent` `CaptionEvent` `TurnEvent` `PlaybackEvent` `StatsEvent` `PongEvent` `NoticeEvent`
+                 `ErrorEvent`
+page to server   `TextInput` `Ping` `Devices` `Clear`, read by `parse_page_message`
+                 `Mute` `Goodbye` come from other dialects only
+`parse_event`    JSON text -> one of several dataclasses, for all dialects
+
+On the page's data channel they are JSON objects with a `type`. The dataclasses are the only description there is:
+messages are checked against them, and the JSON Schema is made of them.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from wan_streamer.errors import ServingError
 from wan_streamer.files import parse_json
@@ -15,24 +22,42 @@ from wan_streamer.files import parse_json
 VERSION = 1
 MAX_TEXT = 2_000  # characters of one typed message
 MAX_MESSAGE = 16_384  # characters of one JSON message
+GOODBYE = "The visitor said goodbye."
+TIME_OVER = "The time for a call is over."
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT, pattern=r"\S")]
+Lane = Literal["response", "transcript"]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class EventError(ServingError):
+    """One message was not taken. The call goes on.
+
+    code  "unknown_event", "invalid_event" or "rate"
+    """
+
+    def __init__(self, message: str, code: str = "invalid_event") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class _Event:
-    type: ClassVar[str]
-
     def to_json(self) -> str:
-        return json.dumps({"type": self.type, **asdict(self)})  # type: ignore[call-overload]
+        return json.dumps(asdict(self))  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class SessionEvent(_Event):
     """The call's state: "live", "recovering" (the model is being restarted), "ended", or "busy" (another visitor was
-    faster: a new offer waits in line)."""
+    faster: a new offer waits in line). Size and rate of the agent's picture come with "live"."""
 
-    type: ClassVar[str] = "session"
-    state: str
+    type: Literal["session"] = field(default="session", init=False)
+    state: Literal["live", "recovering", "ended", "busy"]
     message: str = ""
     agent: str = ""
+    width: int = 0
+    height: int = 0
+    fps: int = 0
     unit_ms: int = 160
     version: int = VERSION
 
@@ -41,33 +66,61 @@ class SessionEvent(_Event):
 class CaptionEvent(_Event):
     """Text that begins in a unit. lane: "response" (the agent says it) or "transcript" (the agent heard it)."""
 
-    type: ClassVar[str] = "caption"
-    lane: str
+    type: Literal["caption"] = field(default="caption", init=False)
+    lane: Lane
     unit: int
     text: str
+
+
+@dataclass(frozen=True)
+class TurnEvent(_Event):
+    """The model has ended a turn of a lane in this unit, after its text."""
+
+    type: Literal["turn"] = field(default="turn", init=False)
+    lane: Lane
+    unit: int
+
+
+@dataclass(frozen=True)
+class PlaybackEvent(_Event):
+    """How far sound and picture have been played out, once a second and after `Clear`.
+
+    position_ms  end of what has been played, on the time line of the units: unit k is at 160 k to 160 (k + 1)
+    queued_ms    what waits to be played
+    dropped_ms   what `Clear` has dropped; None if nobody asked for that
+    """
+
+    type: Literal["playback"] = field(default="playback", init=False)
+    position_ms: int
+    queued_ms: int
+    dropped_ms: int | None = None
 
 
 @dataclass(frozen=True)
 class NoticeEvent(_Event):
     """Something the visitor should know although the call goes on."""
 
-    type: ClassVar[str] = "notice"
+    type: Literal["notice"] = field(default="notice", init=False)
     message: str
 
 
 @dataclass(frozen=True)
 class ErrorEvent(_Event):
-    """One message of the page was not understood or not taken. The call goes on."""
+    """One message of the page was not understood or not taken. The call goes on.
 
-    type: ClassVar[str] = "error"
+    code  one of `EventError`, "not_taken" or "internal"
+    """
+
+    type: Literal["error"] = field(default="error", init=False)
     message: str
+    code: str = "not_taken"
 
 
 @dataclass(frozen=True)
 class PongEvent(_Event):
     """Answer to `Ping`, with the page's own stamp."""
 
-    type: ClassVar[str] = "pong"
+    type: Literal["pong"] = field(default="pong", init=False)
     t: float
 
 
@@ -82,7 +135,7 @@ class StatsEvent(_Event):
     late        20 ms steps in which the answer was not there and silence was sent
     """
 
-    type: ClassVar[str] = "stats"
+    type: Literal["stats"] = field(default="stats", init=False)
     units: int
     deadline_misses: int
     held: int
@@ -94,18 +147,32 @@ class StatsEvent(_Event):
     stage_ms: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+ServerEvent = (
+    SessionEvent
+    | CaptionEvent
+    | TurnEvent
+    | PlaybackEvent
+    | NoticeEvent
+    | ErrorEvent
+    | PongEvent
+    | StatsEvent
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TextInput:
     """What the visitor typed; it becomes `UserUnit.text` of the next unit."""
 
-    text: str
+    text: Text
+    type: Literal["text"] = "text"
 
 
 @dataclass(frozen=True)
 class Ping:
     """t: the page's own clock in ms, sent back untouched."""
 
-    t: float
+    t: Number
+    type: Literal["ping"] = "ping"
 
 
 @dataclass(frozen=True)
@@ -114,26 +181,58 @@ class Devices:
 
     microphone: bool
     camera: bool
+    type: Literal["devices"] = "devices"
 
 
-PageMessage = TextInput | Ping | Devices
+@dataclass(frozen=True)
+class Clear:
+    """Drop what waits to be played out. The agent goes on: what it says next is played."""
+
+    type: Literal["clear"] = "clear"
+
+
+@dataclass(frozen=True)
+class Mute:
+    """What this device sends does not reach the model, as if the device were off, until it is unmuted."""
+
+    device: Literal["microphone", "camera"]
+    muted: bool
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    """The visitor ends the call."""
+
+
+PageMessage = TextInput | Ping | Devices | Clear
+Message = PageMessage | Mute | Goodbye
+
+PAGE_MESSAGES: TypeAdapter[PageMessage] = TypeAdapter(Annotated[PageMessage, Field(discriminator="type")])
+
+
+def parse_event(data: str | bytes, kinds: TypeAdapter[Any], what: str = "event") -> Any:
+    """Read one message as one of the dataclasses of `kinds`, a union with `type` as its tag; other fields are ignored.
+
+    Raises `EventError` naming what was expected, never what was said.
+    """
+    if isinstance(data, bytes) or len(data) > MAX_MESSAGE:
+        raise EventError(f"{what}: expected JSON text of at most {MAX_MESSAGE} characters")
+    try:
+        fields = parse_json(data)
+    except ValueError:
+        raise EventError(f"{what}: expected JSON") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
+        raise EventError(f"{what}: expected an object with a type")
+    try:
+        return kinds.validate_json(data, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False, include_context=True)[0]
+    if problem["type"] == "union_tag_invalid":
+        raise EventError(f"{what}: expected one of the types {problem['ctx']['expected_tags']}", "unknown_event")
+    place = ".".join(str(part) for part in problem["loc"])
+    raise EventError(f"{what}: expected another value of {place or 'it'} ({problem['msg']})")
 
 
 def parse_page_message(data: str | bytes) -> PageMessage:
-    """Read one message of the page. Raises `ServingError` naming what was expected, never what was said."""
-    if isinstance(data, bytes) or len(data) > MAX_MESSAGE:
-        raise ServingError(f"page message: expected JSON text of at most {MAX_MESSAGE} characters")
-    try:
-        fields: Any = parse_json(data)
-    except ValueError:
-        raise ServingError("page message: expected JSON") from None
-    match fields:
-        case {"type": "text", "text": str(text)} if text.strip() and len(text) <= MAX_TEXT:
-            return TextInput(text.strip())
-        case {"type": "text"}:
-            raise ServingError(f"page message: expected a text of 1 to {MAX_TEXT} characters")
-        case {"type": "ping", "t": int(t) | float(t)} if math.isfinite(t):
-            return Ping(float(t))
-        case {"type": "devices", "microphone": bool(microphone), "camera": bool(camera)}:
-            return Devices(microphone, camera)
-    raise ServingError("page message: expected type text, ping with a finite number t, or devices")
+    """Read one message of the page. Raises `EventError` naming what was expected, never what was said."""
+    return parse_event(data, PAGE_MESSAGES, "page message")

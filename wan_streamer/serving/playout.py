@@ -19,7 +19,7 @@ import numpy as np
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
-from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME, AgentUnit
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT, AgentUnit, UserUnit
 
 STEP_MS = 20  # one Opus frame
 STEP_S = STEP_MS / 1000
@@ -56,10 +56,12 @@ class Upsampler:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """20 ms. samples float32 [480] at 24 kHz; picture uint8 [H, W, 3] if one begins here."""
+    """20 ms. samples float32 [480] at 24 kHz; picture uint8 [H, W, 3] if one begins here; end_ms where it ends on the
+    time line of the units."""
 
     samples: np.ndarray
     picture: np.ndarray | None
+    end_ms: int
 
 
 class Playout:
@@ -67,11 +69,13 @@ class Playout:
 
     late      20 ms steps bridged by silence since the first unit
     dropped   20 ms slices dropped to take back delay
+    position_ms  end of what was played last, on the time line of the units
     """
 
     def __init__(self, *, prebuffer_ms: int, max_ms: int) -> None:
         self.late = 0
         self.dropped = 0
+        self.position_ms = 0
         self.audio, self.video = AgentAudio(), AgentVideo()
         self._prebuffer_ms, self._max_ms = prebuffer_ms, max_ms
         self._queue: deque[Slice] = deque()
@@ -90,15 +94,29 @@ class Playout:
         """How long a sample that is pushed now waits."""
         return len(self._queue) * STEP_MS
 
-    def push(self, unit: AgentUnit) -> None:
-        """Queue one unit. The first one starts the clock of the answer after the prebuffer."""
+    def push(self, unit: AgentUnit | UserUnit, start_ms: int = 0) -> None:
+        """Queue one unit. The first one starts the clock of the answer after the prebuffer.
+
+        unit      without sound it is silent, without picture the last one stays
+        start_ms  where it begins on the time line
+        """
         if self._plays_from is None:
             self._plays_from = self._step + max(1, round(self._prebuffer_ms / STEP_MS))
         self._slack.append(self.queued_ms)
-        for i, samples in enumerate(unit.audio.reshape(-1, STEP_SAMPLES)):
+        audio = np.zeros(SAMPLES_PER_UNIT, np.float32) if unit.audio is None else unit.audio
+        for i, samples in enumerate(audio.reshape(-1, STEP_SAMPLES)):
             frame, rest = divmod(i, STEPS_PER_FRAME)
-            self._queue.append(Slice(samples, unit.video[frame] if rest == 0 else None))
+            picture = unit.video[frame] if rest == 0 and unit.video is not None else None
+            self._queue.append(Slice(samples, picture, start_ms + (i + 1) * STEP_MS))
         self._take_back()
+
+    def clear(self) -> int:
+        """Drop what is queued, and return its ms. The next unit starts the clock anew, after the prebuffer."""
+        dropped = len(self._queue)
+        self._queue.clear()
+        self._slack.clear()
+        self._plays_from = None
+        return dropped * STEP_MS
 
     def _take_back(self) -> None:
         """Drop delay that no unit of the last seconds needed: hidden in a pause, or at once when it is far too much."""
@@ -135,7 +153,7 @@ class Playout:
         if self._plays_from is not None and self._step >= self._plays_from:
             if self._queue:
                 playing = self._queue.popleft()
-                samples, picture = playing.samples, playing.picture
+                samples, picture, self.position_ms = playing.samples, playing.picture, playing.end_ms
                 self._picture = self._picture if picture is None else picture
             else:
                 self.late += 1

@@ -15,6 +15,7 @@ class ServingConfig:
     resume_s             a conversation whose connection was lost can be gone on with for this long, and keeps its place
     ticket_s             a ticket of the line that nobody asks about for this long is dropped
     turn_s               whose turn it is has this long to make an offer
+    secret_s             a client secret can be used for this long
     max_call_s           a conversation ends after this long, over all its connections; None: never
     model_timeout_s      a worker that owes an answer for this long is ended and restarted
     max_recoveries       how many lost model sessions one call survives
@@ -32,6 +33,7 @@ class ServingConfig:
     resume_s: float = 30.0
     ticket_s: float = 10.0
     turn_s: float = 10.0
+    secret_s: float = 60.0
     max_call_s: float | None = None
     model_timeout_s: float = 8.0
     max_recoveries: int = 3

@@ -147,11 +147,15 @@ def fit(height: float, width: float) -> tuple[int, int]:
 
 
 class Uplink:
-    """One visitor's input, fed by the event loop."""
+    """One visitor's input, fed by the event loop.
+
+    muted  devices ("microphone", "camera") that are off for the model although they send
+    """
 
     def __init__(self) -> None:
         self.audio = AudioInput()
         self.video = VideoInput()
+        self.muted: set[str] = set()
         self._texts: deque[str] = deque()
 
     def push_text(self, text: str) -> None:
@@ -163,7 +167,12 @@ class Uplink:
     def take(self, now: float) -> UserUnit:
         """The unit that ends now. One typed message goes into one unit, in order."""
         text = self._texts.popleft() if self._texts else ""
-        return UserUnit(audio=self.audio.take(now), video=self.video.take(now), text=text)
+        audio, video = self.audio.take(now), self.video.take(now)  # muted ones too: nothing old may come after
+        return UserUnit(
+            audio=None if "microphone" in self.muted else audio,
+            video=None if "camera" in self.muted else video,
+            text=text,
+        )
 
     def catch_up(self) -> None:
         """Units were skipped: so is the sound that belongs to them. Pictures are taken by their time anyway."""

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Literal
 
 import aioice.ice
 import av
@@ -29,8 +29,9 @@ from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving import jitter
 from wan_streamer.serving.call import Call
 from wan_streamer.serving.conversation import Conversation
+from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.doors.limits import Bucket
-from wan_streamer.serving.messages import ErrorEvent, NoticeEvent, SessionEvent, parse_page_message
+from wan_streamer.serving.messages import ErrorEvent, EventError, NoticeEvent, ServerEvent, SessionEvent
 from wan_streamer.serving.offers import check_offer, guard_channels
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
@@ -58,14 +59,22 @@ def use_loopback_candidates() -> None:
 
 
 class Peer:
-    """One visitor's connection: `answer` an offer, `connect`, `converse` until the call is over, `close`."""
+    """One visitor's connection: `answer` an offer, `connect`, `converse` until the call is over, `close`.
+
+    dialect  of its data channel, whatever that is called
+    """
 
     def __init__(
-        self, model: ModelProcess, config: ServingConfig, talk: Conversation, metrics: Metrics | None = None
+        self,
+        model: ModelProcess,
+        config: ServingConfig,
+        talk: Conversation,
+        dialect: Dialect,
+        metrics: Metrics | None = None,
     ) -> None:
         # no servers: aiortc would otherwise ask a public STUN server, which a local call does not need
         self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._config = config
+        self._config, self._dialect = config, dialect
         self._channel: RTCDataChannel | None = None
         self._waiting: deque[str] = deque(maxlen=EVENTS_KEPT)
         self._pumps: set[asyncio.Task[None]] = set()
@@ -74,7 +83,7 @@ class Peer:
         self._reason, self._tell = LEFT, False
         self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
         self._refusals = Bucket(config.limits.messages_per_s, config.limits.message_burst)
-        self.call = Call(model, config, talk, lambda event: self._send(event.to_json()), metrics)
+        self.call = Call(model, config, talk, self._emit, metrics)
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)
         self._pc.on("connectionstatechange", self._on_state)
@@ -150,11 +159,11 @@ class Peer:
         self._connected.set()
 
     def notify(self, message: str) -> None:
-        self._send(NoticeEvent(message).to_json())
+        self._emit(NoticeEvent(message))
 
-    async def say(self, state: str, reason: str) -> None:
+    async def say(self, state: Literal["ended", "busy"], reason: str) -> None:
         """Tell the page why there is no call (any more), and give it time to hear that."""
-        self._send(SessionEvent(state, reason).to_json())
+        self._emit(SessionEvent(state, reason))
         until = time.monotonic() + FAREWELL_S
         while time.monotonic() < until and (self._waiting or (self._channel and self._channel.bufferedAmount)):
             await asyncio.sleep(0.02)
@@ -167,6 +176,10 @@ class Peer:
             task.cancel()
         with contextlib.suppress(Exception):  # a timeout too: aiortc waits for ever if its own tasks were cancelled
             await asyncio.wait_for(self._pc.close(), CLOSE_TIMEOUT_S)
+
+    def _emit(self, event: ServerEvent) -> None:
+        for text in self._dialect.write(event):
+            self._send(text)
 
     def _send(self, text: str) -> None:
         if self._channel is None or self._channel.readyState != "open":
@@ -213,9 +226,12 @@ class Peer:
     def _on_message(self, data: str | bytes) -> None:
         """Whatever is wrong with one message is told to the page, in one event, and the call goes on."""
         if not self._rate.take():
-            return self._refuse(ServingError("page messages: too many came; this one was dropped"))
+            return self._refuse(EventError("page messages: too many came; this one was dropped", "rate"))
         try:
-            self.call.handle(parse_page_message(data))
+            message = self._dialect.read(data)
+            self.call.handle(message)
+            for text in self._dialect.acknowledge(message):
+                self._send(text)
         except Exception as error:
             self._refuse(error)
 
@@ -224,7 +240,12 @@ class Peer:
             return  # who sends without end gets no answers without end
         expected = isinstance(error, ServingError)
         log.log(logging.INFO if expected else logging.ERROR, "a page message failed: %s", type(error).__name__)
-        self._send(ErrorEvent(str(error) if expected else "this message could not be handled").to_json())
+        if isinstance(error, EventError):
+            self._emit(ErrorEvent(str(error), error.code))
+        elif expected:
+            self._emit(ErrorEvent(str(error), "not_taken"))
+        else:
+            self._emit(ErrorEvent("this message could not be handled", "internal"))
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)

@@ -23,9 +23,9 @@ from wan_streamer.fields import changed
 from wan_streamer.flow.joint import each
 from wan_streamer.flow.sampler import solve_unit, unit_noise
 from wan_streamer.flow.solver import Velocity
-from wan_streamer.model.layout import Latents
+from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.pretrained import Weights
-from wan_streamer.runtime.session import Session, Stopwatch
+from wan_streamer.runtime.session import Said, Session, Stopwatch
 from wan_streamer.runtime.split.links import Link
 from wan_streamer.runtime.split.performer import Attach, Detach, Ready, RecordingCache, Solve, Solved, Stop
 from wan_streamer.runtime.still import Still
@@ -257,7 +257,7 @@ class PacedSession(SplitSession):
     def __init__(self, weights: Weights, partner: Partner, **options: Any) -> None:
         super().__init__(weights, partner, **options)
         self._waiting: Callable[[], Latents] | None = None
-        self._said = ["", ""]
+        self._said = [Said("", False) for _ in LANES]
 
     @torch.inference_mode()
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:

@@ -24,6 +24,7 @@ class Limits:
     offers_per_s         offers of one address, offer_burst of them at once
     pending_offers       offers answered and not connected yet, of all addresses and (per_address) of one
     queue                visitors who wait for a place, of all addresses and (per_address) of one
+    secrets              client secrets that wait to be used
     messages_per_s       messages of one page in a call, message_burst of them at once; answered refusals likewise
     """
 
@@ -39,6 +40,7 @@ class Limits:
     pending_offers_per_address: int = 2
     queue: int = 32
     queue_per_address: int = 4
+    secrets: int = 256
     messages_per_s: float = 20.0
     message_burst: int = 60
 

@@ -85,6 +85,10 @@ class Line:
         number = list(self._tickets).index(code) + 1
         return Place(code, number, self._estimate_s(number), ticket.called is not None)
 
+    def __contains__(self, code: str) -> bool:
+        """Whether there is such a ticket. Unlike `place` this may be asked by others than its owner."""
+        return code in self._tickets
+
     def leave(self, code: str) -> bool:
         """The ticket is used, or its owner has gone."""
         return self._tickets.pop(code, None) is not None
