@@ -242,10 +242,9 @@ def test_an_answer_of_a_dead_epoch_is_never_taken() -> None:
         def lie_first(message: object) -> None:
             if isinstance(message, Solved):
                 wrong = type(message.latents)(*(torch.full_like(z, 9.0) for z in message.latents))
-                late = functools.partial(Solved, slot=message.slot, latents=wrong, span=message.span)
-                send(late(message.session, message.epoch - 1, message.unit))
-                send(late(message.session, message.epoch, message.unit - 1))
-                send(late(message.session + 1, message.epoch, message.unit))
+                send(Solved(message.session, message.epoch - 1, message.unit, wrong, message.span))
+                send(Solved(message.session, message.epoch, message.unit - 1, wrong, message.span))
+                send(Solved(message.session + 1, message.epoch, message.unit, wrong, message.span))
             send(message)
 
         link.send = lie_first  # type: ignore[method-assign]
@@ -279,14 +278,14 @@ def test_a_message_that_is_too_large_or_of_another_version_is_refused(monkeypatc
     here, there = shared_pair(MESSAGES, 1024)
     latents = weights().streamer.silence()
     with pytest.raises(LinkError, match="at most"):
-        here.send(Solved(1, 1, 1, None, type(latents)(torch.zeros(4096), latents.audio), Span("", 0, 0)))
+        here.send(Solved(1, 1, 1, type(latents)(torch.zeros(4096), latents.audio), Span("", 0, 0)))
     here.patience_s = 0.05
     for _ in range(2):
         here.send(Ready())
     with pytest.raises(LinkError, match="read nothing"):
         here.send(Ready())
     monkeypatch.setattr("wan_streamer.runtime.split.links.PROTOCOL", 99)
-    with pytest.raises(LinkError, match="version 99, got 3"):
+    with pytest.raises(LinkError, match="version 99, got 2"):
         there.receive(1)
     here.close()
     there.close()

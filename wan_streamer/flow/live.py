@@ -53,8 +53,7 @@ def live_unit(
     with stage("text"):
         for slot in range(streamer.config.text.slots):
             tokens.append(pick(logits_LV))
-            if (following_LV := streamer.speak(live, slot, tokens[-1], written)) is not None:
-                logits_LV = following_LV
+            logits_LV = streamer.speak(live, slot, tokens[-1], written)
     with stage("solve"):
         latents = draw(lambda noisy, tau: streamer.velocity(live, noisy, tau), last)
     return torch.stack(tokens), latents

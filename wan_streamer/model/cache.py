@@ -9,7 +9,6 @@ window, and memory tokens (`model/memory.py`), which belong to no block and end 
 cache.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +31,6 @@ class KVSlice:
     key_ZNGd: Tensor
     value_ZNGd: Tensor
     index_N: Tensor
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "KVSlice":
-        """All of it changed."""
-        return KVSlice(change(self.key_ZNGd), change(self.value_ZNGd), change(self.index_N))
-
-    def first(self, count: int) -> "KVSlice":
-        """Of the first tokens."""
-        return KVSlice(self.key_ZNGd[:, :count], self.value_ZNGd[:, :count], self.index_N[:count])
 
 
 @dataclass(frozen=True)

@@ -233,13 +233,10 @@ def _gflop(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict
         for slot in range(config.text.slots):
             streamer.speak(live, slot, tokens)
 
-    def solve() -> None:  # the first time with the last slot
-        streamer.velocity(live, last, 1.0)
-
     operations = {
         "observe": _operations(lambda: streamer.observe(live, last, sound, frames, streamer.quiet_slots())),
         "text": _operations(speak),
-        "solve": _operations(solve) + (config.flow.steps - 1) * _operations(solve),
+        "solve": config.flow.steps * _operations(lambda: streamer.velocity(live, last, 1.0)),
         "decode": _operations(decode),
     }
     operations["unit"] = sum(operations.values())

@@ -65,7 +65,6 @@ class LiveState:
 
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
-    waiting  embedded tokens [lanes, D] of the open block's last slot, until a pass takes them along
     """
 
     cache: KVCache
@@ -73,7 +72,6 @@ class LiveState:
     seeing: VideoPerceptionState | None = None
     told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     said: deque[Tensor] = field(default_factory=deque)
-    waiting: Tensor | None = None
 
 
 class Streamer(nn.Module):
@@ -223,9 +221,6 @@ class Streamer(nn.Module):
 
         frames_THWC has the size of the video encoder (`perception.scale_frames`).
         """
-        if live.waiting is not None:  # nobody solved the block before
-            slot, live.waiting = live.waiting, None
-            self._commit(live, slot, self.layout.slots[-1])
         device, perception = self.device, self.config.perception
         microphone, camera = torch.tensor([audio_T is not None, frames_THWC is not None], device=device)
         if audio_T is None:
@@ -242,22 +237,15 @@ class Streamer(nn.Module):
         opening = torch.cat([*clean, *user, self._starts(user[0])])
         return self._commit(live, opening, self.layout.opening)
 
-    def speak(self, live: LiveState, slot: int, token_L: Tensor, written: bool = True) -> Tensor | None:
-        """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot.
-
-        Those of the last slot wait for the first pass of the solver, since nothing is asked after them: a pass for two
-        tokens costs half of one for a whole picture. Then None is returned.
+    def speak(self, live: LiveState, slot: int, token_L: Tensor, written: bool = True) -> Tensor:
+        """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last).
 
         written  False hides them, as `ClipBatch.written_BK` does
         """
         if live.said:
             first = 0 if written else RESPONSE + 1
             live.said[-1][slot, first : len(LANES)] = token_L[first:]
-        slot_LD = self.text_in(token_L) * written
-        if slot == len(self.layout.slots) - 1:
-            live.waiting = slot_LD
-            return None
-        return self._commit(live, slot_LD, self.layout.slots[slot])
+        return self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot])
 
     def _remember(self, live: LiveState, text_S: Tensor) -> None:
         """Before a block opens: the words of the unit that leaves the text window go to the memory."""
@@ -285,19 +273,12 @@ class Streamer(nn.Module):
         return self.together or self.backbone.step
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
-        """Velocities of the open block's latents at time `tau`. Peeks, but for a slot that waits: it is committed."""
+        """Velocities of the open block's latents at time `tau`. Peeks."""
         times = torch.full((2,), tau, device=self.device)
-        where, slot = self.layout.noisy, self.layout.slots[-1]
-        index_N = torch.arange(where.start, where.stop)
+        where = self.layout.noisy
         x_ND = torch.cat(self._embed_latents(*noisy, times)) + self.place[where]
-        if live.waiting is not None:
-            index_N = torch.cat([torch.arange(slot.start, slot.stop), index_N])
-            x_ND = torch.cat([live.waiting + self.place[slot], x_ND])
-        hidden_BND, parts = self._step(x_ND[None], index_N, [live.cache])
-        if live.waiting is not None:
-            live.waiting = None
-            live.cache.append(parts[0].first(slot.stop - slot.start))
-        return self._velocity(hidden_BND[0, -(where.stop - where.start) :], noisy, times)
+        hidden_BND, _ = self._step(x_ND[None], torch.arange(where.start, where.stop), [live.cache])
+        return self._velocity(hidden_BND[0], noisy, times)
 
     def quiet_slots(self) -> Tensor:
         """Empty user text [S]."""

@@ -26,7 +26,7 @@ from wan_streamer.errors import LinkError
 from wan_streamer.files import parse_json
 from wan_streamer.records import ALIGN, flatten, places_of, rebuild, view_of
 
-PROTOCOL = 3
+PROTOCOL = 2
 SLOTS = 2  # messages that may be under way
 HEADER = 64  # bytes of a shared block that count what was received
 POLL_S = 0.0002

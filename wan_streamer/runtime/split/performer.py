@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from wan_streamer.errors import LinkError
-from wan_streamer.flow.joint import each
 from wan_streamer.flow.sampler import solve_unit
 from wan_streamer.model.cache import CacheState, KVCache, KVSlice
 from wan_streamer.model.layout import Latents
@@ -63,11 +62,6 @@ class RecordingCache(KVCache):
         super().remember(new_2ZNGd)
         self._memory_added = new_2ZNGd
 
-    @property
-    def last(self) -> KVSlice:
-        """The last part that was added."""
-        return self._added[-1]
-
     def take(self) -> History:
         """Of the open block, with the memory that was added before it."""
         memory, self._memory_added = self._memory_added, None
@@ -90,39 +84,25 @@ class Attach:
 
 @dataclass(frozen=True)
 class Solve:
-    """To the performer: the next unit of a session.
-
-    waiting  embedded tokens [lanes, D] of the last slot, which are not in the history yet
-    noise    its `unit_noise`;   steps  of the solver
-    """
+    """To the performer: the next unit of a session. noise  its `unit_noise`;   steps  of the solver"""
 
     session: int
     epoch: int
     unit: int
     history: History
-    waiting: Tensor | None
     noise: list[Latents]
     steps: int
 
 
 @dataclass(frozen=True)
 class Solved:
-    """From the performer.
-
-    slot  what the tokens that waited add to the history;   span  when it worked on the unit
-    """
+    """From the performer. span: when it worked on the unit"""
 
     session: int
     epoch: int
     unit: int
-    slot: KVSlice | None
     latents: Latents
     span: Span
-
-    def copied(self) -> "Solved":
-        """The same in memory of its own."""
-        slot = None if self.slot is None else self.slot.each(torch.clone)
-        return dataclasses.replace(self, slot=slot, latents=each(torch.clone, self.latents))
 
 
 @dataclass(frozen=True)
@@ -148,12 +128,10 @@ class Performer:
 
     def __init__(self, streamer: Streamer) -> None:
         self.streamer = streamer
-        self.sessions: dict[int, tuple[int, LiveState]] = {}  # with a `RecordingCache` each
+        self.sessions: dict[int, tuple[int, LiveState]] = {}
 
     def attach(self, message: Attach) -> None:
         live = self.streamer.open()
-        old = live.cache
-        live.cache = RecordingCache(old.config, old.layout, old.raw.device, old.raw.dtype)
         live.cache.restore(message.cache)
         self.sessions[message.session] = message.epoch, live
 
@@ -168,15 +146,12 @@ class Performer:
             live.cache.remember(message.history.memory_2ZNGd)
         live.cache.open_block()
         live.cache.append(message.history.block)
-        live.waiting = None if message.waiting is None else message.waiting.to(self.streamer.device)
         flow = dataclasses.replace(self.streamer.config.flow, steps=message.steps)
         device = self.streamer.device
         noise = [Latents(*(z.to(device) for z in latents)) for latents in message.noise]
         latents = solve_unit(lambda noisy, tau: self.streamer.velocity(live, noisy, tau), noise, flow)
         span = Span("performer solves", began, time.monotonic(), os.getpid())
-        assert isinstance(live.cache, RecordingCache)
-        slot = None if message.waiting is None else live.cache.last
-        return Solved(message.session, epoch, message.unit, slot, latents, span)
+        return Solved(message.session, epoch, message.unit, latents, span)
 
 
 def perform(link: Link, performer: Performer, after: Callable[[], None] = lambda: None) -> None:

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,22 +82,14 @@ class Partner:
             if self._send(link, Attach(session, epoch, cache.state())):
                 self._attached[session] = epoch
 
-    def ask(
-        self,
-        session: int,
-        unit: int,
-        cache: RecordingCache,
-        waiting: torch.Tensor | None,
-        noise: list[Latents],
-        steps: int,
-    ) -> bool:
+    def ask(self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int) -> bool:
         """Send a unit to be solved; False if it has to be solved here."""
         history = cache.take()
         with self._changed:
             link, epoch = self._link, self._epoch
             sent = False
             if link is not None and self._attached.get(session) == epoch:
-                sent = self._send(link, Solve(session, epoch, unit, history, waiting, noise, steps))
+                sent = self._send(link, Solve(session, epoch, unit, history, noise, steps))
             self.alone += not sent
             return sent
 
@@ -125,7 +118,7 @@ class Partner:
         try:
             message = link.receive(timeout_s)
             if isinstance(message, Solved):  # its tensors lie in the link's memory
-                message = message.copied()
+                message = replace(message, latents=each(lambda z: z.clone(), message.latents))
         except LinkError as error:
             problem = error
         finally:
@@ -227,7 +220,7 @@ class SplitSession(Session):
         """Returns the noise."""
         noise = unit_noise(last, flow, self.noise)
         with self.watch.part("to the performer"):
-            sent = self.partner.ask(self.number, self.index, self.cache, self.live.waiting, noise, flow.steps)
+            sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps)
         self._asked = self.index if sent else None
         return noise
 
@@ -239,9 +232,6 @@ class SplitSession(Session):
         if solved is None:
             return solve_unit(velocity, noise, flow)
         self.watch.spans.append(solved.span)
-        if solved.slot is not None:
-            self.live.waiting = None
-            self.cache.append(solved.slot)
         return each(lambda z, like: z.to(like.device), solved.latents, noise[0])
 
     def close(self) -> None:
