@@ -71,6 +71,9 @@ def test_offers_calls_and_units_are_counted(model: ModelProcess) -> None:
         before = await numbers(client)
         assert before["capacity"] == before["model_ready"] == 1
         assert before["callers"] == before["units_total"] == before["offers_total{answered}"] == 0
+        assert (await client.post("/v1/live/sessions", json={})).status_code == 201  # a session without an offer
+        sdp = {"content-type": "application/sdp"}
+        assert (await client.post("/v1/realtime/calls", content="v=0", headers=sdp)).status_code == 400
         visitor, waiting, restarts = Visitor(client), Visitor(client), before["model_restarts_total"]
         answer = await visitor.call()
         await until(lambda: visitor.told("session", state="live"), "the call")
@@ -82,7 +85,7 @@ def test_offers_calls_and_units_are_counted(model: ModelProcess) -> None:
         now = await numbers(client)
         assert (now["callers"], now["queue"], now["pending_offers"]) == (1, 2, 0)
         outcomes = {name: value for name, value in now.items() if name.startswith("offers_total") and value}
-        expected = {"answered": 1, "queued": 2, "origin": 1, "invalid": 1}
+        expected = {"answered": 1, "offer": 1, "queued": 2, "origin": 1, "invalid": 1}
         assert outcomes == {f"offers_total{{{name}}}": value for name, value in expected.items()}
         assert now["units_total"] == now["unit_latency_seconds_count"] > 0
         assert now["stage_seconds_count{solve}"] == now["stage_seconds_count{server: playout}"] == now["units_total"]

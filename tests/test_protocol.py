@@ -698,7 +698,7 @@ def test_the_openapi_document_has_every_route(model: ModelProcess) -> None:
                 assert nowhere.headers["content-security-policy"]
             assert set(document["paths"]) == {
                 "/healthz", "/readyz", "/api/status", "/api/offer", "/api/queue", "/api/close",
-                SESSIONS, CALLS, f"{CALLS}/{{call_id}}/hangup", "/v1/events.schema.json",
+                "/metrics", SESSIONS, CALLS, f"{CALLS}/{{call_id}}/hangup", "/v1/events.schema.json",
             }  # fmt: skip
             assert "HTTPValidationError" not in document["components"]["schemas"], "no answer has that form"
             for path in ("/healthz", "/readyz", "/api/status", "/api/queue"):

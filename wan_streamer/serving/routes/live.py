@@ -17,6 +17,7 @@ from wan_streamer.serving.doors.keys import Keys
 from wan_streamer.serving.doors.line import Place
 from wan_streamer.serving.routes.answers import BEARER, Gate, RefusedError, Waiting, address, refusals, refuse
 from wan_streamer.serving.settings import ServingConfig
+from wan_streamer.serving.watch.metrics import IS_OFFER
 from wan_streamer.units import FPS, UNIT_MS
 
 MAX_SDP = 64_000
@@ -102,6 +103,7 @@ def live_routes(desk: Desk, model: ModelProcess, config: ServingConfig, keys: Ke
             async with gate.enter(request) as entry:
                 ready = await model.ensure_ready()
                 if body.transport is None:
+                    request.scope[IS_OFFER] = False
                     if entry.session:
                         return refusal(422, "invalid", "body.transport: expected an offer, since there is a secret")
                     secret = keys.create(new_session())

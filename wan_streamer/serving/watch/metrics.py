@@ -19,9 +19,11 @@ LATENCY_S = (0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.24, 0.32, 0.48, 0.6
 STAGE_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.48, 1)
 LAG_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5, 1, 5)
 
+OFFER_PATHS = ("/api/offer", "/v1/live/sessions", "/v1/realtime/calls")
+IS_OFFER = "wan_streamer.is_offer"
 OFFERS = {  # by the status of the answer; the names are those of its `error`
-    200: "answered", 202: "queued", 400: "offer", 401: "token", 403: "origin", 409: "busy", 413: "invalid",
-    422: "invalid", 429: "rate", 503: "model",
+    200: "answered", 201: "answered", 202: "queued", 400: "offer", 401: "token", 403: "origin", 409: "busy",
+    413: "invalid", 422: "invalid", 429: "rate", 503: "model",
 }  # fmt: skip
 FAILED = "internal"
 ENDS = ("left", "silent", "time", "stopped", "not_connected", "taken", "model", "error")
@@ -97,13 +99,13 @@ class _Readings(Collector):
 
 
 class OfferCounter:
-    """Around the application and its doors."""
+    """Around the application and its doors. A request that turns out to hold no offer says so in its scope."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != "/api/offer":
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in OFFER_PATHS:
             return await self._app(scope, receive, send)
         outcome = FAILED  # also when no answer comes
 
@@ -116,4 +118,5 @@ class OfferCounter:
         try:
             await self._app(scope, receive, send_counted)
         finally:
-            self._metrics.offers.labels(outcome).inc()
+            if scope.get(IS_OFFER, True):
+                self._metrics.offers.labels(outcome).inc()
