@@ -54,7 +54,7 @@ class VideoCodecStage(CodecStage):
         self.valid_data = [load_array(data_dir, "agent_frames_valid"), load_array(data_dir, "other_frames_valid")]
         self.frames, self.crop = 12, (96, 128)
         self.latents: list[np.ndarray] | None = None
-        if decoder_only:  # it will draw the agent, whoever the encoder can see
+        if decoder_only:
             self.agent_share, self.latents = 0.5, self._encode_data(data_dir)
 
     def _encode_data(self, data_dir: Path) -> list[np.ndarray]:
