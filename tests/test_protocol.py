@@ -286,6 +286,7 @@ def test_a_live_call(model: ModelProcess) -> None:
             await caller.hears("heard 0.", "input")
             await caller.hears("saw 168x96 ", "input")
             for side in ("input", "output"):
+                await until(lambda side=side: caller.told(f"session.{side}_transcript.done"), "the end of a turn")
                 deltas = caller.told(f"session.{side}_transcript.delta")
                 assert [e["start_ms"] for e in deltas] == sorted({e["start_ms"] for e in deltas})
                 assert {e["start_ms"] % UNIT_MS for e in deltas} == {0}

@@ -23,6 +23,7 @@ from aiortc.mediastreams import MediaStreamError
 
 from wan_streamer.data.sound import Mono
 from wan_streamer.errors import ServingError
+from wan_streamer.files import parse_json
 from wan_streamer.serving.playout import Playout
 from wan_streamer.units import UNIT_MS, UNIT_S, UserUnit
 
@@ -176,7 +177,7 @@ class LiveClient:
         self._end()
 
     def _on_message(self, text: str) -> None:
-        event = json.loads(text)
+        event = parse_json(text)
         self._events.keep(event)
         if event["type"] == "session.closed":
             self._end()
@@ -217,13 +218,13 @@ class LiveClient:
 
         def send() -> dict[str, Any]:
             with urllib.request.urlopen(request, timeout=REQUEST_S, context=self._tls) as answer:
-                return json.load(answer)
+                return parse_json(answer.read())
 
         try:
             return await asyncio.to_thread(send)
         except urllib.error.HTTPError as error:
             try:
-                words = json.load(error)["message"]
+                words = parse_json(error.read())["message"]
             except (ValueError, KeyError, TypeError):
                 words = error.reason
             raise ServingError(f"{self._url}: {words} ({error.code})") from None
