@@ -134,14 +134,17 @@ def _convolution(channels: int, dtype: torch.dtype) -> Callable[[], object]:
 @torch.random.fork_rng(devices=[])
 @torch.inference_mode()
 def _decoding_ms(config: VideoVAEConfig, pictures: str) -> float:
-    """Milliseconds of a unit, of a codec of this shape with random weights."""
+    """Milliseconds of a unit, of a codec of this shape with random weights.
+
+    Of this thread's time on the processor: a standby process loads behind a running call, and must not choose by that.
+    """
     vae = VideoVAE(config).to(getattr(torch, pictures), memory_format=torch.channels_last)  # type: ignore[call-overload]
     shape = (1, 1, config.latent_channels, config.latent_height, config.latent_width)
     latent = torch.zeros(shape, dtype=vae.dtype)
     _, state = vae.decode(latent)
-    began = time.perf_counter()
+    began = time.thread_time()
     vae.decode(latent, state)
-    return 1000 * (time.perf_counter() - began)
+    return 1000 * (time.thread_time() - began)
 
 
 def _fastest(candidates: dict[str, Callable[[], object]]) -> str:
