@@ -32,7 +32,7 @@ demo: setup  ## let the agent answer a short recording in real time; prints late
 test: setup  ## run all tests
 	@bash scripts/system-packages.sh
 	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
-		$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not browser' $(ARGS); many=$$?; \
+		$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not browser' $(ARGS); many=$$?; \
 		$(BIN)/python -m pytest -m browser $(ARGS); browser=$$?; \
 		case $$many-$$browser in 0-0 | 0-5 | 5-0) ;; *) exit 1 ;; esac
 

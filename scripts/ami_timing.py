@@ -10,6 +10,11 @@ The corpus gives most short pauses to the word before: nine in ten words begin w
 inside a turn = what passes from the begin of a word to that of the next, less the median length of that word (of words
 said `COMMON` times or more). Lengthened words count too, so pauses look more frequent than they are.
 
+The human row beside our scores of turn-taking (docs/evaluation.md) counts as the scorer does: a turn is answered if
+the other begins from 0.2 s before to 0.8 s after its end; a pause of 0.5 to 1.0 s is held if the other does not begin
+from 0.1 s after its begin to 0.1 s after its end. Only pauses after which the speaker goes on are seen, so "held" is
+the kind side of the truth.
+
 Prints a table; the constants of `wan_streamer.simulation.conversation.timing` come from it.
 """
 
@@ -27,6 +32,7 @@ LISTENING = frozenset(
     ("mm", "hmm", "mm-hmm", "mmhmm", "uh-huh", "yeah", "yep", "yes", "right", "okay", "ok", "sure", "oh", "ah", "true")
 )
 PAUSE, BACKCHANNEL, STRETCH, PAIR, COMMON = 1.0, 1.5, 60.0, 0.9, 100
+ANSWERED, PAUSED, LATE = (-0.2, 0.8), 0.5, 0.1
 HELD = ("and", "but", "so", "or", "because", "that", "the", "a", "to", "of", "i", "um", "uh", "like", "well", "with")
 
 
@@ -108,6 +114,7 @@ class Timing:
     listening: list[float]
     late: list[float]
     turns: list[float]
+    waited: list[bool]
     seconds: float = 0.0
 
     def add(self, words: list[Word], usual: dict[str, float]) -> None:
@@ -125,6 +132,9 @@ class Timing:
             for a, b in pairwise(run.words):
                 long = usual.get(a.text.lower())
                 pause = 0.0 if long is None else b.start - a.start - long
+                first = b.start - pause
+                if PAUSED <= pause <= PAUSE and not any(o.start < first < o.end for o in others):
+                    self.waited.append(not any(first + LATE < o.start < b.start + LATE for o in others))
                 if 0.2 <= pause <= PAUSE and not any(o.start < b.start and o.end > b.start - pause for o in others):
                     self.pauses.append(pause)
                     self.held.append(a.text.lower().strip(".,") in HELD)
@@ -156,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
-    timing = Timing([], [], [], [], [], [], [])
+    timing = Timing([], [], [], [], [], [], [], [])
     meetings = read_meetings(options.data / "ami" / "words.tsv.gz")
     usual = usual_lengths(meetings)
     for words in meetings.values():
@@ -174,6 +184,12 @@ def main() -> None:
     hours = timing.seconds / 3600
     print(f"\n{hours:.1f} hours; backchannels per hour {len(timing.listening) / hours:.0f}")
     print(f"overlap at {np.mean(np.array(timing.gaps) < 0):.0%} of the changes of speaker")
+    answered = np.mean([ANSWERED[0] <= gap <= ANSWERED[1] for gap in timing.gaps])
+    waited = np.mean(timing.waited)
+    print(
+        f"turns answered {answered:.2f} of {len(timing.gaps)}, pauses held {waited:.2f} of {len(timing.waited)}", end=""
+    )
+    print(f", balanced {(answered + waited) / 2:.2f}")
     print(f"log pause of 0.4 s and more: mean {logs.mean():.3f}, deviation {logs.std():.3f}")
     print(f"pauses after one of {', '.join(HELD)}: {np.mean(timing.held):.0%}")
 

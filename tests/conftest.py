@@ -8,6 +8,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # files with slow tests first: at the end every core shall have something to do
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if "moonshine" in str(config.getoption("-m")):
         return
     left_out = [item for item in items if item.get_closest_marker("moonshine")]

@@ -321,6 +321,7 @@ def plane_matching(teacher: Plane, start: Plane, steps: int, ratio: int, early: 
     return average
 
 
+@pytest.mark.slow
 def test_two_consistent_steps_draw_what_the_teacher_draws_in_32(plane_teacher: Plane) -> None:
     """Nearly as close to the teacher's draws as the teacher's other draws are; all modes as often as there."""
     student, truth = plane_consistency(plane_teacher, 1200), draws(plane_teacher, MANY)

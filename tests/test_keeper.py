@@ -51,6 +51,7 @@ async def answer(session: ModelSession, index: int, unit: UserUnit) -> AgentUnit
             return message.unit
 
 
+@pytest.mark.slow
 def test_kills_lose_no_unit(model: ModelProcess) -> None:
     """Killed at a random moment of a unit: it is either in the history or it is not, and all before it is."""
     reference, rng = tiny_agent().session(seed=7), random.Random(5)

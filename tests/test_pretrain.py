@@ -91,6 +91,7 @@ def assert_same(one: Example, two: Example) -> None:
     assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in MASKS)
 
 
+@pytest.mark.slow
 def test_every_task_is_learned_by_heart(data: Path, text: TextCodec, tmp_path: Path) -> None:
     stage = new_stage(data, text)
     trainer = Trainer(stage, tmp_path)

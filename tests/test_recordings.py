@@ -246,6 +246,7 @@ def test_pieces_of_any_size_give_the_same_levels_and_silence_has_no_speech():
     assert find_speech(np.full(500, -90.0)) == find_speech(np.full(500, -55.0)) == find_speech(np.zeros(0)) == []
 
 
+@pytest.mark.slow
 def test_speech_of_the_simulated_world(tmp_path):
     """Median error of the onsets against the truth of the simulator: 40 ms at most."""
     pytest.importorskip("espeakng_loader")

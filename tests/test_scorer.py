@@ -42,6 +42,7 @@ def late(seconds: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda audio: np.concatenate([np.zeros(shift, np.float32), audio[: len(audio) - shift]])
 
 
+@pytest.mark.slow
 def test_without_a_fault_everything_is_right(trials: list[tuple[Trial, Recording]]) -> None:
     cases = score(trials, lambda audio: audio)
     assert talk.turn_taking(cases)["balanced_accuracy"].value == 1

@@ -188,6 +188,7 @@ def test_sessions_on_threads_share_a_performer_and_its_loss(process: PerformerPr
     partner.close()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_kills_lose_nothing(process: PerformerProcess) -> None:
     """The performer is killed at random moments, also while it solves; every unit stays what it would have been."""
     units, rng = user_units(9, 60), random.Random(2)

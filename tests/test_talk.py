@@ -100,6 +100,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reply_to_a_recording(variant: str, tmp_path: Path) -> None:
     name, *shape = VARIANTS[variant]
@@ -129,6 +130,7 @@ def test_picture_without_sound(tmp_path: Path) -> None:
     assert np.abs(face[-1] - face[0]).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_real_time(tmp_path: Path) -> None:
     """Paced by the clock: as long as the recording, and no later at its end than a unit and a step, however slow the
     machine is."""
@@ -141,6 +143,7 @@ def test_real_time(tmp_path: Path) -> None:
     assert 60 <= event["p50"] - latency["p50"] <= 110
 
 
+@pytest.mark.slow
 def test_same_seed_same_film(tmp_path: Path) -> None:
     user = make_film(tmp_path / "user.mp4", seconds=1.6)
     replies = []

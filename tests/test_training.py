@@ -384,6 +384,7 @@ def scores(stage: DuplexStage) -> dict[str, float]:
     return {key: float(np.nanmean([row[key] for row in numbers])) for key in keys}
 
 
+@pytest.mark.slow
 def test_duplex_learns_one_conversation_by_heart(latents: Path, tmp_path: Path) -> None:
     stage = duplex_stage(latents)
     before = scores(stage)

@@ -9,7 +9,7 @@ from wan_streamer.cli.options import ModelThreads, NumberFormats, Processes
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.errors import ConfigError
 
-SuiteName = Literal["quick", "full"]
+SuiteName = Literal["quick", "standard", "full"]
 
 
 def evaluate(
@@ -22,7 +22,11 @@ def evaluate(
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="R.html", help="Where the page goes.")] = None,
     suite: Annotated[
-        SuiteName, typer.Option(help="quick: under ten minutes on two cores; full: twenty times as many trials.")
+        SuiteName,
+        typer.Option(
+            help="quick: under ten minutes on two cores; standard: five times as many trials, and nothing in them that"
+            " any training has; full: twenty times as many."
+        ),
     ] = "quick",
     pairs: Annotated[
         Path | None,
@@ -42,6 +46,14 @@ def evaluate(
             metavar="N",
         ),
     ] = None,
+    natural: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of Kokoro: half of the users speak with its test voices."),
+    ] = None,
+    speech: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Corpus of docs/hearing.md: standard also tests hearing with its voices."),
+    ] = None,
     mos: Annotated[bool, typer.Option("--mos", help="Also predict opinion scores (needs distillmos).")] = False,
     processes: Processes = None,
     threads: ModelThreads = None,
@@ -56,5 +68,7 @@ def evaluate(
     for path in (json, html):
         check_file(path)
     from wan_streamer.evaluation.suite.results import Asked, run_and_write
+    from wan_streamer.evaluation.suite.stimuli import Sources
 
-    run_and_write(Asked(checkpoint, pairs, suite, seed or None, limit, mos, processes), json, html)
+    asked = Asked(checkpoint, pairs, suite, seed or None, limit, mos, processes, Sources(natural, speech))
+    run_and_write(asked, json, html)

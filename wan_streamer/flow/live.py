@@ -19,6 +19,7 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.streamer import LiveState, Streamer
+from wan_streamer.units import FRAMES_PER_UNIT
 
 
 class UserInput(NamedTuple):
@@ -60,9 +61,12 @@ def live_unit(
 
 
 class UnitDecoder:
-    """Sound and picture of one agent, with the state of both codecs from unit to unit."""
+    """Sound and picture of one agent, with the state of both codecs from unit to unit.
 
-    def __init__(self, config: StreamerConfig, audio_vae: AudioVAE, video_vae: VideoVAE) -> None:
+    video_vae  None draws nothing: the picture is black
+    """
+
+    def __init__(self, config: StreamerConfig, audio_vae: AudioVAE, video_vae: VideoVAE | None) -> None:
         self.config, self.audio_vae, self.video_vae = config, audio_vae, video_vae
         self.audio_state: AudioDecoderState | None = None
         self.video_state: VideoDecoderState | None = None
@@ -71,7 +75,10 @@ class UnitDecoder:
     def decode(self, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
         """Latents [K, tokens, ...] of the next K units -> float32 [K x 3840] and uint8 [4 K, H, W, 3]."""
         audio_BT, self.audio_state = self.audio_vae.decode(latents.audio.flatten(0, 1)[None], self.audio_state)
+        audio_T = audio_BT[0].float().clamp(-1, 1).cpu().numpy()
+        if self.video_vae is None:
+            vae = self.config.video_vae
+            return audio_T, np.zeros((len(latents.video) * FRAMES_PER_UNIT, vae.height, vae.width, 3), np.uint8)
         latent_BTCHW = unpatchify(latents.video, self.config)[None].to(self.video_vae.dtype)
         video_BTCHW, self.video_state = self.video_vae.decode(latent_BTCHW, self.video_state)
-        audio_T = audio_BT[0].float().clamp(-1, 1).cpu().numpy()
         return audio_T, video_to_frames(video_BTCHW)[0].cpu().numpy()

@@ -63,6 +63,7 @@ class WanStreamer:
         steps: int | None = None,
         temperature: float | None = None,
         start_bias: float | None = None,
+        pictures: bool = True,
     ) -> Session:
         """A fresh conversation. What is not given is as in the checkpoint; the README says what each changes.
 
@@ -70,10 +71,11 @@ class WanStreamer:
         steps        of the flow solver in each unit, 1 to 1 000
         temperature  of the text, 0 to 100; 0 takes the likeliest token
         start_bias   how readily a silent agent begins to speak, -1 000 to 1 000
+        pictures     False draws none, which saves a third of the time and more: they are black, all else is the same
 
         Raises `ConfigError` on wrong types and ranges.
         """
-        return Session(self.weights, seed, steps, temperature, start_bias)
+        return Session(self.weights, seed, steps, temperature, start_bias, pictures)
 
     def warmup(self, units: int = 3) -> None:
         """Run a few units in a scratch session, so that the first real unit is not slow."""

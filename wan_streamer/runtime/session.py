@@ -43,6 +43,7 @@ class Session:
     """One conversation. Same seed and same input give the same output, bit for bit.
 
     seed, steps, temperature, start_bias   as `WanStreamer.session` has them; None leaves the checkpoint's
+    pictures   False draws none
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class Session:
         steps: int | None = None,
         temperature: float | None = None,
         start_bias: float | None = None,
+        pictures: bool = True,
     ) -> None:
         self.streamer, self.text, self.config = weights.streamer, weights.text, weights.config
         self.noise = torch.Generator()
         self.configure(seed, steps, temperature, start_bias)
         self.live = self.streamer.open()
         self.last = self.streamer.silence()
-        self.decoder = UnitDecoder(self.config, weights.audio_vae, weights.decoding_vae)
+        self.decoder = UnitDecoder(self.config, weights.audio_vae, weights.decoding_vae if pictures else None)
         self.lanes = [LaneDecoder(self.text) for _ in LANES]
         self.typed: deque[int] = deque()
         self.index = 0

@@ -100,7 +100,8 @@ def resume_session(session: Session, state: SessionState) -> None:
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio
-    decoder.video_state = decoder.video_vae.fitting(state.video)
+    if decoder.video_vae is not None:
+        decoder.video_state = decoder.video_vae.fitting(state.video)
     for lane, (tokens, shown) in zip(session.lanes, state.lanes, strict=True):
         lane.tokens, lane.shown = list(tokens), shown
     session.typed.clear()

@@ -12,19 +12,27 @@ from wan_streamer.runtime.clock import Session
 from wan_streamer.units import UNIT_S, UserUnit
 
 
-def play(session: Session, user: Iterable[UserUnit]) -> Recording:
-    """What the agent does while it hears and sees these units, as fast as it can (simulated time)."""
-    units = [session.step(unit) for unit in user]
+def play(session: Session, user: Iterable[UserUnit], pictures: bool = True) -> Recording:
+    """What the agent does while it hears and sees these units, as fast as it can (simulated time).
+
+    pictures  False: nobody looks, so long trials fit into memory
+    """
     said: list[tuple[float, str]] = []
     heard: list[tuple[float, str]] = []
-    for k, unit in enumerate(units):
+    sound, film, stage_ms = [np.zeros(0, np.float32)], [], list[dict[str, float]]()
+    for k, unit in enumerate(map(session.step, user)):
         for text, pieces in ((unit.text, said), (unit.transcript, heard)):
             if text:
                 pieces.append((round(k * UNIT_S, 3), text))
+        sound.append(unit.audio)
+        stage_ms.append(unit.stage_ms)
+        if pictures:
+            film.append(unit.video)
+    names = stage_ms[0] if stage_ms else ()
     return Recording(
-        np.concatenate([unit.audio for unit in units]) if units else np.zeros(0, np.float32),
-        np.concatenate([unit.video for unit in units]) if units else None,
+        np.concatenate(sound),
+        np.concatenate(film) if film else None,
         said,
         heard,
-        {name: [unit.stage_ms.get(name, 0.0) for unit in units] for name in units[0].stage_ms} if units else {},
+        {name: [ms.get(name, 0.0) for ms in stage_ms] for name in names},
     )

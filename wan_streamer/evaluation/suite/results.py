@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from wan_streamer.evaluation.report.page import write_report
 from wan_streamer.evaluation.spans import exchanges, onset_in
 from wan_streamer.evaluation.suite.baselines import DESCRIPTIONS
 from wan_streamer.evaluation.suite.run import AGENT, SuiteResult, conversation_seconds, run_suite, score_pairs
-from wan_streamer.evaluation.suite.stimuli import SUITES
+from wan_streamer.evaluation.suite.stimuli import SUITES, Sources
 from wan_streamer.files import parse_json, write_bytes, write_json
 from wan_streamer.units import UNIT_MS, UNIT_S
 
@@ -35,6 +35,7 @@ class Asked:
     seeds      instead of the suite's;   limit  only so many trials, without the long conversation
     mos        also predict opinion scores
     processes  at work; one per core if None
+    sources    natural voices and people's speech
     """
 
     checkpoint: str | None = None
@@ -44,6 +45,7 @@ class Asked:
     limit: int | None = None
     mos: bool = False
     processes: int | None = None
+    sources: Sources = field(default_factory=Sources)
 
     @property
     def name(self) -> str:
@@ -68,9 +70,13 @@ def run_and_write(asked: Asked, json_path: Path, html_path: Path | None = None) 
         if asked.pairs is not None:
             result = score_pairs(asked.pairs, progress)
         else:
-            result = run_suite(asked.name, asked.suite, asked.seeds, asked.limit, workers, asked.mos, progress=progress)
+            result = run_suite(
+                asked.name, asked.suite, asked.seeds, asked.limit, workers, asked.mos, asked.sources, progress
+            )
+    axes, left_out = result.axes()
     results = {
-        "axes": result.axes(),
+        "axes": axes,
+        "left_out": left_out,
         "checkpoint": asked.name,
         "suite": asked.suite if asked.pairs is None else "pairs",
         "seeds": list(asked.seeds or SUITES[asked.suite].seeds) if asked.pairs is None else [],
@@ -190,6 +196,8 @@ def print_table(results: dict[str, Any], console: Console) -> None:
     console.print(
         "dim: a blind baseline does as well as the reference;  red: a blind baseline does as well as the agent"
     )
+    if results["left_out"]:
+        console.print(f"left out, since the reference itself fails: {', '.join(results['left_out'])}", highlight=False)
     for line in machine_lines(results):
         console.print(line, highlight=False)
 
@@ -247,6 +255,18 @@ DESCRIBED: dict[str, str] = {
     "content.right_from_memory": "The user's name, told before.",
     "content.right_when_typed": "Questions that are typed.",
     "content.transcript_error": "Word errors of the transcript lane against the user's words.",
+    "recall.recalled": "Facts that the user told are known when asked for, whatever their age.",
+    "recall.recalled_after_20s": "Told 20 to 40 seconds before.",
+    "recall.recalled_after_60s": "Told one minute before.",
+    "recall.recalled_after_5min": "Told five minutes before.",
+    "hearing.word_error_natural": "Word errors of the transcript lane: free sentences, voices of Kokoro and flite.",
+    "hearing.word_error_own": "An unseen speaker of the simulator, sentences of the training world.",
+    "hearing.word_error_espeak": "An unseen speaker of the simulator, free sentences.",
+    "hearing.word_error_kokoro": "Natural voices that are kept out, free sentences.",
+    "hearing.word_error_flite": "A synthesiser that is never trained with, free sentences.",
+    "hearing.word_error_reader": "A person who reads.",
+    "hearing.order_slots": "Slot words of people's drink orders that stand in the transcript.",
+    "quiet.unasked_per_min": "Utterances in ten minutes in which nobody says anything, beyond one greeting.",
     "voice.word_error": "Word errors of a recogniser on the voice against the agent's own text.",
     "voice.opinion_score": "Predicted mean opinion score of the voice.",
     "picture.likeness": "How much the picture looks like the agent it should be.",

@@ -20,6 +20,7 @@ import numpy as np
 
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.evaluation.axes import face as axes_face
+from wan_streamer.evaluation.axes import heard as axes_heard
 from wan_streamer.evaluation.axes import talk as axes_talk
 from wan_streamer.evaluation.readers.judges import MosPredictor, Recogniser
 from wan_streamer.evaluation.readers.observe import Observer
@@ -30,7 +31,15 @@ from wan_streamer.evaluation.suite.baselines import BLIND, Replay, open_baseline
 from wan_streamer.evaluation.suite.latency import measure_latency
 from wan_streamer.evaluation.suite.pairs import read_pairs
 from wan_streamer.evaluation.suite.play import play
-from wan_streamer.evaluation.suite.stimuli import SUITES, TrialSpec, long_conversation, make_trial, trial_list
+from wan_streamer.evaluation.suite.stimuli import (
+    KINDS,
+    SUITES,
+    Sources,
+    TrialSpec,
+    long_conversation,
+    make_trial,
+    trial_list,
+)
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import Session
 from wan_streamer.simulation.conversation.dialogue import SPOKEN
@@ -43,13 +52,23 @@ AXES: dict[str, Callable[[Sequence[Case]], dict[str, Metric]]] = {
     "listening": axes_face.listening,
     "proactive": axes_talk.proactive,
     "content": axes_talk.content,
+    "recall": axes_heard.recall,
+    "hearing": axes_heard.hearing,
+    "quiet": axes_heard.quiet,
     "voice": axes_talk.voice,
     "picture": axes_face.picture,
 }
 AGENT = "agent"
+APART = {
+    "recall": ("silent",),
+    "hearing": ("silent",),
+    "quiet": ("silent", "always_talking", "metronome", "timer_0.5", "timer_1.0"),
+}
+"""Axes whose trials count for them alone, and the baselines that play them: others would do the same."""
 LONG = ("replay", "looped_video", "frozen_frame")  # baselines of the long conversation
 STORIES = 6  # conversations that the page shows
 TIE = 0.02  # of the reference's value: so near, a blind baseline has won
+FAILS = 0.21  # so far from perfect, the reference itself fails, and the metric measures the readers
 Progress = Callable[[str, int, int], None]
 
 
@@ -68,19 +87,27 @@ class SuiteResult:
         table: dict[str, dict[str, dict[str, Metric]]] = {}
         for axis, score in AXES.items():
             for name, cases in self.cases.items():
-                for metric, value in score(cases).items():
+                own = [case for case in cases if case.axis == axis or (case.axis not in APART and axis not in APART)]
+                for metric, value in score(own).items():
                     table.setdefault(axis, {}).setdefault(metric, {})[name] = value
         for name, cases in self.long.items():
             for metric, value in axes_face.horizon(cases).items():
                 table.setdefault("horizon", {}).setdefault(metric, {})[name] = value
         return table
 
-    def axes(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The report's "axes": see docs/evaluation.md."""
-        return {
-            axis: {metric: _entry(values) for metric, values in metrics.items() if AGENT in values}
-            for axis, metrics in self.scores().items()
-        }
+    def axes(self) -> tuple[dict[str, dict[str, dict[str, Any]]], list[str]]:
+        """The report's "axes" (docs/evaluation.md), and what is left out of them since the reference fails."""
+        axes: dict[str, dict[str, dict[str, Any]]] = {}
+        left_out = []
+        for axis, metrics in self.scores().items():
+            axes[axis] = {}
+            for metric, values in metrics.items():
+                reference = values.get("replay")
+                if reference is not None and abs(reference.value - reference.perfect) > FAILS:
+                    left_out.append(f"{axis}.{metric}")
+                elif AGENT in values:
+                    axes[axis][metric] = _entry(values)
+        return axes, left_out
 
 
 def _entry(values: dict[str, Metric]) -> dict[str, Any]:
@@ -112,21 +139,22 @@ class _Task:
 
     checkpoint: str
     specs: tuple[TrialSpec, ...]
-    baselines: tuple[str, ...]
+    sources: Sources
     mos: bool
     shown: frozenset[int]
 
     def __call__(self, number: int) -> tuple[int, dict[str, Case], Any]:
         spec = self.specs[number]
-        trial, see = make_trial(spec), _observer(self.mos)
-        truth = see(play(Replay(trial), trial.units()))
+        trial, see, looked = make_trial(spec, self.sources), _observer(self.mos), KINDS[spec.kind].pictures
+        truth = see(play(Replay(trial), trial.units(), looked), words=trial.axis not in ("hearing", "quiet"))
         cases, story = {}, None
-        for name in (AGENT, *self.baselines):
+        for name in (AGENT, *APART.get(trial.axis, BLIND), "replay"):
             if name == "replay":
                 seen = truth
             else:
-                recording = play(_open(name, self.checkpoint, spec.seed), trial.units())
-                seen = see(recording, words=name == AGENT or trial.axis in ("content", "interruption"))
+                recording = play(_open(name, self.checkpoint, spec.seed, looked), trial.units(), looked)
+                asked = trial.axis in ("content", "interruption", "recall")
+                seen = see(recording, words=asked or (name == AGENT and trial.axis not in ("hearing", "quiet")))
                 if name != AGENT:
                     seen = replace(seen, audio=seen.audio[:0])  # nobody asks for it, and a full suite has gigabytes
                 elif number in self.shown:
@@ -142,19 +170,21 @@ def run_suite(
     limit: int | None = None,
     processes: int = 1,
     mos: bool = False,
+    sources: Sources | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> SuiteResult:
     """Evaluate a checkpoint, or a baseline by its name.
 
-    seeds  instead of the suite's
-    limit  only so many trials, no long conversation, and once against the clock instead of twice
-    mos    also predict opinion scores
+    seeds    instead of the suite's
+    limit    only so many trials, no long conversation, and once against the clock instead of twice
+    mos      also predict opinion scores
+    sources  natural voices and people's speech
     """
-    started = time.monotonic()
-    specs = tuple(trial_list(suite, seeds)[:limit])
+    started, sources = time.monotonic(), sources or Sources()
+    specs = tuple(trial_list(suite, seeds, sources)[:limit])
     _open(AGENT, checkpoint, 0)  # a wrong name fails here, not in a worker
     shown = frozenset(islice(_first_of_each(specs), STORIES))
-    job = _Task(checkpoint, specs, (*BLIND, "replay"), mos, shown)
+    job = _Task(checkpoint, specs, sources, mos, shown)
     rows: dict[int, dict[str, Case]] = {}
     stories: dict[int, Any] = {}
     for number, cases, story in run_jobs(job, range(len(specs)), Engine(processes=processes)):
@@ -162,7 +192,10 @@ def run_suite(
         if story is not None:
             stories[number] = story
         progress("trials", len(rows), len(specs))
-    result = SuiteResult({name: [rows[number][name] for number in sorted(rows)] for name in (AGENT, *BLIND, "replay")})
+    order = sorted(rows)
+    result = SuiteResult(
+        {name: [rows[n][name] for n in order if name in rows[n]] for name in (AGENT, *BLIND, "replay")}
+    )
     result.stories = [stories[number] for number in sorted(stories)]
     if limit is None:
         long = _Long(checkpoint, specs[0].seed, SUITES[suite].horizon)
@@ -201,9 +234,9 @@ class _Long:
         return name, cases
 
 
-def _open(name: str, checkpoint: str, seed: int) -> Session:
+def _open(name: str, checkpoint: str, seed: int, pictures: bool = True) -> Session:
     name = checkpoint if name == AGENT and checkpoint in BLIND else name
-    return _loaded(checkpoint).session(seed=seed) if name == AGENT else open_baseline(name)
+    return _loaded(checkpoint).session(seed=seed, pictures=pictures) if name == AGENT else open_baseline(name)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.conversation.hesitation import SHORTEST, perform, plan_pieces
-from wan_streamer.simulation.conversation.repertoire import AGENT, is_german, reply_label, wording
+from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, Lines, is_german, reply_label
 from wan_streamer.simulation.face.motion import Gesture
 from wan_streamer.simulation.face.person import Prop
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
@@ -176,6 +176,7 @@ class Scene:
     camera    whether the user can be seen
     texts     sentences that the user may say freely, in an order in which neighbours belong together
     split     whose orders the user may say
+    lines     wordings and fillings of the user
     facts     what the user has told so far
     hesitant  share of the user's long turns with a pause inside
     """
@@ -189,11 +190,12 @@ class Scene:
         rng: np.random.Generator,
         texts: Sequence[str] = (),
         split: str = "train",
+        lines: Lines = KNOWN,
     ) -> None:
         self.dialogue = Dialogue(units)
         self.voices = {"agent": agent, "user": user}
         self.camera, self.rng = camera, rng
-        self.texts, self.split = texts, split
+        self.texts, self.split, self.lines = texts, split, lines
         self.facts: dict[str, str] = {}
         self.hesitant = 0.0
         self.time, self.limit = 0.0, self.dialogue.seconds
@@ -221,7 +223,7 @@ class Scene:
 
     def user(self, intent: str, onset: float, kind: str = "speech", steady: bool = False, **values: str) -> Turn:
         """One of the intent's wordings; `steady`: without a pause inside."""
-        text = wording(intent, self.rng, **values)
+        text = self.lines.wording(intent, self.rng, **values)
         if steady or kind != "speech" or is_german(intent):
             return self.say("user", intent, onset, text, kind)
         return self.utter(intent, onset, text)

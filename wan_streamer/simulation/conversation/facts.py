@@ -43,7 +43,7 @@ OTHERS = tuple(kind for kind in FACTS if kind not in ("name", "colour"))
 
 def _tell(scene: Scene, kind: str, at: float) -> Draft:
     fact = FACTS[kind]
-    value = {fact.slot: pick(FILLERS[fact.slot], scene.rng)}
+    value = {fact.slot: scene.lines.filling(fact.slot, scene.rng)}
     told = scene.user(fact.tell, at, "speech", False, **value)
     return Draft([told, scene.reply(fact.noted, told.end, False, **value)], facts={kind: value[fact.slot]})
 

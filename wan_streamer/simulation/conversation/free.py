@@ -15,7 +15,7 @@ import numpy as np
 from wan_streamer.simulation.conversation.chats import chat_sentences, in_split
 from wan_streamer.simulation.conversation.dialogue import Draft, Scene, Turn
 from wan_streamer.simulation.conversation.overlap import after_barge_in, barge_in
-from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, pick
+from wan_streamer.simulation.conversation.repertoire import AGENT, pick
 from wan_streamer.simulation.conversation.talk import EXPLANATIONS, listen
 from wan_streamer.simulation.voice.natural import belongs
 
@@ -142,7 +142,7 @@ def order(scene: Scene, at: float) -> Draft | None:
         return None
     draft = Draft()
     for _ in range(1 + scene.chance(0.4)):
-        item = pick(FILLERS["order"], scene.rng)
+        item = scene.lines.filling("order", scene.rng)
         asked = scene.utter("order", at, order_text(item, scene.split, scene.rng))
         draft.turns += [asked, scene.agent("free_order", asked.end + scene.gap(), order=item)]
         at = draft.end + scene.between(0.3, 1.2)

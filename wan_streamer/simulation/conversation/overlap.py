@@ -6,7 +6,7 @@ Every function takes (scene, at) and returns a `Draft` that begins at `at`, or N
 from dataclasses import replace
 
 from wan_streamer.simulation.conversation.dialogue import Burst, Draft, Scene, Turn
-from wan_streamer.simulation.conversation.repertoire import pick, wording
+from wan_streamer.simulation.conversation.repertoire import pick
 from wan_streamer.simulation.conversation.talk import EXPLANATIONS
 from wan_streamer.simulation.face.motion import Gesture
 from wan_streamer.simulation.sound.effects import SOUNDS
@@ -38,7 +38,7 @@ def barge_in(
             break
     else:
         return None
-    text = sentence or wording(intent, scene.rng)
+    text = sentence or scene.lines.wording(intent, scene.rng)
     breaks_in = scene.say("user", intent, onset, text, gain_db=scene.between(*OVER_DB))
     draft.turns[-1] = replace(talking, cut=cut)
     draft.turns.append(breaks_in)
@@ -100,7 +100,7 @@ def user_backchannel(scene: Scene, at: float) -> Draft:
     told = draft.turns[-1]
     when = told.onset + scene.between(1.0, 2.5)
     while when < told.end - 1.0:
-        text, loud = wording("backchannel", scene.rng), scene.between(*OVER_DB)
+        text, loud = scene.lines.wording("backchannel", scene.rng), scene.between(*OVER_DB)
         draft.turns.append(scene.say("user", "backchannel", when, text, "backchannel", loud))
         when = draft.turns[-1].end + scene.between(1.4, 3.0)
     return draft
@@ -111,7 +111,7 @@ def side_talk(scene: Scene, at: float) -> Draft:
     draft = scene.exchange(pick(EXPLANATIONS, scene.rng), at) if scene.chance(0.5) else Draft()
     when = draft.turns[-1].onset + scene.between(0.8, 2.2) if draft.turns else at + 0.3
     fixed = not scene.texts or scene.chance(0.5)
-    text = wording("aside", scene.rng) if fixed else scene.texts[int(scene.rng.integers(len(scene.texts)))]
+    text = scene.lines.wording("aside", scene.rng) if fixed else pick(tuple(scene.texts), scene.rng)
     aside = scene.say("user", "aside", when, text, "side_talk", scene.between(*ASIDE_DB))
     draft.turns.append(aside)
     draft.gestures.append(("user", Gesture("look_away", max(at, aside.onset - 0.3), aside.end + 0.3)))

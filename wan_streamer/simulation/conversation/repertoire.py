@@ -2,11 +2,14 @@
 
 `AGENT`    the agent's whole repertoire        `USER`     the user's wordings, by intent
 `FILLERS`  what may stand in a slot            `REPLIES`  what answers an intent
+`Lines`    wordings and fillings of a world    `KNOWN`    those of the training world
 `wording`  one of the user's, slots filled     `agent_texts`  every sentence that the agent can say
 """
 
 import itertools
 import string
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -291,10 +294,28 @@ def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+@dataclass(frozen=True)
+class Lines:
+    """What users say: wordings by intent, and what may stand in a slot."""
+
+    user: Mapping[str, tuple[str, ...]]
+    fillers: Mapping[str, tuple[str, ...]]
+
+    def wording(self, intent: str, rng: np.random.Generator, **values: str) -> str:
+        """One of the wordings with its slots filled; the first letter is a capital."""
+        text = pick(self.user[intent], rng).format(**values)
+        return text[0].upper() + text[1:] if not intent.startswith("pause_") or intent == "pause_a" else text
+
+    def filling(self, slot: str, rng: np.random.Generator) -> str:
+        return pick(self.fillers[slot], rng)
+
+
+KNOWN = Lines(USER, FILLERS)
+
+
 def wording(intent: str, rng: np.random.Generator, **values: str) -> str:
-    """One of the user's wordings with its slots filled; the first letter is a capital."""
-    text = pick(USER[intent], rng).format(**values)
-    return text[0].upper() + text[1:] if not intent.startswith("pause_") or intent == "pause_a" else text
+    """One of the training world's wordings."""
+    return KNOWN.wording(intent, rng, **values)
 
 
 def any_wording(rng: np.random.Generator) -> str:

@@ -3,7 +3,7 @@
 `SCENARIOS`      name -> how it is planned and how often it is drawn; `FREE`, the same for what may happen again
 `plan_dialogue`  as many scenarios as fit, in random order
 `plan_of`        the function of a scenario
-`plan_exactly`   these scenarios and nothing else, as long as they take
+`plan_exactly`   these scenarios and nothing else, as long as they take;  `attempt`  one of them, if it fits
 """
 
 import math
@@ -18,6 +18,7 @@ from wan_streamer.simulation.conversation import overlap as overlap
 from wan_streamer.simulation.conversation import seen as seen
 from wan_streamer.simulation.conversation import talk as talk
 from wan_streamer.simulation.conversation.dialogue import Dialogue, Scene, Speak
+from wan_streamer.simulation.conversation.repertoire import KNOWN, Lines
 from wan_streamer.units import UNIT_MS
 
 LONGEST = 1000  # units that exactly planned scenarios may take
@@ -124,23 +125,23 @@ def plan_dialogue(
         scene.dialogue.before, scene.facts = facts.earlier(texts, rng)
     _open(scene)
     if not scene.dialogue.before and scene.chance(TOLD_EARLY):
-        _try(scene, str(rng.choice(("tells_name", "tells_colour", "tells_fact", "tells_fact"))))
+        attempt(scene, str(rng.choice(("tells_name", "tells_colour", "tells_fact", "tells_fact"))))
     recalls = scene.chance(ASKED) and bool(scene.facts)
     if recalls and scene.dialogue.before and scene.chance(0.4):
-        _try(scene, facts.recall_known(scene.facts, rng))
+        attempt(scene, facts.recall_known(scene.facts, rng))
         recalls = False
     says_bye = scene.chance(0.2)
     end = scene.dialogue.seconds
     scene.limit = end - CLOSING * (recalls + says_bye)
     if scene.chance(SILENT) and scene.dialogue.turns:
-        _try(scene, "long_silence")
+        attempt(scene, "long_silence")
     _fill(scene)
     if recalls:
         scene.limit = end - CLOSING * says_bye
-        _try(scene, facts.recall_known(scene.facts, rng))
+        attempt(scene, facts.recall_known(scene.facts, rng))
     scene.limit = end
     if says_bye:
-        _try(scene, "goodbye")
+        attempt(scene, "goodbye")
     return scene.finish()
 
 
@@ -151,10 +152,10 @@ def _open(scene: Scene) -> None:
         scene.time = scene.between(2.5, 6.5) if opening < 0.35 else scene.between(0.4, 1.4)
         return
     if opening < 0.2:
-        _try(scene, "agent_greets")
+        attempt(scene, "agent_greets")
         return
     scene.time = scene.between(0.4, 1.4)  # before the agent would speak first
-    _try(scene, "greeting" if opening < 0.7 else str(scene.rng.choice(OPENERS)))
+    attempt(scene, "greeting" if opening < 0.7 else str(scene.rng.choice(OPENERS)))
 
 
 def _fill(scene: Scene) -> None:
@@ -168,7 +169,7 @@ def _fill(scene: Scene) -> None:
             name = next((name for name in order if name not in scene.dialogue.scenarios), "")
             if not name:
                 return
-        misses = 0 if _try(scene, name) else misses + 1
+        misses = 0 if attempt(scene, name) else misses + 1
 
 
 def _draw(table: dict[str, Scenario], count: int, rng: np.random.Generator) -> list[str]:
@@ -177,12 +178,20 @@ def _draw(table: dict[str, Scenario], count: int, rng: np.random.Generator) -> l
 
 
 def plan_exactly(
-    names: tuple[str, ...], tail: float, agent: Speak, user: Speak, camera: bool, rng: np.random.Generator
+    names: tuple[str, ...],
+    tail: float,
+    agent: Speak,
+    user: Speak,
+    camera: bool,
+    rng: np.random.Generator,
+    texts: Sequence[str] = (),
+    split: str = "train",
+    lines: Lines = KNOWN,
 ) -> Dialogue | None:
     """These scenarios in this order, then `tail` seconds in which nothing happens. None if one of them does not fit."""
-    scene = Scene(LONGEST, agent, user, camera, rng)
+    scene = Scene(LONGEST, agent, user, camera, rng, texts, split, lines)
     scene.time = scene.between(0.8, 1.4)
-    if not all(_try(scene, name) for name in names):
+    if not all(attempt(scene, name) for name in names):
         return None
     last = max(event["end"] for event in scene.dialogue.events)
     scene.dialogue.units = math.ceil((last + tail) * 1000 / UNIT_MS)
@@ -194,6 +203,7 @@ def plan_of(name: str) -> talk.Plan:
     return FRAME[name] if name in FRAME else (SCENARIOS | FREE)[name].plan
 
 
-def _try(scene: Scene, name: str) -> bool:
+def attempt(scene: Scene, name: str) -> bool:
+    """The scenario is next, if it fits the situation and the time that is left."""
     draft = plan_of(name)(scene, scene.time)
     return draft is not None and scene.add(draft, name)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from wan_streamer.simulation.conversation.dialogue import Draft, Scene, Turn
 from wan_streamer.simulation.conversation.hesitation import Piece, perform
-from wan_streamer.simulation.conversation.repertoire import AGENT, NUMBERS, pick, wording
+from wan_streamer.simulation.conversation.repertoire import AGENT, NUMBERS, pick
 from wan_streamer.simulation.conversation.timing import LISTENING, draw_pause
 from wan_streamer.units import UNIT_S
 
@@ -88,7 +88,7 @@ def repeat_after_me(scene: Scene, at: float) -> Draft:
 def pause_in_turn(scene: Scene, at: float) -> Draft:
     """The user stops to think in the middle of a request; the agent waits for the rest."""
     count = pick(("three", "five"), scene.rng)
-    first, second = (wording(intent, scene.rng) for intent in ("pause_a", f"pause_{count}"))
+    first, second = (scene.lines.wording(intent, scene.rng) for intent in ("pause_a", f"pause_{count}"))
     pieces = [Piece(first, first.rstrip(",") + ","), Piece(second, second, draw_pause(scene.rng), True)]
     speech, pauses = perform(pieces, lambda text: scene.voices["user"](text, scene.rng, "en"))
     asked = scene.place("user", count, at, speech, pauses=pauses)
@@ -127,7 +127,7 @@ def listen(scene: Scene, draft: Draft, told: Turn) -> None:
 def typed(scene: Scene, at: float) -> Draft:
     """The user types instead of speaking."""
     intent = pick(("greeting", "how", "name", "three", "five", "can", "thanks", "joke"), scene.rng)
-    text = wording(intent, scene.rng)
+    text = scene.lines.wording(intent, scene.rng)
     draft = Draft()
     draft.event("typed", "user", at, at + 0.01, text)  # the moment at which it is sent
     slots = UNIT_S * (1 + len(text) // 6)  # a few characters arrive with every unit
