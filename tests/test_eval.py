@@ -116,9 +116,9 @@ def test_what_cannot_be_measured_is_null() -> None:
 def test_an_empty_result_has_every_axis() -> None:
     nothing = Observation(1.0, [], [], "", "", np.zeros(25, np.float32), {}, np.zeros(24_000, np.int16))
     labels = {"events": [], "words": {"user": [], "agent": []}, "scenarios": []}
-    axes = SuiteResult({"agent": [Case("a", "content", labels, nothing, nothing)]}).axes()
+    axes = SuiteResult({"agent": [Case("a", "content", labels, nothing, nothing)]}).axes()[0]
     assert all(entry["value"] is None or entry["n"] for metrics in axes.values() for entry in metrics.values())
-    with pytest.raises(Exception, match="expected one of quick, full"):
+    with pytest.raises(Exception, match="expected one of quick, full, standard"):
         run_suite("nano", "huge")
 
 
@@ -134,7 +134,7 @@ def test_names_are_whole_in_eighty_columns_and_the_machine_is_told() -> None:
         axis, metric = name.split(".")
         axes.setdefault(axis, {})[metric] = row
     results = {
-        "axes": axes, "checkpoint": "runs/a-rather-long-name", "suite": "quick",
+        "axes": axes, "left_out": [], "checkpoint": "runs/a-rather-long-name", "suite": "quick",
         "machine": {"cores": 2, "load_start": 0.25, "load_end": 1.5},
         "latency_ms": {"model": {"p50": 67.2, "p95": 172.0}, "deadline_misses": 3, "units": 58},
     }  # fmt: skip

@@ -211,7 +211,7 @@ def test_words_are_counted_by_kind_of_voice() -> None:
             heard_case("own", "hello there you two", "hello there"),
             heard_case("kokoro", "I like red tea", "I like red tea"),
             heard_case("flite", "we went home late", "we want home light"),
-            heard_case("orders", "", "uh a large tea with two sugars tea", "large tea tea small"),
+            heard_case("orders", "large tea tea small", "uh a large tea with two sugars tea", "large tea tea small"),
         ]
     )
     assert {name: metric.value for name, metric in found.items()} == {

@@ -10,6 +10,7 @@ from wan_streamer.evaluation.readers.observe import Observer, loudness, speech_o
 from wan_streamer.evaluation.records import Recording, Trial
 from wan_streamer.evaluation.suite.baselines import BLIND, Replay, SilenceTimer, canned, open_baseline
 from wan_streamer.evaluation.suite.play import play
+from wan_streamer.evaluation.suite.run import APART
 from wan_streamer.evaluation.suite.stimuli import KINDS, SUITES, TrialSpec, long_conversation, make_trial, trial_list
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, AgentUnit, UserUnit
 
@@ -24,11 +25,14 @@ def trial() -> Trial:
 def test_suites_name_known_kinds_and_every_axis() -> None:
     for suite in SUITES.values():
         assert set(suite.trials) <= set(KINDS)
-        assert {KINDS[kind].axis for kind in suite.trials} == {kind.axis for kind in KINDS.values()}
+        axes = {KINDS[kind].axis for kind in suite.trials}
+        assert {kind.axis for kind in KINDS.values()} - axes <= set(APART)  # which only `standard` has
     assert len(trial_list("quick")) == sum(SUITES["quick"].trials.values())
     assert len({spec.name for spec in trial_list("full")}) == 3 * sum(SUITES["full"].trials.values())
-    assert len({spec.kind for spec in trial_list("quick")[:26]}) == len(KINDS)  # the front of the list is mixed
-    with pytest.raises(ConfigError, match="expected one of quick, full"):
+    first = {spec.kind for spec in trial_list("quick")[: len(SUITES["quick"].trials)]}
+    assert first == set(SUITES["quick"].trials)  # the front of the list is mixed
+    assert set(SUITES["standard"].trials) == set(KINDS) - {"echo"}  # which says what the agent has learned to say
+    with pytest.raises(ConfigError, match="expected one of quick, full, standard"):
         trial_list("huge")
 
 

@@ -32,10 +32,10 @@ def hearing(cases: Sequence[Case]) -> dict[str, Metric]:
     for case in cases:
         (kind,) = case.labels["scenarios"]
         said = " ".join(word["text"] for word in case.labels["words"]["user"])
-        if said:
-            errors.setdefault(kind, []).append(word_errors(said, case.seen.transcript))
+        if any(event["label"] for event in case.events("speech", side="user")):  # other words were said as well
+            slots.append(_found(said, case.seen.transcript))
         else:
-            slots.append(_found(case))
+            errors.setdefault(kind, []).append(word_errors(said, case.seen.transcript))
     natural = [row for kind in NATURAL for row in errors.get(kind, [])]
     metrics = {"word_error_natural": _pooled(natural)} if natural else {}
     metrics |= {f"word_error_{kind}": _pooled(rows) for kind, rows in errors.items()}
@@ -44,10 +44,10 @@ def hearing(cases: Sequence[Case]) -> dict[str, Metric]:
     return metrics
 
 
-def _found(case: Case) -> tuple[int, int]:
+def _found(slots: str, transcript: str) -> tuple[int, int]:
     """(slot words that stand in the transcript, slot words)."""
-    wanted = Counter(normalise(" ".join(event["label"] for event in case.events("speech", side="user"))))
-    return (wanted & Counter(normalise(case.seen.transcript))).total(), wanted.total()
+    wanted = Counter(normalise(slots))
+    return (wanted & Counter(normalise(transcript))).total(), wanted.total()
 
 
 def _pooled(rows: Sequence[tuple[int, int]], better: str = "lower") -> Metric:

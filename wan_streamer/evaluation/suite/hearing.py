@@ -69,7 +69,7 @@ class _Said:
 def hear_trial(kind: str, seed: int, number: int, index: int, speech: Path | None) -> Episode:
     """The episode of trial `number` of a kind of voice: the user's sound and what was said, no agent, no picture.
 
-    Words carry the time span of their sentence. Raises `DataError` if the corpus is damaged.
+    Words carry the time span of their sentence; of an order, they are those that are known. Raises `DataError` if the corpus is damaged.
     """
     rng, voice = episode_rng(seed, SPLIT, index, 1), VOICES[kind]
     if voice.source:
@@ -84,7 +84,7 @@ def hear_trial(kind: str, seed: int, number: int, index: int, speech: Path | Non
         end = at + len(one.audio_T) / SAMPLE_RATE
         span = {"start": round(at, 4), "end": round(end, 4)}
         events.append({"type": "speech", "side": "user", "label": one.slots, **span})
-        words += [{"text": word, **span} for word in one.text.split()]
+        words += [{"text": word, **span} for word in (one.text or one.slots).split()]
         rest = float(rng.uniform(*GAPS))
         pieces += [one.audio_T, np.zeros(round(rest * SAMPLE_RATE), np.float32)]
         at = sum(map(len, pieces)) / SAMPLE_RATE
