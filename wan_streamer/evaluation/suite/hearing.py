@@ -69,7 +69,9 @@ class _Said:
 def hear_trial(kind: str, seed: int, number: int, index: int, speech: Path | None) -> Episode:
     """The episode of trial `number` of a kind of voice: the user's sound and what was said, no agent, no picture.
 
-    Words carry the time span of their sentence; of an order, they are those that are known. Raises `DataError` if the corpus is damaged.
+    Words carry the time span of their sentence; of an order, they are those that are known.
+
+    Raises `DataError` if the corpus is damaged.
     """
     rng, voice = episode_rng(seed, SPLIT, index, 1), VOICES[kind]
     if voice.source:
