@@ -25,14 +25,15 @@ export interface SessionRequest {
   resume: string;
 }
 
-/** With `token` another connection goes on with the conversation, within `ms` after this one is lost. */
+/** With `token` another connection goes on with the conversation, within `ms` after this one is lost. Each token works
+ * once: the request that uses it gets the next. */
 export interface Resume {
   token: string;
   ms: number;
 }
 
 export type Entry =
-  | { kind: "open"; resume: Resume | null }
+  | { kind: "open" }
   | { kind: "waiting"; ticket: string; place: number; estimateS: number | null };
 
 export interface Handlers {
@@ -40,6 +41,8 @@ export interface Handlers {
   message(event: ServerEvent): void;
   /** The agent's sound and picture: again with the same stream when a track has been added. */
   remote(stream: MediaStream): void;
+  /** The next token, told as soon as it is known: the one before is used up, whether or not `open` resolves. */
+  resume(next: Resume): void;
   /** An open connection is lost: at most once, never after `close`, never instead of rejecting `open`. */
   lost(): void;
 }

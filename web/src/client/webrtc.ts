@@ -55,6 +55,7 @@ class WebRtc implements Transport {
       this.close(false);
       return waiting(answer);
     }
+    handlers.resume({ token: answer.resume, ms: answer.resume_s * 1000 });
     if (!this.#closed) await pc.setRemoteDescription({ type: answer.type, sdp: answer.sdp });
     const timer = setTimeout(() => this.#giveUp(unreachable()), CONNECT_MS);
     try {
@@ -63,7 +64,7 @@ class WebRtc implements Transport {
       clearTimeout(timer);
     }
     this.#open = true;
-    return { kind: "open", resume: answer.resume ? { token: answer.resume, ms: answer.resume_s * 1000 } : null };
+    return { kind: "open" };
   }
 
   #listen(handlers: Handlers): void {
