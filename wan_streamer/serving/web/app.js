@@ -792,9 +792,11 @@ var Captions = class {
 	#transcript = new Transcript();
 	#elements = /* @__PURE__ */ new Map();
 	#timer;
+	#follows = true;
 	#list = $("captions");
 	constructor() {
-		this.#list.addEventListener("scroll", () => this.#showLatest());
+		this.#list.addEventListener("scroll", () => this.#scrolled());
+		new ResizeObserver(() => this.#follows && this.#scroll()).observe(this.#list);
 		$("latest").addEventListener("click", () => this.#scroll());
 		$("copy").addEventListener("click", () => void this.#copy());
 		$("save").addEventListener("click", () => {
@@ -811,7 +813,7 @@ var Captions = class {
 		this.#elements.clear();
 		this.#list.replaceChildren();
 		this.#showButtons();
-		this.#showLatest();
+		this.#scroll();
 		this.subtitle("");
 	}
 	connected() {
@@ -836,11 +838,9 @@ var Captions = class {
 		this.#timer = setTimeout(() => $("subtitle").textContent = "", SUBTITLE_MS);
 	}
 	#show(line) {
-		const follow = this.#isAtEnd();
 		const element = this.#elements.get(line) ?? this.#bubble(line);
 		element.textContent = line.text.trim();
-		if (follow) this.#scroll();
-		else this.#showLatest();
+		if (this.#follows) this.#scroll();
 	}
 	#bubble(line) {
 		const bubble = document.createElement("p");
@@ -859,16 +859,14 @@ var Captions = class {
 		this.#showButtons();
 		return bubble;
 	}
-	#isAtEnd() {
-		const { scrollHeight, scrollTop, clientHeight } = this.#list;
-		return scrollHeight - scrollTop - clientHeight < NEAR_PX;
-	}
 	#scroll() {
 		this.#list.scrollTop = this.#list.scrollHeight;
-		this.#showLatest();
+		this.#scrolled();
 	}
-	#showLatest() {
-		$("latest").hidden = this.#isAtEnd();
+	#scrolled() {
+		const { scrollHeight, scrollTop, clientHeight } = this.#list;
+		this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+		$("latest").hidden = this.#follows;
 	}
 	#showButtons() {
 		for (const id of ["copy", "save"]) $(id).disabled = this.#transcript.lines.length === 0;
@@ -1008,6 +1006,7 @@ var Latency = class {
 	#network = null;
 	clear() {
 		this.#stats = this.#network = null;
+		$("brief").textContent = "starts with the call";
 	}
 	showStats(stats) {
 		this.#stats = stats;

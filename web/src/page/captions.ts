@@ -13,10 +13,12 @@ export class Captions {
   #transcript = new Transcript();
   #elements = new Map<Line, HTMLElement>();
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #follows = true; // until the visitor scrolls up
   readonly #list = $("captions");
 
   constructor() {
-    this.#list.addEventListener("scroll", () => this.#showLatest());
+    this.#list.addEventListener("scroll", () => this.#scrolled());
+    new ResizeObserver(() => this.#follows && this.#scroll()).observe(this.#list);
     $("latest").addEventListener("click", () => this.#scroll());
     $("copy").addEventListener("click", () => void this.#copy());
     $("save").addEventListener("click", () => {
@@ -35,7 +37,7 @@ export class Captions {
     this.#elements.clear();
     this.#list.replaceChildren();
     this.#showButtons();
-    this.#showLatest();
+    this.#scroll();
     this.subtitle("");
   }
 
@@ -66,11 +68,9 @@ export class Captions {
   }
 
   #show(line: Line): void {
-    const follow = this.#isAtEnd();
     const element = this.#elements.get(line) ?? this.#bubble(line);
     element.textContent = line.text.trim();
-    if (follow) this.#scroll();
-    else this.#showLatest();
+    if (this.#follows) this.#scroll();
   }
 
   #bubble(line: Line): HTMLElement {
@@ -91,18 +91,15 @@ export class Captions {
     return bubble;
   }
 
-  #isAtEnd(): boolean {
-    const { scrollHeight, scrollTop, clientHeight } = this.#list;
-    return scrollHeight - scrollTop - clientHeight < NEAR_PX;
-  }
-
   #scroll(): void {
     this.#list.scrollTop = this.#list.scrollHeight;
-    this.#showLatest();
+    this.#scrolled();
   }
 
-  #showLatest(): void {
-    $("latest").hidden = this.#isAtEnd();
+  #scrolled(): void {
+    const { scrollHeight, scrollTop, clientHeight } = this.#list;
+    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    $("latest").hidden = this.#follows;
   }
 
   #showButtons(): void {

@@ -18,6 +18,7 @@ export class Latency {
 
   clear(): void {
     this.#stats = this.#network = null;
+    $("brief").textContent = "starts with the call";
   }
 
   showStats(stats: StatsEvent): void {
