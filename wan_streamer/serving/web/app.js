@@ -290,7 +290,7 @@ var webrtc = {
 *     const call = new Call();
 *     call.on("caption", ({ lane, text }) => console.log(lane, text));
 *     call.on("remote", (stream) => (video.srcObject = stream));
-*     await call.start({ base: new URL("https://agent.example/") });
+*     await call.start({ base: new URL("agent/", location.href) });
 *     call.say("hello");
 *     call.stop();
 */
@@ -897,6 +897,7 @@ var Devices = class {
 	/** That of the page; null outside a call. */
 	call = null;
 	#meter = null;
+	#asked = 0;
 	constructor() {
 		for (const name of DEVICE_NAMES) {
 			$(`toggle-${name}`).addEventListener("click", () => void this.#switch(name, !this.isOn(name)));
@@ -957,8 +958,11 @@ var Devices = class {
 		for (const [i, name] of DEVICE_NAMES.entries()) if (before[i] && !this.chosen(name) && this.call?.isOn(name)) await this.#switch(name, true);
 	}
 	async list() {
-		for (const name of DEVICE_NAMES) {
-			const [select, choices] = [$(name), await listDevices(name)];
+		const asked = ++this.#asked;
+		const found = await Promise.all(DEVICE_NAMES.map(listDevices));
+		if (asked !== this.#asked) return;
+		for (const [i, name] of DEVICE_NAMES.entries()) {
+			const [select, choices] = [$(name), found[i]];
 			const chosen = select.value;
 			select.replaceChildren(new Option(`Default ${name}`, ""), ...choices.map(({ id, label }) => new Option(label, id)));
 			select.value = choices.some(({ id }) => id === chosen) ? chosen : "";
