@@ -730,6 +730,10 @@ function show(kind, title, text, action) {
 // src/page/transcript.ts
 var UNIT_MS$1 = 160;
 var PAUSE_UNITS = 10;
+/** Whether `line` belongs after `other`: what was heard in a unit was said before what is answered in it. */
+function isLater(line, other) {
+	return line.atMs > other.atMs || line.atMs === other.atMs && line.speaker === "response" && other.speaker !== "response";
+}
 var Transcript = class {
 	lines = [];
 	agent = "Agent";
@@ -770,7 +774,9 @@ var Transcript = class {
 			atMs,
 			text
 		};
-		this.lines.push(line);
+		let place = this.lines.length;
+		while (place > 0 && isLater(this.lines[place - 1], line)) place--;
+		this.lines.splice(place, 0, line);
 		return line;
 	}
 	name(speaker) {
@@ -853,11 +859,16 @@ var Captions = class {
 		const item = document.createElement("li");
 		item.className = item.dataset.lane = line.speaker;
 		item.append(head, bubble);
-		this.#list.append(item);
+		this.#list.insertBefore(item, this.#list.children[this.#placeOf(line)] ?? null);
 		while (this.#list.children.length > MAX_SHOWN) this.#list.firstElementChild?.remove();
 		this.#elements.set(line, bubble);
 		this.#showButtons();
 		return bubble;
+	}
+	/** Its place among the bubbles, of which the first may have been removed. */
+	#placeOf(line) {
+		const { lines } = this.#transcript;
+		return lines.indexOf(line) - (lines.length - 1 - this.#list.children.length);
 	}
 	#scroll() {
 		this.#list.scrollTop = this.#list.scrollHeight;
