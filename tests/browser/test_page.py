@@ -150,9 +150,10 @@ def test_captions_follow_until_somebody_scrolls_up(standin_server: Server, open_
     expect(captions.locator("li").nth(11)).to_be_visible(timeout=READY_MS)
     gap = "e => e.scrollHeight - e.clientHeight - e.scrollTop"
     assert captions.evaluate(gap) < 2
-    page.set_viewport_size({"width": 1000, "height": 560})
-    page.wait_for_timeout(300)
-    assert captions.evaluate(gap) < 2
+    for width, height in ((1000, 560), (375, 800), (1280, 600)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(400)
+        assert captions.evaluate(gap) < 2
     captions.evaluate("e => { e.scrollTop = 0; }")
     expect(latest).to_be_visible()
     count = captions.locator("li").count()

@@ -987,7 +987,7 @@ var Devices = class {
 		this.#meter = stream?.getAudioTracks().length ? showLevel(stream) : null;
 		const sound = stream?.getAudioTracks()[0];
 		const cancels = sound?.getSettings().echoCancellation !== false;
-		$("hint").textContent = !sound ? "Keys: M microphone, V camera. A headset gives the best sound." : cancels ? "Echo cancellation is on. A headset gives the best sound. Keys: M microphone, V camera." : "This browser cancels no echo: use a headset, or the agent hears itself.";
+		$("hint").textContent = !sound ? "A headset gives the best sound." : cancels ? "Echo cancellation is on. A headset gives the best sound." : "This browser cancels no echo: use a headset, or the agent hears itself.";
 	}
 };
 /** A level bar, so that a visitor sees whether the microphone works. */

@@ -104,9 +104,9 @@ export class Devices {
     const sound = stream?.getAudioTracks()[0];
     const cancels = sound?.getSettings().echoCancellation !== false;
     $("hint").textContent = !sound
-      ? "Keys: M microphone, V camera. A headset gives the best sound."
+      ? "A headset gives the best sound."
       : cancels
-        ? "Echo cancellation is on. A headset gives the best sound. Keys: M microphone, V camera."
+        ? "Echo cancellation is on. A headset gives the best sound."
         : "This browser cancels no echo: use a headset, or the agent hears itself.";
   }
 }
