@@ -18,6 +18,7 @@ from wan_streamer.errors import ServingError
 from wan_streamer.process import log_as
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import AgentFactory, load_agent
+from wan_streamer.serving.about import read_about
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.doors.access import Access, is_loopback, plan_access
 from wan_streamer.serving.doors.connections import limited_protocol
@@ -126,9 +127,9 @@ def serve(
     if log_format == "json" and access.token != token:
         raise ServingError("--log-format json: expected --token or WAN_STREAMER_TOKEN too, as logs tell no made-up one")
     tls = _tls(host, access, certfile, keyfile, self_signed)
-    config = replace(
-        config or ServingConfig(), access=access, max_call_s=None if max_minutes is None else max_minutes * 60
-    )
+    config = config or ServingConfig()
+    config = replace(config, access=access, max_call_s=None if max_minutes is None else max_minutes * 60,
+                     about=config.about or read_about(checkpoint))  # fmt: skip
     if log_format is not None:
         log_as(log_format)
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody

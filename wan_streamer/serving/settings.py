@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from wan_streamer.serving.about import About
 from wan_streamer.serving.doors.access import Access
 from wan_streamer.serving.doors.limits import Limits
 
@@ -26,6 +27,7 @@ class ServingConfig:
     max_playout_ms       a playout queue longer than this is cut back
     access               who is let in
     limits               how much one address may ask for
+    about                what the agent understands, for the page
     """
 
     connect_timeout_s: float = 20.0
@@ -43,3 +45,4 @@ class ServingConfig:
     max_playout_ms: int = 480
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
+    about: About | None = None
