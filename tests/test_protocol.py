@@ -35,8 +35,8 @@ from wan_streamer.serving.doors.connections import limited_protocol
 from wan_streamer.serving.doors.guard import SECURITY_HEADERS
 from wan_streamer.serving.doors.limits import Limits
 from wan_streamer.serving.messages import MAX_TEXT, CaptionEvent, EventError, TurnEvent, parse_event
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import use_loopback_candidates
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UserUnit
 
 ROOT = Path(__file__).parent.parent
