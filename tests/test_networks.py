@@ -315,7 +315,7 @@ def test_size_rate_and_rotation_may_change(model: ModelProcess, codec: str) -> N
             video.setCodecPreferences([one for one in every if one.mimeType == f"video/{codec}"])
             assert (await visitor.call()).status_code == 200
             assert codec in visitor.pc.remoteDescription.sdp
-            for size in ("256x192", "144x192", "336x190"):
+            for size in ("256x192", "144x192", "336x188"):
                 await until(lambda size=size: [e for e in visitor.told("caption", lane="transcript")
                                                if f"saw {size} " in e["text"]], size)  # fmt: skip
             seen = [e["text"] for e in visitor.told("caption", lane="transcript")][-1]

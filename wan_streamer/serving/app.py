@@ -1,7 +1,7 @@
 """The web application: the page, its own routes, and those of the dialects (`routes`).
 
 `create_app`  GET /  /healthz  /readyz  /metrics  /openapi.json  /api/status  /api/queue  /api/ice
-              POST /api/offer  /api/close
+              POST /api/offer  /api/close   and with the routes' /api/socket /v1/...
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from wan_streamer.serving.doors.line import Place
 from wan_streamer.serving.routes.answers import BEARER, NEEDS_TOKEN, Waiting, address, bearer, refusals, refuse
 from wan_streamer.serving.routes.live import MAX_SDP, live_routes
 from wan_streamer.serving.routes.realtime import realtime_routes
+from wan_streamer.serving.routes.socket import socket_routes
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.watch.metrics import CONTENT_TYPE, Metrics, OfferCounter
 
@@ -238,5 +239,6 @@ def create_app(
     keys = Keys(config.secret_s, config.limits.secrets, desk.waits)
     app.include_router(live_routes(desk, model, config, keys))
     app.include_router(realtime_routes(desk, config, keys))
+    app.include_router(socket_routes(desk, config, metrics))
     app.mount("/static", StaticFiles(directory=web_root()), name="static")
     return app

@@ -20,7 +20,7 @@ from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import AgentFactory, load_agent
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.doors.access import Access, is_loopback, plan_access
-from wan_streamer.serving.doors.connections import limited_protocol
+from wan_streamer.serving.doors.connections import limited_protocol, socket_settings
 from wan_streamer.serving.doors.ice import read_ice
 from wan_streamer.serving.doors.tls import load_tls, self_signed_tls
 from wan_streamer.serving.peers.webrtc import use_loopback_candidates
@@ -166,7 +166,7 @@ def serve(
             settings = uvicorn.Config(
                 app,
                 http=limited_protocol(config.limits, access),
-                ws="none",
+                **socket_settings(config.limits),
                 log_level="warning",
                 log_config=None,  # its loggers go the way of all others
                 access_log=False,
