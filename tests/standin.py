@@ -27,6 +27,8 @@ HEIGHT, WIDTH = 192, 336
 BLOCK = 48  # side of the block
 SPEED = 4  # pixels per frame
 WORK_S = 0.02
+ABOUT = "It says what it hears, sees and reads."
+EXAMPLES = ("good morning", "what do you see?", "count to three")
 
 
 class StandInSession:
@@ -136,6 +138,7 @@ def die_on_load() -> StandInAgent:
 
 def main() -> None:
     from wan_streamer.serving import ServingConfig, serve
+    from wan_streamer.serving.about import About
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
@@ -150,7 +153,8 @@ def main() -> None:
     options = parser.parse_args()
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
-    config = replace(ServingConfig(resume_s=options.resume_s), **(changed if buffers else {}))
+    about = None if options.checkpoint else About(name="Stand-in", about=ABOUT, examples=EXAMPLES)
+    config = replace(ServingConfig(resume_s=options.resume_s, about=about), **(changed if buffers else {}))
     factory = None if options.checkpoint else globals()[options.agent]
     serve(
         options.checkpoint or "stand-in",

@@ -698,7 +698,8 @@ def test_the_openapi_document_has_every_route(model: ModelProcess) -> None:
                 assert (nowhere.status_code, nowhere.json()["error"]) == (404, "route")
                 assert nowhere.headers["content-security-policy"]
             assert set(document["paths"]) == {
-                "/healthz", "/readyz", "/api/status", "/api/offer", "/api/queue", "/api/close", "/api/ice", "/metrics", SESSIONS, CALLS, f"{CALLS}/{{call_id}}/hangup", "/v1/events.schema.json",
+                "/healthz", "/readyz", "/api/status", "/api/offer", "/api/queue", "/api/close", "/api/ice",
+                "/metrics", SESSIONS, CALLS, f"{CALLS}/{{call_id}}/hangup", "/v1/events.schema.json",
             }  # fmt: skip
             assert "HTTPValidationError" not in document["components"]["schemas"], "no answer has that form"
             for path in ("/healthz", "/readyz", "/api/status", "/api/queue", "/api/ice"):

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from wan_streamer import __version__
 from wan_streamer.errors import WanStreamerError
 from wan_streamer.runtime.processes import ModelProcess
+from wan_streamer.serving.about import About
 from wan_streamer.serving.desk import Desk
 from wan_streamer.serving.doors.guard import add_doors, refusal
 from wan_streamer.serving.doors.keys import Keys
@@ -95,10 +96,12 @@ class Readiness(BaseModel):
 
 
 class Status(BaseModel):
-    """state, call_s: of the session whose id is the bearer token; left out for others."""
+    """agent: if its makers wrote that down. state, call_s: of the session whose id is the bearer token; left out for
+    others."""
 
     busy: bool
     model: str
+    agent: About | None
     state: str | None = None
     call_s: float | None = None
 
@@ -192,7 +195,8 @@ def create_app(
         call = desk.status(token)
         if call is None and not access.knows(token):
             return refusal(401, "token", NEEDS_TOKEN)
-        return JSONResponse({"busy": desk.full, "model": model.state, **(call or {})})
+        about = config.about.model_dump() if config.about else None
+        return JSONResponse({"busy": desk.full, "model": model.state, "agent": about, **(call or {})})
 
     @app.post(
         "/api/offer",

@@ -72,9 +72,7 @@ class Call:
         self._model, self._config, self._emit = model, config, emit
         self._talk = talk
         self._meter = Meter(metrics)
-        self._deadline_misses = 0
-        self._units = 0
-        self._held = 0
+        self._misses = 0  # of the driver that works now
         self._recoveries = 0
         self._told_late = self._resumed = False
         self._began = self._answered = time.monotonic()
@@ -177,8 +175,8 @@ class Call:
 
     def _take(self, message: UnitOut | Stats) -> None:
         if isinstance(message, Stats):
-            self._deadline_misses = int(message.summary["deadline_misses"])
-            if not self._told_late and message.summary["held_units"] > max(HELD_UNITS, HELD_SHARE * self._units):
+            self._misses = int(message.summary["deadline_misses"])
+            if not self._told_late and message.summary["held_units"] > max(HELD_UNITS, HELD_SHARE * self._talk.units):
                 self._told_late = True
                 self._emit(NoticeEvent(f"The agent does not keep up. {why_late(message.summary)}."))
             return
@@ -194,8 +192,8 @@ class Call:
             self._resumed = False
             remembers = "goes on" if self._talk.session.units else "does not remember what was said before"
             self._emit(NoticeEvent(f"The model was restarted. It {remembers}."))
-        self._units += 1
-        self._held += unit.held
+        self._talk.units += 1
+        self._talk.held += unit.held
         self.playout.push(unit, message.index * UNIT_MS)
         lanes: tuple[tuple[Lane, str], ...] = (("response", unit.text), ("transcript", unit.transcript))
         for lane, text in lanes:
@@ -208,6 +206,7 @@ class Call:
         kind = ": ".join(str(error).split(": ")[:2])  # without the message of what was raised, which may quote a caller
         log.warning("model session lost: %s", kind, extra=self._tag())
         self._talk.lost, self._talk.session = self._talk.session, None
+        self._talk.missed, self._misses = self._talk.missed + self._misses, 0
         self._recoveries += 1
         if self._recoveries > self._config.max_recoveries:
             raise ServingError(f"the model failed {self._recoveries} times in this call; the last time: {error}")
@@ -223,9 +222,9 @@ class Call:
             await asyncio.sleep(REPORT_S)
             session = self._talk.session
             self._emit(StatsEvent(
-                units=self._units,
-                deadline_misses=self._deadline_misses,
-                held=self._held,
+                units=self._talk.units,
+                deadline_misses=self._talk.missed + self._misses,
+                held=self._talk.held,
                 late=self.playout.late,
                 backlog=session.pending if session else 0,
                 playout_ms=self.playout.queued_ms,

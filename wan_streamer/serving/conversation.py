@@ -21,6 +21,8 @@ class Conversation:
     began    when the first connection stood
     left     when the last connection was lost; None while one stands
     turn     whose connection has the session; the one before may be closing yet
+    units    that the model has answered, over all connections; held: those of them that it did not see
+    missed   deadlines that model processes missed that are no more
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class Conversation:
         self.began = time.monotonic()
         self.left: float | None = None
         self.turn = asyncio.Lock()
+        self.units = self.held = self.missed = 0
 
     @property
     def is_new(self) -> bool:

@@ -126,7 +126,8 @@ class PongEvent(_Event):
 
 @dataclass(frozen=True)
 class StatsEvent(_Event):
-    """Once a second. Milliseconds are over the last ten seconds, counts over the whole call.
+    """Once a second. Milliseconds are over the last ten seconds, counts over the whole conversation: restarts of the
+    model and lost connections do not begin them anew, but for `late`.
 
     stage_ms    {stage: {p50, p95}} of the model's stages and of the server's own (names in `meter`)
     backlog     units that the model still owes

@@ -18,6 +18,7 @@ from wan_streamer.errors import ServingError
 from wan_streamer.process import log_as
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import AgentFactory, load_agent
+from wan_streamer.serving.about import read_about
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.doors.access import Access, is_loopback, plan_access
 from wan_streamer.serving.doors.connections import limited_protocol, socket_settings
@@ -129,11 +130,13 @@ def serve(
     if log_format == "json" and access.token != token:
         raise ServingError("--log-format json: expected --token or WAN_STREAMER_TOKEN too, as logs tell no made-up one")
     tls = _tls(host, access, certfile, keyfile, self_signed)
+    config = config or ServingConfig()
     config = replace(
-        config or ServingConfig(),
+        config,
         access=access,
         ice=read_ice(ice_servers),
         max_call_s=None if max_minutes is None else max_minutes * 60,
+        about=config.about or read_about(checkpoint),
     )
     if log_format is not None:
         log_as(log_format)

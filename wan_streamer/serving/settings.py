@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from wan_streamer.serving.about import About
 from wan_streamer.serving.doors.access import Access
 from wan_streamer.serving.doors.ice import IceServers
 from wan_streamer.serving.doors.limits import Limits
@@ -28,6 +29,7 @@ class ServingConfig:
     access               who is let in
     ice                  STUN and TURN servers for the page and for this server
     limits               how much one address may ask for
+    about                what the agent understands, for the page
     """
 
     connect_timeout_s: float = 20.0
@@ -46,3 +48,4 @@ class ServingConfig:
     access: Access = field(default_factory=Access)
     ice: IceServers = field(default_factory=IceServers)
     limits: Limits = field(default_factory=Limits)
+    about: About | None = None
