@@ -50,6 +50,7 @@ def limited_protocol(limits: Limits, access: Access) -> type[H11Protocol]:
 
         def handle_websocket_upgrade(self, event: h11.Request) -> None:
             super().handle_websocket_upgrade(event)
+            self._stop_clock()  # the request is here, and no other comes over this connection
             upgraded = self.transport.get_protocol()
             if isinstance(upgraded, _LimitedSocket):  # it counts until it is lost, of which this object hears nothing
                 upgraded.leave = self._leave
