@@ -30,8 +30,9 @@ def assert_call(page: Page) -> None:
     time.sleep(6)
     result = page.evaluate("window.probeResult()")
     sound, frames = audio_of(result), result["frames"]
-    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
-    assert abs(np.argmax(spectrum) * 48_000 / len(sound) - standin.TONE_HZ) < 2
+    halves = sound[: len(sound) // 24_000 * 24_000].reshape(-1, 24_000)  # a hole shifts the phase of what follows
+    peaks = np.argmax(np.abs(np.fft.rfft(halves * np.hanning(24_000))), axis=1) * 2
+    assert abs(np.median(peaks) - standin.TONE_HZ) <= 2
     levels = np.sqrt(np.mean(sound[: len(sound) // 480 * 480].reshape(-1, 480) ** 2, axis=1))
     assert abs(np.median(levels) - standin.TONE_LEVEL / np.sqrt(2)) < 0.03
     assert np.mean(levels[5:] < 0.05) <= 0.1, "the tone has holes"
