@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that the tests use, if they are missing and this user may install them:
-# browsers for the call, and the graphics libraries that draw the simulated faces. In CI also nginx and coturn, which elsewhere
-# would be started as services; their tests are left out where they are missing.
+# browsers for the call, and the graphics libraries that draw the simulated faces. In CI also nginx, coturn and
+# pulseaudio (a sound device for Firefox), which elsewhere would be started as services; their tests are left out without.
 set -euo pipefail
 
 missing=()
@@ -14,6 +14,9 @@ for library in libEGL.so.1:libegl1 libGL.so.1:libgl1; do
 done
 if [ "${CI:-}" = true ] && [ ! -x /usr/sbin/nginx ]; then
     missing+=(nginx-light)
+fi
+if [ "${CI:-}" = true ] && ! command -v pulseaudio >/dev/null; then
+    missing+=(pulseaudio)
 fi
 if [ "${CI:-}" = true ] && ! command -v turnserver >/dev/null; then
     missing+=(coturn)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -84,6 +85,8 @@ def firefox(folder: Path) -> Iterator[FirefoxPage]:
     program = shutil.which("firefox-esr") or shutil.which("firefox")
     if program is None:
         pytest.skip("Firefox is not installed")
+    if shutil.which("pulseaudio") is None:
+        pytest.skip("Firefox plays nothing without a sound device: pulseaudio makes one and is not installed")
     profile = folder / "profile"
     profile.mkdir()
     lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in PREFERENCES.items()]
@@ -92,7 +95,13 @@ def firefox(folder: Path) -> Iterator[FirefoxPage]:
         port = sock.getsockname()[1]
     log = folder / "firefox.txt"
     line = [program, "--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port", str(port)]
-    process = subprocess.Popen(line, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+    environment = {**os.environ, "PULSE_SERVER": f"unix:{folder / 'sound'}"}
+    device = subprocess.Popen(
+        ["pulseaudio", "-n", "--exit-idle-time=-1", "--use-pid-file=no", "--load=module-null-sink",
+         f"--load=module-native-protocol-unix socket={folder / 'sound'} auth-anonymous=1"],
+        stderr=subprocess.DEVNULL, env={**os.environ, "HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)},
+    )  # fmt: skip
+    process = subprocess.Popen(line, stdout=log.open("wb"), stderr=subprocess.STDOUT, env=environment)
     try:
         end = time.monotonic() + START_S
         while True:
@@ -105,9 +114,10 @@ def firefox(folder: Path) -> Iterator[FirefoxPage]:
         with connection:
             yield FirefoxPage(connection)
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for one in (process, device):
+            one.terminate()
+            try:
+                one.wait(10)
+            except subprocess.TimeoutExpired:
+                one.kill()
+                one.wait()
