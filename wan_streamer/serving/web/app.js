@@ -143,19 +143,50 @@ async function askAbout(base, token) {
 }
 // src/client/downlink.ts
 var PICTURES = 50;
+var BEHIND = {
+	opus: 15,
+	vp8: 8
+};
 var SILENT_MS = 300;
+function openScreen() {
+	if (typeof MediaStreamTrackGenerator !== "undefined") {
+		const track = new MediaStreamTrackGenerator({ kind: "video" });
+		const writer = track.writable.getWriter();
+		return {
+			track,
+			show: (picture) => void writer.write(picture).catch(() => picture.close())
+		};
+	}
+	const canvas = document.createElement("canvas");
+	const painter = canvas.getContext("2d", {
+		alpha: false,
+		willReadFrequently: true
+	});
+	return {
+		track: canvas.captureStream().getVideoTracks()[0],
+		show: (picture) => {
+			if (canvas.width !== picture.displayWidth) canvas.width = picture.displayWidth;
+			if (canvas.height !== picture.displayHeight) canvas.height = picture.displayHeight;
+			painter.drawImage(picture, 0, 0);
+			picture.close();
+		}
+	};
+}
 var Downlink = class {
 	stream;
 	fps = 0;
 	queuedMs = 0;
-	#canvas = document.createElement("canvas");
-	#painter = this.#canvas.getContext("2d", { alpha: false });
+	#screen = openScreen();
 	#speaker;
 	#hearing;
 	#seeing;
 	#pictures = [];
 	#heardAt = -Infinity;
 	#needsKey = true;
+	#inside = {
+		opus: 0,
+		vp8: 0
+	};
 	#closed = false;
 	constructor(context) {
 		this.#speaker = new AudioWorkletNode(context, "speaker", {
@@ -170,21 +201,22 @@ var Downlink = class {
 		};
 		const out = context.createMediaStreamDestination();
 		this.#speaker.connect(out);
-		this.stream = new MediaStream([...this.#canvas.captureStream().getVideoTracks(), ...out.stream.getAudioTracks()]);
+		this.stream = new MediaStream([this.#screen.track, ...out.stream.getAudioTracks()]);
 		this.#hearing = this.#openHearing();
 		this.#seeing = this.#openSeeing();
 	}
 	take({ kind, key, timeUs, data }) {
-		if (this.#closed) return;
-		if (kind === "vp8") {
-			if (this.#needsKey && !key) return;
-			this.#needsKey = false;
-			this.#seeing.decode(new EncodedVideoChunk({
-				type: key ? "key" : "delta",
-				timestamp: timeUs,
-				data
-			}));
-		} else this.#hearing.decode(new EncodedAudioChunk({
+		if (this.#closed || kind === "pcm") return;
+		const behind = this.#inside[kind] >= BEHIND[kind];
+		if (kind === "vp8") this.#needsKey = (this.#needsKey || behind) && (!key || behind);
+		if (behind || kind === "vp8" && this.#needsKey) return;
+		this.#inside[kind] += 1;
+		if (kind === "vp8") this.#seeing.decode(new EncodedVideoChunk({
+			type: key ? "key" : "delta",
+			timestamp: timeUs,
+			data
+		}));
+		else this.#hearing.decode(new EncodedAudioChunk({
 			type: "key",
 			timestamp: timeUs,
 			data
@@ -193,6 +225,7 @@ var Downlink = class {
 	#openHearing() {
 		const decoder = new AudioDecoder({
 			output: (sound) => {
+				this.#inside.opus -= 1;
 				const samples = new Float32Array(sound.numberOfFrames);
 				sound.copyTo(samples, {
 					planeIndex: 0,
@@ -204,7 +237,9 @@ var Downlink = class {
 				}, [samples.buffer]);
 				sound.close();
 			},
-			error: () => !this.#closed && (this.#hearing = this.#openHearing())
+			error: () => {
+				if (!this.#closed) [this.#hearing, this.#inside.opus] = [this.#openHearing(), 0];
+			}
 		});
 		decoder.configure({
 			codec: "opus",
@@ -216,13 +251,18 @@ var Downlink = class {
 	#openSeeing() {
 		const decoder = new VideoDecoder({
 			output: (picture) => {
+				this.#inside.vp8 -= 1;
 				this.#pictures.push(picture);
 				if (this.#pictures.length > PICTURES) this.#pictures.shift().close();
 				if (performance.now() - this.#heardAt > SILENT_MS) this.#show(Infinity);
 			},
 			error: () => {
 				if (this.#closed) return;
-				[this.#seeing, this.#needsKey] = [this.#openSeeing(), true];
+				[this.#seeing, this.#needsKey, this.#inside.vp8] = [
+					this.#openSeeing(),
+					true,
+					0
+				];
 			}
 		});
 		decoder.configure({
@@ -239,11 +279,8 @@ var Downlink = class {
 			due = this.#pictures.shift();
 		}
 		if (!due) return;
-		if (this.#canvas.width !== due.displayWidth) this.#canvas.width = due.displayWidth;
-		if (this.#canvas.height !== due.displayHeight) this.#canvas.height = due.displayHeight;
-		this.#painter.drawImage(due, 0, 0);
 		this.fps += 1;
-		due.close();
+		this.#screen.show(due);
 	}
 	close() {
 		this.#closed = true;

@@ -2,7 +2,10 @@
 const RATE = 48e3;
 const FRAME = 960;
 const START = .06 * RATE;
-const MOST = .16 * RATE;
+const STEP = .03 * RATE;
+const LONGEST = .18 * RATE;
+const SPARE = .1 * RATE;
+const CALM = 10 * RATE;
 var Microphone = class extends AudioWorkletProcessor {
 	#frame = new Float32Array(FRAME);
 	#filled = 0;
@@ -22,6 +25,8 @@ var Speaker = class extends AudioWorkletProcessor {
 	#queue = [];
 	#at = 0;
 	#waits = true;
+	#target = START;
+	#calm = 0;
 	#blocks = 0;
 	constructor() {
 		super();
@@ -32,22 +37,25 @@ var Speaker = class extends AudioWorkletProcessor {
 				true
 			];
 			else this.#queue.push(data);
-			if (this.#queued() <= MOST) return;
-			while (this.#queued() > START) this.#drop();
+			if (this.#queued() <= this.#target + SPARE) return;
+			while (this.#queued() > this.#target) this.#drop();
 		};
 	}
 	process(_, outputs) {
 		const out = outputs[0][0];
-		if (this.#waits && this.#queued() >= START) this.#waits = false;
+		if (this.#waits && this.#queued() >= this.#target) this.#waits = false;
 		for (let i = 0; i < out.length && !this.#waits; i++) {
 			const [piece] = this.#queue;
 			if (!piece) {
 				this.#waits = true;
+				[this.#target, this.#calm] = [Math.min(this.#target + STEP, LONGEST), 0];
 				break;
 			}
 			out[i] = piece.samples[this.#at++];
 			if (this.#at === piece.samples.length) this.#drop();
 		}
+		this.#calm += out.length;
+		if (this.#calm > CALM) [this.#target, this.#calm] = [Math.max(this.#target - STEP, START), 0];
 		if (++this.#blocks % 4 === 0) this.#tell();
 		return true;
 	}

@@ -5,6 +5,7 @@
  *     speaker      decoded sound with its media time ──► output, and what is heard now
  *
  * The speaker waits until it has a little sound, plays without a gap as long as there is some, and drops what has piled up.
+ * After each interruption it keeps more for a while, so that they do not recur.
  */
 
 interface AudioWorkletProcessor {
@@ -16,7 +17,10 @@ declare const registerProcessor: (name: string, kind: new () => AudioWorkletProc
 const RATE = 48_000;
 const FRAME = 960; // samples: 20 ms
 const START = 0.06 * RATE; // begin with so much
-const MOST = 0.16 * RATE; // more is delay that nobody needs
+const STEP = 0.03 * RATE; // and so much more after an interruption
+const LONGEST = 0.18 * RATE;
+const SPARE = 0.1 * RATE; // more than that beside it is delay that nobody needs
+const CALM = 10 * RATE; // after so long without an interruption, a step less is enough
 
 class Microphone extends AudioWorkletProcessor {
   #frame = new Float32Array(FRAME);
@@ -45,6 +49,8 @@ class Speaker extends AudioWorkletProcessor {
   #queue: Piece[] = [];
   #at = 0; // in the first piece
   #waits = true;
+  #target = START;
+  #calm = 0; // samples since the last interruption
   #blocks = 0;
 
   constructor() {
@@ -52,23 +58,26 @@ class Speaker extends AudioWorkletProcessor {
     this.port.onmessage = ({ data }: MessageEvent<Piece | "clear">) => {
       if (data === "clear") [this.#queue, this.#at, this.#waits] = [[], 0, true];
       else this.#queue.push(data);
-      if (this.#queued() <= MOST) return;
-      while (this.#queued() > START) this.#drop();
+      if (this.#queued() <= this.#target + SPARE) return;
+      while (this.#queued() > this.#target) this.#drop();
     };
   }
 
   process(_: Float32Array[][], outputs: Float32Array[][]): boolean {
     const out = outputs[0]![0]!;
-    if (this.#waits && this.#queued() >= START) this.#waits = false;
+    if (this.#waits && this.#queued() >= this.#target) this.#waits = false;
     for (let i = 0; i < out.length && !this.#waits; i++) {
       const [piece] = this.#queue;
       if (!piece) {
         this.#waits = true;
+        [this.#target, this.#calm] = [Math.min(this.#target + STEP, LONGEST), 0];
         break;
       }
       out[i] = piece.samples[this.#at++]!;
       if (this.#at === piece.samples.length) this.#drop();
     }
+    this.#calm += out.length;
+    if (this.#calm > CALM) [this.#target, this.#calm] = [Math.max(this.#target - STEP, START), 0];
     if (++this.#blocks % 4 === 0) this.#tell(); // every 11 ms
     return true;
   }
