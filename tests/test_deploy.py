@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import yaml
 from wan_streamer.cli.app import app
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.doors.access import plan_access
+from wan_streamer.serving.doors.ice import read_ice
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -38,7 +40,7 @@ INSTRUCTIONS = {
 }
 SERVICE = {  # of the compose specification, as far as they are used
     "image", "build", "command", "environment", "network_mode", "shm_size", "cap_drop", "security_opt",
-    "stop_grace_period", "restart", "volumes", "secrets",
+    "stop_grace_period", "restart", "volumes", "secrets", "configs",
 }  # fmt: skip
 SYSTEMD = {"Unit", "Service", "Install"}
 
@@ -135,8 +137,8 @@ def check_wheels(folder: Path) -> None:
 
 def check_compose(folder: Path) -> None:
     whole = compose(folder)
-    assert set(whole) == {"name", "services", "secrets", "volumes"}
-    assert set(whole["services"]) == {"agent", "proxy", "prometheus"}
+    assert set(whole) == {"name", "services", "secrets", "volumes", "configs"}
+    assert set(whole["services"]) == {"agent", "proxy", "prometheus", "relay"}
     for name, service in whole["services"].items():
         assert set(service) <= SERVICE, name
         assert service.get("image"), name
@@ -155,6 +157,31 @@ def check_compose(folder: Path) -> None:
     assert "WAN_STREAMER_TOKEN" in agent["environment"]  # behind a proxy there are no numbers without one
     assert whole["secrets"]["wan_streamer_token"]["environment"] == "WAN_STREAMER_TOKEN"
     assert re.fullmatch(r"[1-9]gb", agent["shm_size"])
+
+
+def check_relay(folder: Path) -> None:
+    """coturn and the server share a secret, and the server reads what the page is told."""
+    whole = compose(folder)
+    relay, agent = whole["services"]["relay"]["command"], whole["services"]["agent"]
+    assert "--use-auth-secret" in relay
+    assert re.search(r"--static-auth-secret=\$\{TURN_SECRET:", " ".join(relay))
+    assert any(line.startswith("--denied-peer-ip=169.254.") for line in relay), "the cloud's own addresses"
+    (config,) = agent["configs"]
+    assert f"--ice-servers={config['target']}" in agent["command"]
+    content = whole["configs"][config["source"]]["content"]
+    content = content.replace("${DOMAIN}", "agent.example").replace("${TURN_SECRET}", "shared")
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(content)
+        file.flush()
+        (server,) = read_ice(file.name).issue().servers
+    assert server.credential
+    assert {url.partition("?")[0] for url in server.urls} == {"turn:agent.example:3478"}
+
+
+def check_websockets(folder: Path) -> None:
+    text = (folder / "nginx.conf").read_text()
+    assert "proxy_set_header Upgrade $http_upgrade;" in text
+    assert "proxy_set_header Connection $connection_upgrade;" in text
 
 
 def check_prometheus(folder: Path) -> None:
@@ -211,6 +238,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "docker-cuda": lambda folder: check_docker(folder, "Dockerfile.cuda"),
     "wheels": check_wheels,
     "compose": check_compose,
+    "relay": check_relay,
+    "websockets": check_websockets,
     "prometheus": check_prometheus,
     "ports": check_ports_and_paths,
     "systemd": check_systemd,
@@ -234,6 +263,10 @@ BREAKS = [
     ("compose", "compose.yaml", "restart:", "restrat:"),
     ("compose", "compose.yaml", "- numbers:", "- number:"),
     ("compose", "compose.yaml", "deploy/Dockerfile ", "deploy/Dockerfile.cpu "),
+    ("relay", "compose.yaml", "static-auth-secret=${TURN", "static-auth-secret=${TURNS"),
+    ("relay", "compose.yaml", "target: /etc/wan-streamer/ice.json", "target: /etc/ice.json"),
+    ("relay", "compose.yaml", '"secret": "${TURN_SECRET}"', '"username": "u", "credential": ""'),
+    ("websockets", "nginx.conf", "Upgrade $http_upgrade", "Upgrade off"),
     ("prometheus", "prometheus.yml", "/metrics", "/stats"),
     ("prometheus", "prometheus.yml", "secrets/wan_streamer_token", "secrets/token"),
     ("prometheus", "compose.yaml", "127.0.0.1:9090\n", "0.0.0.0:9090\n"),

@@ -26,9 +26,9 @@ from wan_streamer.serving.doors.access import Access, plan_access
 from wan_streamer.serving.doors.connections import limited_protocol
 from wan_streamer.serving.doors.limits import Limits, Rates, who
 from wan_streamer.serving.doors.tls import load_tls, self_signed_tls
-from wan_streamer.serving.offers import check_offer
+from wan_streamer.serving.peers.offers import check_offer
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import use_loopback_candidates
 
 PATIENCE_S = 30
 OFFER = {"sdp": "v=0", "type": "offer"}

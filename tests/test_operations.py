@@ -24,10 +24,10 @@ from wan_streamer.serving.desk import _kind
 from wan_streamer.serving.doors.access import Access
 from wan_streamer.serving.doors.limits import Limits
 from wan_streamer.serving.meter import Meter
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.server import serve
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.watch.metrics import ENDS, READINGS, Metrics
-from wan_streamer.serving.webrtc import use_loopback_candidates
 from wan_streamer.units import UserUnit
 
 PATIENCE_S = 30

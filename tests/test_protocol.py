@@ -31,12 +31,12 @@ from wan_streamer.serving.desk import Desk
 from wan_streamer.serving.dialects.live import LiveDialect
 from wan_streamer.serving.dialects.schema import DIALECTS, event_schema
 from wan_streamer.serving.doors.access import Access
-from wan_streamer.serving.doors.connections import limited_protocol
+from wan_streamer.serving.doors.connections import limited_protocol, socket_settings
 from wan_streamer.serving.doors.guard import SECURITY_HEADERS
 from wan_streamer.serving.doors.limits import Limits
 from wan_streamer.serving.messages import MAX_TEXT, CaptionEvent, EventError, TurnEvent, parse_event
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import use_loopback_candidates
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_MS, UserUnit
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +105,7 @@ async def served(model: ModelProcess, config: ServingConfig = PATIENT) -> AsyncI
     use_loopback_candidates()
     app = create_app(model, config)
     http = limited_protocol(config.limits, config.access)
-    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, http=http, **socket_settings(config.limits), log_level="critical"))
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         running = asyncio.create_task(server.serve(sockets=[sock]))
@@ -698,11 +698,11 @@ def test_the_openapi_document_has_every_route(model: ModelProcess) -> None:
                 assert (nowhere.status_code, nowhere.json()["error"]) == (404, "route")
                 assert nowhere.headers["content-security-policy"]
             assert set(document["paths"]) == {
-                "/healthz", "/readyz", "/api/status", "/api/offer", "/api/queue", "/api/close",
+                "/healthz", "/readyz", "/api/status", "/api/offer", "/api/queue", "/api/close", "/api/ice",
                 "/metrics", SESSIONS, CALLS, f"{CALLS}/{{call_id}}/hangup", "/v1/events.schema.json",
             }  # fmt: skip
             assert "HTTPValidationError" not in document["components"]["schemas"], "no answer has that form"
-            for path in ("/healthz", "/readyz", "/api/status", "/api/queue"):
+            for path in ("/healthz", "/readyz", "/api/status", "/api/queue", "/api/ice"):
                 await server.http.get(path)
             assert (await server.http.post("/api/close", json={"session": "none"})).json() == {"closed": False}
             assert (await server.http.post("/api/offer", json={})).status_code == 422

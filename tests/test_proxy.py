@@ -15,7 +15,7 @@ from test_doors import server
 from test_serving import Visitor, until
 
 from wan_streamer.serving.doors.tls import self_signed_pem
-from wan_streamer.serving.webrtc import use_loopback_candidates
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 
 SITE = Path(__file__).parent.parent / "deploy" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

@@ -19,8 +19,8 @@ from aiortc.mediastreams import AudioStreamTrack, MediaStreamError, MediaStreamT
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.doors.limits import Limits
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import use_loopback_candidates
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
 
 PATIENCE_S = 30

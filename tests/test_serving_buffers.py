@@ -17,8 +17,6 @@ from aiortc.rtp import HeaderExtensions, RtpPacket, unpack_header_extensions
 from wan_streamer.data.media import read_sound
 from wan_streamer.data.pictures import Scaler
 from wan_streamer.errors import ServingError
-from wan_streamer.serving import jitter
-from wan_streamer.serving.jitter import AudioJitterBuffer, VideoJitterBuffer
 from wan_streamer.serving.messages import (
     Devices,
     Ping,
@@ -27,6 +25,8 @@ from wan_streamer.serving.messages import (
     parse_page_message,
 )
 from wan_streamer.serving.meter import Meter
+from wan_streamer.serving.peers import jitter
+from wan_streamer.serving.peers.jitter import AudioJitterBuffer, VideoJitterBuffer
 from wan_streamer.serving.playout import OUT_SAMPLES, STEP_MS, Playout, Upsampler
 from wan_streamer.serving.uplink import AudioInput, Uplink, VideoInput, fit
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit

@@ -49,6 +49,7 @@ export default defineConfig({
   experimental: {
     renderBuiltUrl: (name, { hostType }) => (hostType === "html" ? `static/${name}` : { relative: true }),
   },
+  worker: { format: "es", rolldownOptions: { output: { entryFileNames: "[name].js" } } },
   build: {
     outDir: join(import.meta.dirname, "../wan_streamer/serving/web"),
     emptyOutDir: true,

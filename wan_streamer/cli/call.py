@@ -56,6 +56,10 @@ def serve(
         str | None,
         typer.Option(envvar="WAN_STREAMER_TOKEN", help="What callers must know; made up if --host is not local."),
     ] = None,
+    ice_servers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="STUN and TURN servers, for visitors whom UDP does not reach directly."),
+    ] = None,
     log_format: Annotated[
         LogFormat, typer.Option(help="Logs on standard error. json: one object a line, and nothing else is printed.")
     ] = "text",
@@ -84,6 +88,7 @@ def serve(
         public_urls=public_url or (),
         proxies=proxy or (),
         token=token,
+        ice_servers=ice_servers,
         log_format=log_format,
     )
 

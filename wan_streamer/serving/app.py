@@ -1,12 +1,13 @@
 """The web application: the page, its own routes, and those of the dialects (`routes`).
 
-`create_app`  GET /  /healthz  /readyz  /metrics  /openapi.json  /api/status  /api/queue
-              POST /api/offer  /api/close
+`create_app`  GET /  /healthz  /readyz  /metrics  /openapi.json  /api/status  /api/queue  /api/ice
+              POST /api/offer  /api/close   and with the routes' /api/socket /v1/...
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from wan_streamer.serving.doors.line import Place
 from wan_streamer.serving.routes.answers import BEARER, NEEDS_TOKEN, Waiting, address, bearer, refusals, refuse
 from wan_streamer.serving.routes.live import MAX_SDP, live_routes
 from wan_streamer.serving.routes.realtime import realtime_routes
+from wan_streamer.serving.routes.socket import socket_routes
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.watch.metrics import CONTENT_TYPE, Metrics, OfferCounter
 
@@ -57,6 +59,21 @@ class Answer(BaseModel):
     session: str
     resume: str
     resume_s: float
+
+
+class Server(BaseModel):
+    """An entry of `RTCConfiguration.iceServers`."""
+
+    urls: list[str]
+    username: str | None = None
+    credential: str | None = None
+
+
+class Ways(BaseModel):
+    """ice_servers: for the page's `RTCPeerConnection`. expires_s: so long its credentials are good; none: always."""
+
+    ice_servers: list[Server]
+    expires_s: int | None = None
 
 
 class Close(BaseModel):
@@ -198,7 +215,7 @@ def create_app(
         if isinstance(entry, Place):
             return JSONResponse(Waiting.at(entry).model_dump(), 202)
         return JSONResponse({
-            "sdp": entry.sdp, "type": "answer", "session": entry.session,
+            "sdp": entry.answer, "type": "answer", "session": entry.session,
             "resume": entry.resume, "resume_s": config.resume_s,
         })  # fmt: skip
 
@@ -210,6 +227,15 @@ def create_app(
             return refusal(404, "queue", "There is no such place in the line, or it was not asked about for too long.")
         return JSONResponse({"place": place.place, "estimate_s": place.estimate_s, "ready": place.ready})
 
+    @app.get("/api/ice", response_model=Ways, dependencies=[BEARER], responses=refusals(401))
+    async def ways(request: Request) -> Response:
+        """STUN and TURN servers for an offer, with credentials of this visitor's own where the relay can have them."""
+        if not access.knows(bearer(request)):
+            return refusal(401, "token", NEEDS_TOKEN)
+        issued = config.ice.issue()
+        servers = [{name: v for name, v in asdict(server).items() if v is not None} for server in issued.servers]
+        return JSONResponse({"ice_servers": servers, "expires_s": issued.expires_s})
+
     @app.post("/api/close", response_model=Closed, responses=refusals(403, 413, 422))
     async def close(body: Close) -> dict[str, bool]:
         return {"closed": desk.close(body.session)}
@@ -217,5 +243,6 @@ def create_app(
     keys = Keys(config.secret_s, config.limits.secrets, desk.waits)
     app.include_router(live_routes(desk, model, config, keys))
     app.include_router(realtime_routes(desk, config, keys))
+    app.include_router(socket_routes(desk, config, metrics))
     app.mount("/static", StaticFiles(directory=web_root()), name="static")
     return app

@@ -21,9 +21,10 @@ from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.doors.limits import Rates, who
 from wan_streamer.serving.doors.line import Line, Place
 from wan_streamer.serving.messages import GOODBYE, TIME_OVER
+from wan_streamer.serving.peers.base import LEFT, Peer
+from wan_streamer.serving.peers.webrtc import WebRtcPeer
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.watch.metrics import Metrics
-from wan_streamer.serving.webrtc import LEFT, Peer
 
 BUSY = "Others are in calls with this agent, and so many wait already that no more can. Try again later."
 NOT_RESUMED = "The conversation before could not be gone on with. This is a new one."
@@ -59,11 +60,12 @@ class LimitError(ServingError):
 class Entry:
     """An offer's answer. What follows is known to this visitor only.
 
+    answer   SDP, if the offer was
     session  good for nothing after the call
     resume   the token for another offer that goes on with the conversation
     """
 
-    sdp: str
+    answer: str
     session: str
     resume: str
 
@@ -132,12 +134,13 @@ class Desk:
 
     async def open(
         self,
-        sdp: str,
+        offer: str,
         address: str = "",
         ticket: str = "",
         resume: str = "",
         *,
         dialect: Callable[[str], Dialect] = lambda session: Dialect(),
+        peer_of: Callable[[ModelProcess, ServingConfig, Conversation, Dialect, Metrics], Peer] = WebRtcPeer,
         session: str = "",
         may_wait: bool = True,
     ) -> Entry | Place:
@@ -146,7 +149,8 @@ class Desk:
         address  where the offer came from
         ticket   that its visitor waited with
         resume   the token of the conversation to go on with
-        dialect  makes that of the data channel, for a session
+        dialect  makes that of the messages, for a session
+        peer_of  makes the connection, which takes the offer
         session  the id for the visit; "": a new one
         may_wait False: refused where others would wait in the line
         Raises `BusyError`, `LimitError`, or what the model or the offer raised.
@@ -168,12 +172,12 @@ class Desk:
         before = self._take_over(resume)
         talk = before or Conversation()
         session = session or new_session()
-        peer = Peer(self._model, self._config, talk, dialect(session), self._metrics)
+        peer = peer_of(self._model, self._config, talk, dialect(session), self._metrics)
         visit = _Visit(session, peer, talk, key, admitted and before is None)
         self._visits[visit.session], talk.visitor = visit, visit.session
         try:
             await self._model.ensure_ready()
-            answer = await visit.peer.answer(sdp, address)
+            answer = await visit.peer.answer(offer, address)
         except BaseException:
             self._end(visit)
             await visit.peer.close()

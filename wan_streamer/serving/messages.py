@@ -33,7 +33,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class EventError(ServingError):
     """One message was not taken. The call goes on.
 
-    code  "unknown_event", "invalid_event" or "rate"
+    code  "unknown_event", "invalid_event", "invalid_media" or "rate"
     """
 
     def __init__(self, message: str, code: str = "invalid_event") -> None:

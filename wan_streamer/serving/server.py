@@ -21,10 +21,11 @@ from wan_streamer.runtime.worker import AgentFactory, load_agent
 from wan_streamer.serving.about import read_about
 from wan_streamer.serving.app import create_app
 from wan_streamer.serving.doors.access import Access, is_loopback, plan_access
-from wan_streamer.serving.doors.connections import limited_protocol
+from wan_streamer.serving.doors.connections import limited_protocol, socket_settings
+from wan_streamer.serving.doors.ice import read_ice
 from wan_streamer.serving.doors.tls import load_tls, self_signed_tls
+from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.settings import ServingConfig
-from wan_streamer.serving.webrtc import use_loopback_candidates
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def serve(
     public_urls: Sequence[str] = (),
     proxies: Sequence[str] = (),
     token: str | None = None,
+    ice_servers: str | Path | None = None,
     log_format: str | None = None,
     console: Console | None = None,
 ) -> None:
@@ -111,12 +113,13 @@ def serve(
     max_minutes     longest call; None: any
     standby         keep a second model process loaded, which takes over when the first dies
     agent_factory   another agent, as a picklable callable or "package.module:function"
-    config          its `access` and `max_call_s` are replaced by what the other arguments say
+    config          its `access`, `ice` and `max_call_s` are replaced by what the other arguments say
     certfile        with keyfile: HTTPS, which is needed on any host but localhost
     self_signed     HTTPS with a certificate made now
     public_urls     addresses under which visitors come, beside the local ones
     proxies         addresses or networks of reverse proxies whose forwarding headers are believed
     token           what callers have to know; on any host but localhost one is made up if it is not given
+    ice_servers     file of STUN and TURN servers (see `read_ice`)
     log_format      "text" or "json" on standard error (see `log_as`); json prints nothing else. None: logging as it is
 
     Raises `ServingError` when an argument is wrong, the port is taken or the model process cannot start,
@@ -128,8 +131,13 @@ def serve(
         raise ServingError("--log-format json: expected --token or WAN_STREAMER_TOKEN too, as logs tell no made-up one")
     tls = _tls(host, access, certfile, keyfile, self_signed)
     config = config or ServingConfig()
-    config = replace(config, access=access, max_call_s=None if max_minutes is None else max_minutes * 60,
-                     about=config.about or read_about(checkpoint))  # fmt: skip
+    config = replace(
+        config,
+        access=access,
+        ice=read_ice(ice_servers),
+        max_call_s=None if max_minutes is None else max_minutes * 60,
+        about=config.about or read_about(checkpoint),
+    )
     if log_format is not None:
         log_as(log_format)
     sock = bind(host, port)  # first, because loading a model to learn that the port is taken helps nobody
@@ -161,7 +169,7 @@ def serve(
             settings = uvicorn.Config(
                 app,
                 http=limited_protocol(config.limits, access),
-                ws="none",
+                **socket_settings(config.limits),
                 log_level="warning",
                 log_config=None,  # its loggers go the way of all others
                 access_log=False,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from wan_streamer.serving.about import About
 from wan_streamer.serving.doors.access import Access
+from wan_streamer.serving.doors.ice import IceServers
 from wan_streamer.serving.doors.limits import Limits
 
 
@@ -26,6 +27,7 @@ class ServingConfig:
     prebuffer_ms         audio and video kept back before the first unit is played; late units add to it by themselves
     max_playout_ms       a playout queue longer than this is cut back
     access               who is let in
+    ice                  STUN and TURN servers for the page and for this server
     limits               how much one address may ask for
     about                what the agent understands, for the page
     """
@@ -44,5 +46,6 @@ class ServingConfig:
     prebuffer_ms: int = 20
     max_playout_ms: int = 480
     access: Access = field(default_factory=Access)
+    ice: IceServers = field(default_factory=IceServers)
     limits: Limits = field(default_factory=Limits)
     about: About | None = None

@@ -14,10 +14,12 @@ from pydantic import TypeAdapter
 
 from wan_streamer.serving.dialects.live import LIVE_COMMANDS, LIVE_EVENTS
 from wan_streamer.serving.dialects.realtime import REALTIME_COMMANDS, REALTIME_EVENTS
+from wan_streamer.serving.dialects.start import ANSWERS, START
 from wan_streamer.serving.messages import PAGE_MESSAGES, ServerEvent
 
 DIALECTS: dict[str, tuple[TypeAdapter[Any], TypeAdapter[Any]]] = {
     "page": (TypeAdapter(ServerEvent), PAGE_MESSAGES),
+    "socket": (ANSWERS, START),
     "live": (TypeAdapter(reduce(or_, LIVE_EVENTS)), LIVE_COMMANDS),  # type: ignore[arg-type]
     "realtime": (TypeAdapter(reduce(or_, REALTIME_EVENTS)), REALTIME_COMMANDS),  # type: ignore[arg-type]
 }
@@ -32,13 +34,13 @@ def event_schema() -> dict[str, Any]:
                 mode="serialization" if side == "server" else "validation",
                 ref_template=f"#/$defs/{name}.{{model}}",
             )
-            parts = schema.pop("$defs")
+            parts = schema.pop("$defs", {})
             schema.pop("discriminator", None)
             definitions |= {f"{name}.{part}": _named(part_schema) for part, part_schema in parts.items()}
-            definitions[f"{name}.{side}"] = schema
+            definitions[f"{name}.{side}"] = schema if parts else _named(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Events of the data channel",
+        "title": "Messages of calls",
         "$defs": dict(sorted(definitions.items())),
     }
 

@@ -15,6 +15,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from wan_streamer.serving.doors.access import Access
 from wan_streamer.serving.doors.limits import Limits, Rates, who
 
+SCHEMES = {"ws": "http", "wss": "https"}  # of a WebSocket -> of the page that opens it
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
@@ -49,7 +50,7 @@ class _SecurityHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
                 if message["status"] >= 400:
@@ -67,14 +68,15 @@ class _Callers:
         self._rates = Rates(limits.requests_per_s, limits.request_burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
             origin = headers.get("origin")
-            own = f"{scope['scheme']}://{headers['host']}"
+            own = f"{SCHEMES.get(scope['scheme'], scope['scheme'])}://{headers['host']}"
+            starts = scope["type"] == "websocket" or scope["method"] == "POST"
             if not self._rates.take(who((scope.get("client") or ("",))[0])):
                 refused = refusal(429, "rate", "Too many requests came from this address. Wait a little.")
                 return await refused(scope, receive, send)
-            if scope["method"] == "POST" and origin and origin.lower() not in (own.lower(), *self._access.origins):
+            if starts and origin and origin.lower() not in (own.lower(), *self._access.origins):
                 refused = refusal(403, "origin", "Calls can only be started from this server's own page.")
                 return await refused(scope, receive, send)
         await self._app(scope, receive, send)

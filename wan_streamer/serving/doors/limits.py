@@ -25,6 +25,8 @@ class Limits:
     pending_offers       offers answered and not connected yet, of all addresses and (per_address) of one
     queue                visitors who wait for a place, of all addresses and (per_address) of one
     secrets              client secrets that wait to be used
+    socket_bytes         the longest message of a WebSocket
+    media_per_s          binary messages of one WebSocket, media_burst of them at once
     messages_per_s       messages of one page in a call, message_burst of them at once; answered refusals likewise
     """
 
@@ -41,6 +43,9 @@ class Limits:
     queue: int = 32
     queue_per_address: int = 4
     secrets: int = 256
+    socket_bytes: int = 256_000
+    media_per_s: float = 120.0
+    media_burst: int = 240
     messages_per_s: float = 20.0
     message_burst: int = 60
 

@@ -125,7 +125,7 @@ def live_routes(desk: Desk, model: ModelProcess, config: ServingConfig, keys: Ke
             return refuse(error, config.limits)
         return _answer(Created(
             session=describe(opened.session, ready),
-            transport=Answered(sdp=opened.sdp),
+            transport=Answered(sdp=opened.answer),
             resume=Resume(token=opened.resume, within_s=config.resume_s),
         ))  # fmt: skip
 

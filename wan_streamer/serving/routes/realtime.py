@@ -52,7 +52,9 @@ def realtime_routes(desk: Desk, config: ServingConfig, keys: Keys) -> APIRouter:
             return refused.answer
         except WanStreamerError as error:
             return refuse(error, config.limits)
-        return Response(opened.sdp, 201, media_type=SDP, headers={"Location": f"/v1/realtime/calls/{opened.session}"})
+        return Response(
+            opened.answer, 201, media_type=SDP, headers={"Location": f"/v1/realtime/calls/{opened.session}"}
+        )
 
     @router.post("/v1/realtime/calls/{call_id}/hangup", response_class=Response, responses=refusals(403, 404, 422))
     async def hang_up(call_id: str) -> Response:

@@ -129,12 +129,479 @@ async function askLine(base, ticket, signal) {
 		queue: ticket
 	};
 }
+/** STUN and TURN servers that the server was configured with; usually none. */
+async function askIce({ base, token }) {
+	const response = await fetch(new URL("api/ice", base), { headers: bearer(token) }).catch(() => null);
+	if (!response?.ok) return [];
+	return (await response.json()).ice_servers;
+}
 /** What the agent understands, if its makers wrote that down. */
 async function askAbout(base, token) {
 	const response = await fetch(new URL("api/status", base), { headers: bearer(token) }).catch(() => null);
 	if (!response?.ok) return null;
 	return (await response.json()).agent ?? null;
 }
+// src/client/downlink.ts
+var PICTURES = 50;
+var BEHIND = {
+	opus: 15,
+	vp8: 8
+};
+var SILENT_MS = 300;
+function openScreen() {
+	if (typeof MediaStreamTrackGenerator !== "undefined") {
+		const track = new MediaStreamTrackGenerator({ kind: "video" });
+		const writer = track.writable.getWriter();
+		return {
+			track,
+			show: (picture) => void writer.write(picture).catch(() => picture.close())
+		};
+	}
+	const canvas = document.createElement("canvas");
+	const painter = canvas.getContext("2d", {
+		alpha: false,
+		willReadFrequently: true
+	});
+	return {
+		track: canvas.captureStream().getVideoTracks()[0],
+		show: (picture) => {
+			if (canvas.width !== picture.displayWidth) canvas.width = picture.displayWidth;
+			if (canvas.height !== picture.displayHeight) canvas.height = picture.displayHeight;
+			painter.drawImage(picture, 0, 0);
+			picture.close();
+		}
+	};
+}
+var Downlink = class {
+	stream;
+	fps = 0;
+	queuedMs = 0;
+	#screen = openScreen();
+	#speaker;
+	#hearing;
+	#seeing;
+	#pictures = [];
+	#heardAt = -Infinity;
+	#needsKey = true;
+	#inside = {
+		opus: 0,
+		vp8: 0
+	};
+	#closed = false;
+	constructor(context) {
+		this.#speaker = new AudioWorkletNode(context, "speaker", {
+			numberOfInputs: 0,
+			outputChannelCount: [1]
+		});
+		this.#speaker.port.onmessage = ({ data }) => {
+			this.queuedMs = data.queuedMs;
+			if (data.timeUs === null) return;
+			this.#heardAt = performance.now();
+			this.#show(data.timeUs);
+		};
+		const out = context.createMediaStreamDestination();
+		this.#speaker.connect(out);
+		this.stream = new MediaStream([this.#screen.track, ...out.stream.getAudioTracks()]);
+		this.#hearing = this.#openHearing();
+		this.#seeing = this.#openSeeing();
+	}
+	take({ kind, key, timeUs, data }) {
+		if (this.#closed || kind === "pcm") return;
+		const behind = this.#inside[kind] >= BEHIND[kind];
+		if (kind === "vp8") this.#needsKey = (this.#needsKey || behind) && (!key || behind);
+		if (behind || kind === "vp8" && this.#needsKey) return;
+		this.#inside[kind] += 1;
+		if (kind === "vp8") this.#seeing.decode(new EncodedVideoChunk({
+			type: key ? "key" : "delta",
+			timestamp: timeUs,
+			data
+		}));
+		else this.#hearing.decode(new EncodedAudioChunk({
+			type: "key",
+			timestamp: timeUs,
+			data
+		}));
+	}
+	#openHearing() {
+		const decoder = new AudioDecoder({
+			output: (sound) => {
+				this.#inside.opus -= 1;
+				const samples = new Float32Array(sound.numberOfFrames);
+				sound.copyTo(samples, {
+					planeIndex: 0,
+					format: "f32-planar"
+				});
+				this.#speaker.port.postMessage({
+					samples,
+					timeUs: sound.timestamp
+				}, [samples.buffer]);
+				sound.close();
+			},
+			error: () => {
+				if (!this.#closed) [this.#hearing, this.#inside.opus] = [this.#openHearing(), 0];
+			}
+		});
+		decoder.configure({
+			codec: "opus",
+			sampleRate: 48e3,
+			numberOfChannels: 1
+		});
+		return decoder;
+	}
+	#openSeeing() {
+		const decoder = new VideoDecoder({
+			output: (picture) => {
+				this.#inside.vp8 -= 1;
+				this.#pictures.push(picture);
+				if (this.#pictures.length > PICTURES) this.#pictures.shift().close();
+				if (performance.now() - this.#heardAt > SILENT_MS) this.#show(Infinity);
+			},
+			error: () => {
+				if (this.#closed) return;
+				[this.#seeing, this.#needsKey, this.#inside.vp8] = [
+					this.#openSeeing(),
+					true,
+					0
+				];
+			}
+		});
+		decoder.configure({
+			codec: "vp8",
+			optimizeForLatency: true
+		});
+		return decoder;
+	}
+	/** Paints the newest picture that has begun by then. */
+	#show(timeUs) {
+		let due = null;
+		while (this.#pictures[0] && this.#pictures[0].timestamp <= timeUs) {
+			due?.close();
+			due = this.#pictures.shift();
+		}
+		if (!due) return;
+		this.fps += 1;
+		this.#screen.show(due);
+	}
+	close() {
+		this.#closed = true;
+		this.#speaker.port.onmessage = null;
+		for (const decoder of [this.#hearing, this.#seeing]) if (decoder.state !== "closed") decoder.close();
+		for (const picture of this.#pictures.splice(0)) picture.close();
+		for (const track of this.stream.getTracks()) track.stop();
+	}
+};
+// src/client/packets.ts
+var KINDS = {
+	1: "opus",
+	2: "pcm",
+	3: "vp8"
+};
+var NUMBERS = {
+	opus: 1,
+	pcm: 2,
+	vp8: 3
+};
+var HEADER = 10;
+/** The message for something encoded, whose bytes `copyTo` writes behind the header. */
+function pack(kind, key, timeUs, bytes, copyTo) {
+	const message = new ArrayBuffer(HEADER + bytes);
+	const view = new DataView(message);
+	view.setUint8(0, NUMBERS[kind]);
+	view.setUint8(1, key ? 1 : 0);
+	view.setBigInt64(2, BigInt(Math.round(timeUs)));
+	copyTo(new Uint8Array(message, HEADER));
+	return message;
+}
+function unpack(message) {
+	const view = new DataView(message);
+	const kind = message.byteLength > HEADER ? KINDS[view.getUint8(0)] : void 0;
+	if (!kind) return null;
+	return {
+		kind,
+		key: view.getUint8(1) === 1,
+		timeUs: Number(view.getBigInt64(2)),
+		data: new Uint8Array(message, HEADER)
+	};
+}
+// src/client/uplink.ts
+/** The visitor's devices -> packets, with WebCodecs. */
+var FRAME_RATE = 25;
+var KEY_EVERY = 100;
+var MAX_WIDTH = 672;
+var MAX_HEIGHT = 384;
+var VIDEO_BITS = 5e5;
+var AUDIO_BITS = 32e3;
+var QUEUE = 2;
+var AUDIO_RATE = 48e3;
+var FRAME_US = 2e4;
+/** Sends one camera track until `stop`. */
+var CameraSender = class {
+	#encoder;
+	#stopped = new AbortController();
+	#size = "";
+	#count = 0;
+	#last = -Infinity;
+	constructor(track, post, congested) {
+		this.#encoder = new VideoEncoder({
+			output: (chunk) => post(pack("vp8", chunk.type === "key", chunk.timestamp, chunk.byteLength, (to) => chunk.copyTo(to))),
+			error: () => this.stop()
+		});
+		this.#read(track, congested).catch(() => this.stop());
+	}
+	async #read(track, congested) {
+		for await (const frame of pictures(track, this.#stopped.signal)) {
+			const now = performance.now();
+			if (!(now - this.#last < 1e3 / FRAME_RATE - 8) && this.#encoder.state !== "closed" && this.#encoder.encodeQueueSize <= QUEUE && !congested()) {
+				this.#last = now;
+				this.#encode(frame, now * 1e3);
+			}
+			frame.close();
+		}
+	}
+	#encode(frame, timestamp) {
+		const scale = Math.min(1, MAX_WIDTH / frame.displayWidth, MAX_HEIGHT / frame.displayHeight);
+		const [width, height] = [frame.displayWidth, frame.displayHeight].map((side) => Math.max(2, Math.round(side * scale / 2) * 2));
+		if (this.#size !== `${width}x${height}`) {
+			this.#size = `${width}x${height}`;
+			this.#count = 0;
+			this.#encoder.configure({
+				codec: "vp8",
+				width,
+				height,
+				bitrate: VIDEO_BITS,
+				framerate: FRAME_RATE,
+				latencyMode: "realtime"
+			});
+		}
+		const stamped = new VideoFrame(frame, { timestamp });
+		this.#encoder.encode(stamped, { keyFrame: this.#count++ % KEY_EVERY === 0 });
+		stamped.close();
+	}
+	stop() {
+		this.#stopped.abort();
+		if (this.#encoder.state !== "closed") this.#encoder.close();
+	}
+};
+async function* pictures(track, stopped) {
+	if (typeof MediaStreamTrackProcessor !== "undefined") {
+		const reader = new MediaStreamTrackProcessor({
+			track,
+			maxBufferSize: 1
+		}).readable.getReader();
+		stopped.addEventListener("abort", () => void reader.cancel().catch(() => {}));
+		while (!stopped.aborted) {
+			const { value } = await reader.read();
+			if (!value) return;
+			yield value;
+		}
+		return;
+	}
+	const video = document.createElement("video");
+	video.muted = true;
+	video.srcObject = new MediaStream([track]);
+	await video.play();
+	while (!stopped.aborted) {
+		await new Promise((resolve) => setTimeout(resolve, 1e3 / FRAME_RATE));
+		if (video.readyState >= video.HAVE_CURRENT_DATA) yield new VideoFrame(video, { timestamp: 0 });
+	}
+	video.srcObject = null;
+}
+/** Sends what the microphone's worklet gives, 20 ms at a time; as PCM at half the rate where no Opus encoder is. */
+var MicrophoneSender = class {
+	#encoder;
+	#source;
+	#node;
+	#timeUs = 0;
+	constructor(track, context, post, congested) {
+		this.#encoder = "AudioEncoder" in globalThis ? new AudioEncoder({
+			output: (chunk) => post(pack("opus", true, chunk.timestamp, chunk.byteLength, (to) => chunk.copyTo(to))),
+			error: () => this.stop()
+		}) : null;
+		this.#encoder?.configure({
+			codec: "opus",
+			sampleRate: AUDIO_RATE,
+			numberOfChannels: 1,
+			bitrate: AUDIO_BITS
+		});
+		this.#source = context.createMediaStreamSource(new MediaStream([track]));
+		this.#node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
+		this.#node.port.onmessage = ({ data }) => {
+			const timestamp = this.#timeUs;
+			this.#timeUs += FRAME_US;
+			if (!congested()) this.#send(data, timestamp, post);
+		};
+		this.#source.connect(this.#node);
+	}
+	#send(samples, timestamp, post) {
+		if (this.#encoder?.state === "configured") {
+			const sound = new AudioData({
+				format: "f32",
+				sampleRate: AUDIO_RATE,
+				numberOfChannels: 1,
+				numberOfFrames: samples.length,
+				timestamp,
+				data: samples
+			});
+			this.#encoder.encode(sound);
+			sound.close();
+		} else if (!this.#encoder) post(pack("pcm", true, timestamp, samples.length, (to) => {
+			const view = new DataView(to.buffer, to.byteOffset);
+			for (let i = 0; i < samples.length / 2; i++) {
+				const mean = (samples[2 * i] + samples[2 * i + 1]) / 2;
+				view.setInt16(2 * i, Math.max(-1, Math.min(1, mean)) * 32767, true);
+			}
+		}));
+	}
+	stop() {
+		this.#source.disconnect();
+		this.#node.port.onmessage = null;
+		if (this.#encoder && this.#encoder.state !== "closed") this.#encoder.close();
+	}
+};
+// src/client/worklet.ts?worker&url
+var worklet_default = new URL("worklet.js", import.meta.url).href;
+// src/client/socket.ts
+/** A call over one WebSocket, where UDP does not pass: WebCodecs for media, text messages for events. */
+var CONNECT_MS$1 = 12e3;
+var CONGESTED = {
+	camera: 6e4,
+	microphone: 12e4
+};
+var RESTARTING = 1012;
+var Socket = class {
+	#socket = null;
+	#context = null;
+	#downlink = null;
+	#senders = {};
+	#base = null;
+	#session = "";
+	#closed = false;
+	#asked = performance.now();
+	#giveUp = () => {};
+	async open(request, tracks, handlers) {
+		this.#base = request.base;
+		const given = new Promise((_, reject) => this.#giveUp = reject);
+		given.catch(() => {});
+		const timer = setTimeout(() => this.#giveUp(unreachable()), CONNECT_MS$1);
+		try {
+			return await Promise.race([this.#connect(request, tracks, handlers), given]);
+		} finally {
+			clearTimeout(timer);
+		}
+	}
+	async #connect(request, tracks, handlers) {
+		const context = this.#context = new AudioContext({
+			sampleRate: 48e3,
+			latencyHint: "interactive"
+		});
+		await context.audioWorklet.addModule(worklet_default);
+		if (this.#closed) return new Promise(() => {});
+		const url = new URL("api/socket", request.base);
+		url.protocol = url.protocol.replace("http", "ws");
+		const socket = this.#socket = new WebSocket(url);
+		socket.binaryType = "arraybuffer";
+		const answer = await this.#ask(socket, request);
+		if (answer.type === "refused") throw refused(answer.status, answer);
+		if (answer.type === "waiting") {
+			this.close(false);
+			return waiting(answer);
+		}
+		this.#session = answer.session;
+		const next = {
+			token: answer.resume,
+			ms: answer.resume_s * 1e3
+		};
+		handlers.resume(next);
+		this.#listen(socket, this.#downlink = new Downlink(context), handlers);
+		if (context.state === "suspended") addEventListener("pointerdown", () => void context.resume(), { once: true });
+		handlers.remote(this.#downlink.stream);
+		for (const device of ["microphone", "camera"]) await this.setTrack(device, tracks[device] ?? null);
+		return { kind: "open" };
+	}
+	#ask(socket, { token, queue, resume }) {
+		return new Promise((resolve, reject) => {
+			socket.onopen = () => socket.send(JSON.stringify({
+				type: "start",
+				token,
+				queue,
+				resume
+			}));
+			socket.onmessage = ({ data }) => resolve(JSON.parse(data));
+			socket.onclose = () => reject(unreachable());
+		});
+	}
+	#listen(socket, downlink, handlers) {
+		socket.onmessage = ({ data }) => {
+			if (typeof data === "string") return handlers.message(JSON.parse(data));
+			const packet = unpack(data);
+			if (packet) downlink.take(packet);
+		};
+		socket.onclose = ({ code }) => {
+			if (this.#closed) return;
+			this.close(false);
+			if (code !== RESTARTING) return handlers.lost();
+			handlers.message({
+				type: "session",
+				state: "ended",
+				message: "The server is being stopped.",
+				agent: "",
+				width: 0,
+				height: 0,
+				fps: 0,
+				unit_ms: 0
+			});
+		};
+	}
+	send(message) {
+		if (this.#socket?.readyState !== WebSocket.OPEN || !this.#session) return false;
+		this.#socket.send(JSON.stringify(message));
+		return true;
+	}
+	async setTrack(device, track) {
+		this.#senders[device]?.stop();
+		delete this.#senders[device];
+		const socket = this.#socket;
+		if (!track || !socket || !this.#context || this.#closed) return;
+		const post = (message) => socket.readyState === WebSocket.OPEN && socket.send(message);
+		const congested = () => socket.bufferedAmount > CONGESTED[device];
+		this.#senders[device] = device === "camera" ? new CameraSender(track, post, congested) : new MicrophoneSender(track, this.#context, post, congested);
+	}
+	async network() {
+		const [now, downlink] = [performance.now(), this.#downlink];
+		const fps = downlink ? downlink.fps * 1e3 / (now - this.#asked) : 0;
+		this.#asked = now;
+		if (downlink) downlink.fps = 0;
+		const buffer = downlink ? downlink.queuedMs : null;
+		return {
+			fps: Math.round(fps),
+			audioBufferMs: buffer,
+			videoBufferMs: buffer,
+			packetsLost: 0
+		};
+	}
+	close(goodbye) {
+		if (goodbye && this.#session && this.#base) sayGoodbye(this.#base, this.#session);
+		if (goodbye) this.#session = "";
+		if (this.#closed) return;
+		this.#closed = true;
+		this.#giveUp(new CallError("The call was ended", "It was ended before it stood.", "closed"));
+		for (const sender of Object.values(this.#senders)) sender.stop();
+		this.#socket?.close();
+		this.#downlink?.close();
+		this.#context?.close();
+	}
+};
+var socket = {
+	name: "socket",
+	supported: () => [
+		"WebSocket",
+		"VideoEncoder",
+		"VideoDecoder",
+		"AudioDecoder",
+		"AudioWorkletNode"
+	].every((name) => name in globalThis) && "captureStream" in HTMLCanvasElement.prototype,
+	create: () => new Socket()
+};
 // src/client/webrtc.ts
 /** A call over WebRTC: RTP for media, the data channel `events` for messages, one HTTP request to begin. */
 var GATHERING_MS = 1500;
@@ -162,6 +629,8 @@ var WebRtc = class {
 		const video = pc.addTransceiver(tracks.camera ?? "video", { direction: "sendrecv" });
 		this.#senders.camera = video.sender;
 		preferVp8(video);
+		const iceServers = await askIce(request);
+		if (!this.#closed && iceServers.length > 0) pc.setConfiguration({ iceServers });
 		await pc.setLocalDescription(await pc.createOffer());
 		await Promise.race([gathered(pc), given]);
 		const { sdp } = pc.localDescription;
@@ -300,7 +769,7 @@ var RETRIES = 5;
 var SILENCE_MS = 8e3;
 var ASLEEP_MS = 4e3;
 /** In the order in which a call tries them. */
-var TRANSPORTS = [webrtc];
+var TRANSPORTS = [webrtc, socket];
 var Call = class extends Emitter {
 	#options;
 	#transport = null;
@@ -1293,6 +1762,11 @@ if (given) {
 	history.replaceState(null, "", location.pathname + location.search);
 }
 var token = () => sessionStorage.getItem("token") ?? "";
+/** `?transport=NAME` allows one way only: for tests, and to find out what a network lets through. */
+function transports() {
+	const name = new URLSearchParams(location.search).get("transport");
+	return name ? TRANSPORTS.filter((kind) => kind.name === name) : TRANSPORTS;
+}
 function setState(state, message = "") {
 	document.body.dataset.state = state;
 	$("status-text").textContent = message || STATUS[state];
@@ -1325,6 +1799,7 @@ async function start({ resume = "", typingOnly = false } = {}) {
 			base: BASE,
 			token: token(),
 			resume,
+			transports: transports(),
 			microphone: devices.isOn("microphone"),
 			camera: devices.isOn("camera"),
 			microphoneId: devices.chosen("microphone"),

@@ -14,6 +14,7 @@ import { CallError, offline, unreachable } from "./errors";
 import type { CaptionEvent, ErrorEvent, NoticeEvent, PageMessage, PlaybackEvent, ServerEvent, SessionEvent, StatsEvent, TurnEvent } from "./events";
 import { Emitter } from "./emitter";
 import { askLine, sayGoodbye } from "./server";
+import { socket } from "./socket";
 import type { DeviceName, Entry, NetworkStats, Resume, Tracks, Transport, TransportKind } from "./transport";
 import { webrtc } from "./webrtc";
 
@@ -24,7 +25,7 @@ const SILENCE_MS = 8000; // nothing from the server for this long: the connectio
 const ASLEEP_MS = 4000; // a timer this late: the page, not the network, was away
 
 /** In the order in which a call tries them. */
-export const TRANSPORTS: readonly TransportKind[] = [webrtc];
+export const TRANSPORTS: readonly TransportKind[] = [webrtc, socket];
 
 export interface CallOptions {
   /** Address of the server's page, ending in "/". */

@@ -9,4 +9,5 @@ export type * from "./events";
 export { askAbout } from "./server";
 export type { About } from "./server";
 export type * from "./transport";
+export { socket } from "./socket";
 export { webrtc } from "./webrtc";

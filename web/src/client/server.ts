@@ -46,6 +46,13 @@ export async function askLine(base: URL, ticket: string, signal: AbortSignal): P
   return body.ready ? "ready" : { ...body, queue: ticket };
 }
 
+/** STUN and TURN servers that the server was configured with; usually none. */
+export async function askIce({ base, token }: SessionRequest): Promise<RTCIceServer[]> {
+  const response = await fetch(new URL("api/ice", base), { headers: bearer(token) }).catch(() => null);
+  if (!response?.ok) return []; // the offer will be told why
+  return ((await response.json()) as { ice_servers: RTCIceServer[] }).ice_servers;
+}
+
 export interface About {
   name: string;
   about: string;

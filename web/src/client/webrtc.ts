@@ -2,7 +2,7 @@
 
 import { CallError, unreachable } from "./errors";
 import type { PageMessage, ServerEvent } from "./events";
-import { post, sayGoodbye, waiting, type PlaceBody } from "./server";
+import { askIce, post, sayGoodbye, waiting, type PlaceBody } from "./server";
 import type {
   DeviceName, Entry, Handlers, NetworkStats, SessionRequest, Tracks, Transport, TransportKind,
 } from "./transport";
@@ -43,6 +43,8 @@ class WebRtc implements Transport {
     this.#senders.camera = video.sender;
     preferVp8(video);
 
+    const iceServers = await askIce(request);
+    if (!this.#closed && iceServers.length > 0) pc.setConfiguration({ iceServers });
     await pc.setLocalDescription(await pc.createOffer());
     await Promise.race([gathered(pc), given]);
     const { sdp } = pc.localDescription!;

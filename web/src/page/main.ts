@@ -1,7 +1,7 @@
 /** The page: one call at a time, and what is around it. What a call is lives in `client/`. */
 
 import "../style/style.css";
-import { type About, askAbout, Call, CallError, type CallState } from "../client";
+import { type About, askAbout, Call, CallError, type CallState, TRANSPORTS } from "../client";
 import { Captions } from "./captions";
 import { Devices } from "./devices";
 import { $ } from "./dom";
@@ -37,6 +37,12 @@ if (given) {
   history.replaceState(null, "", location.pathname + location.search);
 }
 const token = () => sessionStorage.getItem("token") ?? "";
+
+/** `?transport=NAME` allows one way only: for tests, and to find out what a network lets through. */
+function transports(): typeof TRANSPORTS {
+  const name = new URLSearchParams(location.search).get("transport");
+  return name ? TRANSPORTS.filter((kind) => kind.name === name) : TRANSPORTS;
+}
 
 // ---------------------------------------------------------------------------------------------------- states
 
@@ -77,7 +83,7 @@ async function start({ resume = "", typingOnly = false }: StartOptions = {}): Pr
   listen(current);
   try {
     await current.start({
-      base: BASE, token: token(), resume,
+      base: BASE, token: token(), resume, transports: transports(),
       microphone: devices.isOn("microphone"), camera: devices.isOn("camera"),
       microphoneId: devices.chosen("microphone"), cameraId: devices.chosen("camera"),
     });

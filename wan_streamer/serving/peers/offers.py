@@ -6,7 +6,7 @@
 
 import contextlib
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from aiortc import RTCSctpTransport
 
@@ -17,13 +17,14 @@ MAX_CANDIDATES = 8  # of a section; a browser names two or three for each of its
 DCEP, DCEP_OPEN = 50, 3  # RFC 8832: the protocol that opens data channels, and its message
 
 
-def check_offer(sdp: str, address: str) -> str:
+def check_offer(sdp: str, address: str, relays: Collection[str] = ()) -> str:
     """The offer without candidates that the server has no reason to send to.
 
     A server that sends connectivity checks to whatever an offer names is a weapon against others. Nothing is lost: the
     page sends its own checks, and the server answers where they come from.
 
     address  where the offer came from; "": unknown, as in tests
+    relays   addresses of TURN servers that the page was told
     Raises `ServingError` if the offer has too many sections.
     """
     kept: list[str] = []
@@ -32,7 +33,7 @@ def check_offer(sdp: str, address: str) -> str:
         if line.startswith("m="):
             sections, candidates = sections + 1, 0
         if line.startswith("a=candidate:"):
-            if candidates >= MAX_CANDIDATES or not _may_send_to(line, address):
+            if candidates >= MAX_CANDIDATES or not _may_send_to(line, address, relays):
                 continue
             candidates += 1
         kept.append(line)
@@ -41,8 +42,8 @@ def check_offer(sdp: str, address: str) -> str:
     return "\r\n".join(kept) + "\r\n"
 
 
-def _may_send_to(line: str, came_from: str) -> bool:
-    """Addresses from which the offer came, and private ones if it came from a private one."""
+def _may_send_to(line: str, came_from: str, relays: Collection[str]) -> bool:
+    """Addresses from which the offer came, and private ones if it came from a private one; relays of our own."""
     fields = line.split()
     if len(fields) < 8 or fields[2].lower() != "udp":
         return False
@@ -54,6 +55,8 @@ def _may_send_to(line: str, came_from: str) -> bool:
         return False
     if host.is_multicast or host.is_unspecified or not 1024 <= port <= 65_535:
         return False
+    if str(host) in relays and " typ relay" in line:
+        return True
     return str(host) == came_from or (_is_private(str(host)) and _is_private(came_from))
 
 

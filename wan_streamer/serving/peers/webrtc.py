@@ -1,6 +1,6 @@
 """WebRTC for one call: aiortc carries what `Call` hears, says and shows.
 
-`Peer`                     one connection: uplink tracks, downlink tracks, data channel
+`WebRtcPeer`               one connection: uplink tracks, downlink tracks, data channel
 `use_loopback_candidates`  lets a page on the same machine connect when no other network exists
 """
 
@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, Literal
+from typing import Any
 
 import aioice.ice
 import av
@@ -18,6 +18,7 @@ from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
     RTCDataChannel,
+    RTCIceServer,
     RTCPeerConnection,
     RTCSessionDescription,
 )
@@ -26,23 +27,17 @@ from aiortc.mediastreams import MediaStreamError
 from wan_streamer.data.pictures import Scaler
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
-from wan_streamer.serving import jitter
-from wan_streamer.serving.call import Call
 from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.dialects.base import Dialect
-from wan_streamer.serving.doors.limits import Bucket
-from wan_streamer.serving.messages import ErrorEvent, EventError, NoticeEvent, ServerEvent, SessionEvent
-from wan_streamer.serving.offers import check_offer, guard_channels
+from wan_streamer.serving.peers import jitter
+from wan_streamer.serving.peers.base import EVENTS_KEPT, Peer
+from wan_streamer.serving.peers.offers import check_offer, guard_channels
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
 from wan_streamer.serving.watch.metrics import Metrics
 
 LOOPBACK = "127.0.0.1"
 CLOSE_TIMEOUT_S = 3.0
-FAREWELL_S = 1.0  # the page has so long to take the last event
-EVENTS_KEPT = 256  # events that wait for the data channel to open
-
-LEFT = "the page left"
 
 log = logging.getLogger(__name__)
 _get_host_addresses = aioice.ice.get_host_addresses
@@ -58,11 +53,8 @@ def use_loopback_candidates() -> None:
     aioice.ice.get_host_addresses = _with_loopback
 
 
-class Peer:
-    """One visitor's connection: `answer` an offer, `connect`, `converse` until the call is over, `close`.
-
-    dialect  of its data channel, whatever that is called
-    """
+class WebRtcPeer(Peer):
+    """RTP for the media, a data channel of any name for the messages."""
 
     def __init__(
         self,
@@ -72,28 +64,21 @@ class Peer:
         dialect: Dialect,
         metrics: Metrics | None = None,
     ) -> None:
-        # no servers: aiortc would otherwise ask a public STUN server, which a local call does not need
-        self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._config, self._dialect = config, dialect
+        super().__init__(model, config, talk, dialect, metrics)
+        # a list, even if empty: aiortc would otherwise ask a public STUN server, which a local call does not need
+        issued = config.ice.issue().servers
+        servers = [RTCIceServer(list(server.urls), server.username, server.credential) for server in issued]
+        self._pc = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._channel: RTCDataChannel | None = None
         self._waiting: deque[str] = deque(maxlen=EVENTS_KEPT)
         self._pumps: set[asyncio.Task[None]] = set()
-        self._connected = asyncio.Event()
-        self._gone = asyncio.Event()
-        self._reason, self._tell = LEFT, False
-        self._rate = Bucket(config.limits.messages_per_s, config.limits.message_burst)
-        self._refusals = Bucket(config.limits.messages_per_s, config.limits.message_burst)
-        self.call = Call(model, config, talk, self._emit, metrics)
         self._pc.on("track", self._on_track)
         self._pc.on("datachannel", self._on_datachannel)
         self._pc.on("connectionstatechange", self._on_state)
 
-    async def answer(self, sdp: str, address: str = "") -> str:
-        """The SDP answer to the page's offer. Raises `ServingError` if it is not a usable offer.
-
-        address  where the offer came from; see `check_offer`
-        """
-        sdp = check_offer(sdp, address)
+    async def answer(self, offer: str, address: str = "") -> str:
+        """The SDP answer to the page's offer; see `check_offer`. Raises `ServingError` if it is not a usable one."""
+        sdp = check_offer(offer, address, await self._config.ice.relays())
         try:
             if self._config.video_playout_ms is not None:
                 jitter.accept_playout_delay()
@@ -127,48 +112,6 @@ class Peer:
                 transceiver.direction = "sendrecv"
                 return
 
-    async def connect(self) -> str | None:
-        """Wait until media can flow. Returns None, or why that will not be."""
-        try:
-            await asyncio.wait_for(self._connected.wait(), self._config.connect_timeout_s)
-        except TimeoutError:
-            return f"the page did not connect within {self._config.connect_timeout_s:.0f} s"
-        return self._reason if self._gone.is_set() else None
-
-    async def converse(self) -> str:
-        """Converse once connected, and return why it ended."""
-        call, gone = asyncio.create_task(self.call.run()), asyncio.create_task(self._gone.wait())
-        try:
-            await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if call.done():
-                await self.say("ended", call.result())
-                return call.result()
-            if self._tell:
-                await self.say("ended", self._reason)
-            return self._reason
-        finally:
-            for task in (call, gone):
-                task.cancel()
-            await asyncio.gather(call, gone, return_exceptions=True)
-
-    def hang_up(self, reason: str = "") -> None:
-        """End `connect` or `converse` from outside. reason: told to the page; nothing is told if the page has left."""
-        if not self._gone.is_set():
-            self._reason, self._tell = reason or LEFT, bool(reason)
-        self._gone.set()
-        self._connected.set()
-
-    def notify(self, message: str) -> None:
-        self._emit(NoticeEvent(message))
-
-    async def say(self, state: Literal["ended", "busy"], reason: str) -> None:
-        """Tell the page why there is no call (any more), and give it time to hear that."""
-        self._emit(SessionEvent(state, reason))
-        until = time.monotonic() + FAREWELL_S
-        while time.monotonic() < until and (self._waiting or (self._channel and self._channel.bufferedAmount)):
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.1)  # sent is not yet received
-
     async def close(self) -> None:
         """Close the connection and free everything. Safe to call twice."""
         self._gone.set()
@@ -177,10 +120,6 @@ class Peer:
         with contextlib.suppress(Exception):  # a timeout too: aiortc waits for ever if its own tasks were cancelled
             await asyncio.wait_for(self._pc.close(), CLOSE_TIMEOUT_S)
 
-    def _emit(self, event: ServerEvent) -> None:
-        for text in self._dialect.write(event):
-            self._send(text)
-
     def _send(self, text: str) -> None:
         if self._channel is None or self._channel.readyState != "open":
             self._waiting.append(text)
@@ -188,6 +127,9 @@ class Peer:
         while self._waiting:
             self._channel.send(self._waiting.popleft())
         self._channel.send(text)
+
+    def _unsent(self) -> bool:
+        return bool(self._waiting or (self._channel and self._channel.bufferedAmount))
 
     def _on_state(self) -> None:
         log.debug("connection %s", self._pc.connectionState)
@@ -222,30 +164,6 @@ class Peer:
         channel.on("message", self._on_message)
         while self._waiting:
             channel.send(self._waiting.popleft())
-
-    def _on_message(self, data: str | bytes) -> None:
-        """Whatever is wrong with one message is told to the page, in one event, and the call goes on."""
-        if not self._rate.take():
-            return self._refuse(EventError("page messages: too many came; this one was dropped", "rate"))
-        try:
-            message = self._dialect.read(data)
-            self.call.handle(message)
-            for text in self._dialect.acknowledge(message):
-                self._send(text)
-        except Exception as error:
-            self._refuse(error)
-
-    def _refuse(self, error: Exception) -> None:
-        if not self._refusals.take():
-            return  # who sends without end gets no answers without end
-        expected = isinstance(error, ServingError)
-        log.log(logging.INFO if expected else logging.ERROR, "a page message failed: %s", type(error).__name__)
-        if isinstance(error, EventError):
-            self._emit(ErrorEvent(str(error), error.code))
-        elif expected:
-            self._emit(ErrorEvent(str(error), "not_taken"))
-        else:
-            self._emit(ErrorEvent("this message could not be handled", "internal"))
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)

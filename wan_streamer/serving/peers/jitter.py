@@ -2,6 +2,7 @@
 
 `VideoJitterBuffer`     a frame is complete on its marker bit, not when the next frame begins
 `AudioJitterBuffer`     a packet in order is delivered at once, not after four more
+`KEY_FRAMES`            for each codec, whether a packet belongs to the beginning of a key frame
 `use_low_latency`       puts them into a receiver
 `use_playout_delay`     asks the browser to show our video without its render delay
 
@@ -33,6 +34,8 @@ PLI_EVERY_MS = 300
 MAX_PACKETS = 512
 AUDIO_HOLD = 2  # packets that may arrive behind a hole before it counts as lost: 40 ms
 RESTART = 1_000  # a jump of the sequence number beyond this is a new stream
+NAL_TYPE, STAP_A, FU_A, FU_START = 0x1F, 24, 28, 0x80  # of H.264 in RTP
+H264_KEY_UNITS = (5, 7)  # an IDR slice; the sequence parameters, which come with it
 PLAYOUT_DELAY_URI = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 
 
@@ -90,7 +93,7 @@ class VideoJitterBuffer:
     A hole waits `REPAIR_MS` for the retransmission that aiortc asks for; then everything before the next key frame is
     dropped and a new picture is requested.
 
-    is_key  tells whether a packet starts a key frame
+    is_key  tells whether a packet belongs to the beginning of a key frame
     """
 
     def __init__(self, emit: Callable[[RtpPacket, JitterFrame], None], is_key: Callable[[RtpPacket], bool]) -> None:
@@ -128,8 +131,10 @@ class VideoJitterBuffer:
     def _skip_to_key(self) -> None:
         keys = [number for number, packet in self._packets.items() if self._is_key(packet)]
         if keys:
-            self._next, self._waits_for_key, self._asked_at = max(keys), False, None
-            self._packets = {number: packet for number, packet in self._packets.items() if number >= max(keys)}
+            newest = self._packets[max(keys)].timestamp  # H.264 begins with packets of parameters, in the same frame
+            start = min(number for number, packet in self._packets.items() if packet.timestamp == newest)
+            self._next, self._waits_for_key, self._asked_at = start, False, None
+            self._packets = {number: packet for number, packet in self._packets.items() if number >= start}
         else:
             self._next = max(self._packets) + 1
             self._packets.clear()
@@ -176,6 +181,27 @@ def starts_vp8_key_frame(packet: RtpPacket) -> bool:
     return bool(packet.payload) and packet.payload[0] & 0x1F == 0x10 and bool(data) and data[0] & 1 == 0
 
 
+def starts_h264_key_frame(packet: RtpPacket) -> bool:
+    """RFC 6184: an IDR slice or its parameters, alone, aggregated (STAP-A), or as the first fragment (FU-A)."""
+    payload = packet.payload
+    if len(payload) < 2:
+        return False
+    kind = payload[0] & NAL_TYPE
+    if kind == FU_A:
+        return bool(payload[1] & FU_START) and payload[1] & NAL_TYPE in H264_KEY_UNITS
+    if kind != STAP_A:
+        return kind in H264_KEY_UNITS
+    at = 1
+    while at + 2 < len(payload):  # each unit has its size before it
+        if payload[at + 2] & NAL_TYPE in H264_KEY_UNITS:
+            return True
+        at += 2 + int.from_bytes(payload[at : at + 2], "big")
+    return False
+
+
+KEY_FRAMES = {"VP8": starts_vp8_key_frame, "H264": starts_h264_key_frame}  # all that aiortc decodes
+
+
 def _private(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)
@@ -196,7 +222,7 @@ def use_low_latency(receiver: RTCRtpReceiver) -> None:
 
     def is_key(packet: RtpPacket) -> bool:
         codec = codecs.get(packet.payload_type)
-        return codec is None or codec.name != "VP8" or starts_vp8_key_frame(packet)
+        return codec is not None and codec.name in KEY_FRAMES and KEY_FRAMES[codec.name](packet)
 
     video = _private(receiver, "_RTCRtpReceiver__kind") == "video"
     receiver._RTCRtpReceiver__jitter_buffer = VideoJitterBuffer(emit, is_key) if video else AudioJitterBuffer(emit)  # type: ignore[attr-defined]
