@@ -14,7 +14,7 @@ from tiny import EXACT, tiny_weights
 
 from wan_streamer import WanStreamer
 from wan_streamer.data.shards import Episode
-from wan_streamer.errors import DataError
+from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.evaluation.axes.heard import AGES, hearing, quiet, recall
 from wan_streamer.evaluation.readers.judges import normalise
 from wan_streamer.evaluation.records import Case, Observation
@@ -275,3 +275,10 @@ def test_an_agent_that_nobody_looks_at_says_and_hears_the_same() -> None:
         assert (one.text, one.transcript, one.video.shape) == (other.text, other.transcript, other.video.shape)
         assert one.video.any()
         assert not other.video.any()
+
+
+def test_one_axis_may_be_asked_for(corpus: Path) -> None:
+    found = trial_list("standard", sources=Sources(speech=corpus), axes=["hearing", "quiet"])
+    assert {spec.kind for spec in found} == {"hear_own", "hear_espeak", "hear_flite", "hear_orders", "quiet"}
+    with pytest.raises(ConfigError, match="expected one of turn_taking, .* that quick has, got .'hearing'"):
+        trial_list("quick", axes=["hearing"])

@@ -46,6 +46,10 @@ def evaluate(
             metavar="N",
         ),
     ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(help="Only trials that are for this axis, such as hearing; may be given more than once."),
+    ] = None,
     natural: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of Kokoro: half of the users speak with its test voices."),
@@ -70,5 +74,5 @@ def evaluate(
     from wan_streamer.evaluation.suite.results import Asked, run_and_write
     from wan_streamer.evaluation.suite.stimuli import Sources
 
-    asked = Asked(checkpoint, pairs, suite, seed or None, limit, mos, processes, Sources(natural, speech))
+    asked = Asked(checkpoint, pairs, suite, seed or None, limit, mos, processes, Sources(natural, speech), axis or None)
     run_and_write(asked, json, html)

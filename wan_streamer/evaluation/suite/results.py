@@ -36,6 +36,7 @@ class Asked:
     mos        also predict opinion scores
     processes  at work; one per core if None
     sources    natural voices and people's speech
+    axes       only trials that are for one of these, without the long conversation
     """
 
     checkpoint: str | None = None
@@ -46,6 +47,7 @@ class Asked:
     mos: bool = False
     processes: int | None = None
     sources: Sources = field(default_factory=Sources)
+    axes: list[str] | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +73,15 @@ def run_and_write(asked: Asked, json_path: Path, html_path: Path | None = None) 
             result = score_pairs(asked.pairs, progress)
         else:
             result = run_suite(
-                asked.name, asked.suite, asked.seeds, asked.limit, workers, asked.mos, asked.sources, progress
+                asked.name,
+                asked.suite,
+                asked.seeds,
+                asked.limit,
+                workers,
+                asked.mos,
+                asked.sources,
+                asked.axes,
+                progress,
             )
     axes, left_out = result.axes()
     results = {

@@ -171,6 +171,7 @@ def run_suite(
     processes: int = 1,
     mos: bool = False,
     sources: Sources | None = None,
+    axes: Sequence[str] | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> SuiteResult:
     """Evaluate a checkpoint, or a baseline by its name.
@@ -179,9 +180,10 @@ def run_suite(
     limit    only so many trials, no long conversation, and once against the clock instead of twice
     mos      also predict opinion scores
     sources  natural voices and people's speech
+    axes     only trials that are for one of these, no long conversation
     """
     started, sources = time.monotonic(), sources or Sources()
-    specs = tuple(trial_list(suite, seeds, sources)[:limit])
+    specs = tuple(trial_list(suite, seeds, sources, axes)[:limit])
     _open(AGENT, checkpoint, 0)  # a wrong name fails here, not in a worker
     shown = frozenset(islice(_first_of_each(specs), STORIES))
     job = _Task(checkpoint, specs, sources, mos, shown)
@@ -197,7 +199,7 @@ def run_suite(
         {name: [rows[n][name] for n in order if name in rows[n]] for name in (AGENT, *BLIND, "replay")}
     )
     result.stories = [stories[number] for number in sorted(stories)]
-    if limit is None:
+    if limit is None and not axes:
         long = _Long(checkpoint, specs[0].seed, SUITES[suite].horizon)
         for name, cases in run_jobs(long, range(1 + len(LONG)), Engine(processes=processes)):
             result.long[name] = cases

@@ -88,6 +88,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
+AXES_OF_TRIALS = tuple(dict.fromkeys(kind.axis for kind in KINDS.values()))
+
+
 @dataclass(frozen=True)
 class Suite:
     """trials of every kind for one seed;   seeds;   seconds of the one long conversation of the axis "horizon".
@@ -152,13 +155,16 @@ class Sources:
     speech: Path | None = None
 
 
-def trial_list(suite: str, seeds: Sequence[int] | None = None, sources: Sources | None = None) -> list[TrialSpec]:
+def trial_list(
+    suite: str, seeds: Sequence[int] | None = None, sources: Sources | None = None, axes: Sequence[str] | None = None
+) -> list[TrialSpec]:
     """All trials of a suite, kinds mixed, so that a part of the list is a small suite of its own.
 
     seeds    instead of the suite's
     sources  voices that are not there are left out
+    axes     only trials that are for one of them
 
-    Raises `ConfigError` for an unknown suite, `DataError` if the corpus has no test of hearing.
+    Raises `ConfigError` for an unknown suite or axes without trials, `DataError` if the corpus has no test of hearing.
     """
     if suite not in SUITES:
         raise ConfigError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
@@ -169,8 +175,10 @@ def trial_list(suite: str, seeds: Sequence[int] | None = None, sources: Sources 
         for seed in seeds or found.seeds
         for kind, count in found.trials.items()
         for number in range(count)
-        if not kind.startswith(HEARS) or kind in voices
+        if (not kind.startswith(HEARS) or kind in voices) and KINDS[kind].axis in (axes or AXES_OF_TRIALS)
     ]
+    if not specs:
+        raise ConfigError(f"axis: expected one of {', '.join(AXES_OF_TRIALS)} that {suite} has, got {axes}")
     return [spec for _, spec in sorted(specs, key=lambda pair: pair[0])]
 
 
