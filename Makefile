@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 DEMO := out/demo
 
-.PHONY: help setup call demo test lint docs clean
+.PHONY: help setup call demo test lint docs web clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -44,6 +44,9 @@ lint: setup  ## style, types and the order of imports
 
 docs: setup  ## check that the documents' links and names exist
 	@$(BIN)/python -m pytest -q tests/test_docs.py
+
+web:  ## build the page from its sources in web/; needs Node
+	@cd web && npm ci --no-fund --no-audit && npm run --silent build
 
 clean:  ## remove the environment and everything made from the sources
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

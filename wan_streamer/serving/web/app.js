@@ -759,7 +759,7 @@ var webrtc = {
 *     const call = new Call();
 *     call.on("caption", ({ lane, text }) => console.log(lane, text));
 *     call.on("remote", (stream) => (video.srcObject = stream));
-*     await call.start({ base: new URL("https://agent.example/") });
+*     await call.start({ base: new URL("agent/", location.href) });
 *     call.say("hello");
 *     call.stop();
 */
@@ -1199,6 +1199,10 @@ function show(kind, title, text, action) {
 // src/page/transcript.ts
 var UNIT_MS$1 = 160;
 var PAUSE_UNITS = 10;
+/** Whether `line` belongs after `other`: what was heard in a unit was said before what is answered in it. */
+function isLater(line, other) {
+	return line.atMs > other.atMs || line.atMs === other.atMs && line.speaker === "response" && other.speaker !== "response";
+}
 var Transcript = class {
 	lines = [];
 	agent = "Agent";
@@ -1239,7 +1243,9 @@ var Transcript = class {
 			atMs,
 			text
 		};
-		this.lines.push(line);
+		let place = this.lines.length;
+		while (place > 0 && isLater(this.lines[place - 1], line)) place--;
+		this.lines.splice(place, 0, line);
 		return line;
 	}
 	name(speaker) {
@@ -1322,11 +1328,16 @@ var Captions = class {
 		const item = document.createElement("li");
 		item.className = item.dataset.lane = line.speaker;
 		item.append(head, bubble);
-		this.#list.append(item);
+		this.#list.insertBefore(item, this.#list.children[this.#placeOf(line)] ?? null);
 		while (this.#list.children.length > MAX_SHOWN) this.#list.firstElementChild?.remove();
 		this.#elements.set(line, bubble);
 		this.#showButtons();
 		return bubble;
+	}
+	/** Its place among the bubbles, of which the first may have been removed. */
+	#placeOf(line) {
+		const { lines } = this.#transcript;
+		return lines.indexOf(line) - (lines.length - 1 - this.#list.children.length);
 	}
 	#scroll() {
 		this.#list.scrollTop = this.#list.scrollHeight;
@@ -1366,6 +1377,7 @@ var Devices = class {
 	/** That of the page; null outside a call. */
 	call = null;
 	#meter = null;
+	#asked = 0;
 	constructor() {
 		for (const name of DEVICE_NAMES) {
 			$(`toggle-${name}`).addEventListener("click", () => void this.#switch(name, !this.isOn(name)));
@@ -1426,8 +1438,11 @@ var Devices = class {
 		for (const [i, name] of DEVICE_NAMES.entries()) if (before[i] && !this.chosen(name) && this.call?.isOn(name)) await this.#switch(name, true);
 	}
 	async list() {
-		for (const name of DEVICE_NAMES) {
-			const [select, choices] = [$(name), await listDevices(name)];
+		const asked = ++this.#asked;
+		const found = await Promise.all(DEVICE_NAMES.map(listDevices));
+		if (asked !== this.#asked) return;
+		for (const [i, name] of DEVICE_NAMES.entries()) {
+			const [select, choices] = [$(name), found[i]];
 			const chosen = select.value;
 			select.replaceChildren(new Option(`Default ${name}`, ""), ...choices.map(({ id, label }) => new Option(label, id)));
 			select.value = choices.some(({ id }) => id === chosen) ? chosen : "";
@@ -1441,7 +1456,7 @@ var Devices = class {
 		this.#meter = stream?.getAudioTracks().length ? showLevel(stream) : null;
 		const sound = stream?.getAudioTracks()[0];
 		const cancels = sound?.getSettings().echoCancellation !== false;
-		$("hint").textContent = !sound ? "Keys: M microphone, V camera. A headset gives the best sound." : cancels ? "Echo cancellation is on. A headset gives the best sound. Keys: M microphone, V camera." : "This browser cancels no echo: use a headset, or the agent hears itself.";
+		$("hint").textContent = !sound ? "A headset gives the best sound." : cancels ? "Echo cancellation is on. A headset gives the best sound." : "This browser cancels no echo: use a headset, or the agent hears itself.";
 	}
 };
 /** A level bar, so that a visitor sees whether the microphone works. */

@@ -4,7 +4,7 @@
  *     const call = new Call();
  *     call.on("caption", ({ lane, text }) => console.log(lane, text));
  *     call.on("remote", (stream) => (video.srcObject = stream));
- *     await call.start({ base: new URL("https://agent.example/") });
+ *     await call.start({ base: new URL("agent/", location.href) });
  *     call.say("hello");
  *     call.stop();
  */

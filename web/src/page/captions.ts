@@ -84,11 +84,17 @@ export class Captions {
     const item = document.createElement("li");
     item.className = item.dataset.lane = line.speaker;
     item.append(head, bubble);
-    this.#list.append(item);
+    this.#list.insertBefore(item, this.#list.children[this.#placeOf(line)] ?? null);
     while (this.#list.children.length > MAX_SHOWN) this.#list.firstElementChild?.remove();
     this.#elements.set(line, bubble);
     this.#showButtons();
     return bubble;
+  }
+
+  /** Its place among the bubbles, of which the first may have been removed. */
+  #placeOf(line: Line): number {
+    const { lines } = this.#transcript;
+    return lines.indexOf(line) - (lines.length - 1 - this.#list.children.length);
   }
 
   #scroll(): void {

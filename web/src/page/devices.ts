@@ -11,6 +11,7 @@ export class Devices {
   /** That of the page; null outside a call. */
   call: Call | null = null;
   #meter: { close(): void } | null = null;
+  #asked = 0; // answers of the browser may overtake each other
 
   constructor() {
     for (const name of DEVICE_NAMES) {
@@ -83,8 +84,11 @@ export class Devices {
   }
 
   async list(): Promise<void> {
-    for (const name of DEVICE_NAMES) {
-      const [select, choices] = [$<HTMLSelectElement>(name), await listDevices(name)];
+    const asked = ++this.#asked;
+    const found = await Promise.all(DEVICE_NAMES.map(listDevices));
+    if (asked !== this.#asked) return;
+    for (const [i, name] of DEVICE_NAMES.entries()) {
+      const [select, choices] = [$<HTMLSelectElement>(name), found[i]!];
       const chosen = select.value;
       select.replaceChildren(new Option(`Default ${name}`, ""), ...choices.map(({ id, label }) => new Option(label, id)));
       select.value = choices.some(({ id }) => id === chosen) ? chosen : "";
@@ -100,9 +104,9 @@ export class Devices {
     const sound = stream?.getAudioTracks()[0];
     const cancels = sound?.getSettings().echoCancellation !== false;
     $("hint").textContent = !sound
-      ? "Keys: M microphone, V camera. A headset gives the best sound."
+      ? "A headset gives the best sound."
       : cancels
-        ? "Echo cancellation is on. A headset gives the best sound. Keys: M microphone, V camera."
+        ? "Echo cancellation is on. A headset gives the best sound."
         : "This browser cancels no echo: use a headset, or the agent hears itself.";
   }
 }

@@ -15,6 +15,11 @@ export interface Line {
 const UNIT_MS = 160;
 const PAUSE_UNITS = 10; // so long a pause in a lane ends an utterance whose end was not told
 
+/** Whether `line` belongs after `other`: what was heard in a unit was said before what is answered in it. */
+function isLater(line: Line, other: Line): boolean {
+  return line.atMs > other.atMs || (line.atMs === other.atMs && line.speaker === "response" && other.speaker !== "response");
+}
+
 export class Transcript {
   readonly lines: Line[] = [];
   agent = "Agent";
@@ -53,7 +58,9 @@ export class Transcript {
 
   #add(speaker: Speaker, atMs: number, text: string): Line {
     const line = { speaker, atMs, text };
-    this.lines.push(line);
+    let place = this.lines.length;
+    while (place > 0 && isLater(this.lines[place - 1]!, line)) place--;
+    this.lines.splice(place, 0, line);
     return line;
   }
 
