@@ -1,14 +1,16 @@
-"""The picture of the page in the README: a real browser calls an agent, `examples/hello.mp4` is microphone and camera.
+"""The pictures of the page: a real browser calls an agent, `examples/hello.mp4` is microphone and camera.
 
-    PYTHONPATH=scripts python scripts/call_picture.py --checkpoint nano --out docs/images/call.jpg
+    PYTHONPATH=scripts python scripts/call_picture.py --checkpoint nano
 
-It is taken when the agent has said something. `--ahead` is for machines that are too slow for the agent: its answer to
-the film is computed before the call and played in it, and the figures of latency are left out.
+They are taken when the agent has said something: on a desktop (`--out`), and on a phone, light and dark (`--narrow`).
+`--ahead` is for machines that are too slow for the agent: its answer to the film is computed before the call and
+played in it, and the figures of latency are left out.
 """
 
 import argparse
 import contextlib
 import functools
+import io
 import multiprocessing
 import socket
 import sys
@@ -18,6 +20,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
 
 from wan_streamer import AgentUnit, UserUnit, WanStreamer, read_units
 from wan_streamer.serving.server import serve
@@ -79,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="nano")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "call.jpg")
+    parser.add_argument("--narrow", type=Path, default=ROOT / "docs" / "images" / "page-narrow.jpg")
     parser.add_argument("--ahead", action="store_true")
     options = parser.parse_args()
     with (
@@ -87,7 +92,7 @@ def main() -> None:
         chromium(film_devices(Path(folder), FILM)) as open_page,
     ):
         page = open_page(url)
-        page.set_viewport_size({"width": 1180, "height": 860})
+        page.set_viewport_size({"width": 1440, "height": 900})
         page.get_by_test_id("start").click()
         expect(page.get_by_test_id("status")).to_have_text("Live", timeout=30_000)
         said = page.get_by_test_id("captions").locator("[data-lane=response]")
@@ -97,7 +102,17 @@ def main() -> None:
         if options.ahead:
             page.add_style_tag(content="[data-testid=latency], #alert { display: none }")
         page.screenshot(path=options.out, type="jpeg", quality=85)
+        page.set_viewport_size({"width": 390, "height": 844})
+        phones = []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(500)
+            phones.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
         page.get_by_test_id("stop").click()
+    both = Image.new("RGB", (2 * phones[0].width + 20, phones[0].height), "white")
+    for number, phone in enumerate(phones):
+        both.paste(phone, (number * (phone.width + 20), 0))
+    both.save(options.narrow, quality=85)
 
 
 if __name__ == "__main__":
