@@ -189,7 +189,7 @@ def test_offers_that_never_connect_keep_nobody_out(model: ModelProcess) -> None:
             await until(lambda: visitor.told("session", state="live"), "the call")
             status = await client.get("/api/status", headers={"authorization": f"Bearer {visitor.session}"})
             assert status.json()["state"] == "live"
-            assert (await client.get("/api/status")).json() == {"busy": True, "model": "ready"}  # to others
+            assert (await client.get("/api/status")).json() == {"busy": True, "model": "ready", "agent": None}
             await flood.aclose()
 
     asyncio.run(main())

@@ -166,7 +166,7 @@ def test_a_wrong_token_is_a_new_conversation(model: ModelProcess, wrong: str) ->
                 await client.post("/api/close", json={"session": stranger.session})
                 await until(lambda: not desk_of(client).sessions, "the end")
             assert (await client.get("/api/status", headers={"authorization": f"Bearer {token}"})).json().keys() == {
-                "busy", "model"}  # fmt: skip
+                "busy", "model", "agent"}  # fmt: skip
             assert "apple" in await remembers((await enter(client, resume=token))[0])
 
 
