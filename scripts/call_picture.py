@@ -35,6 +35,8 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 class Rehearsed:
     """An agent whose every session gives the answer that `checkpoint` gives to the film."""
 
+    concurrency = 1
+
     def __init__(self, checkpoint: str) -> None:
         agent = WanStreamer.from_pretrained(checkpoint)
         self.name, self.frame_size, self.default_steps = agent.name, agent.frame_size, agent.default_steps
@@ -50,7 +52,10 @@ class Rehearsed:
         return next(self.rest, self.units[0])
 
     def warmup(self) -> None:
-        pass
+        """It has answered already."""
+
+    def close(self) -> None:
+        """Nothing else works for it."""
 
 
 @contextlib.contextmanager
