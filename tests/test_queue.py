@@ -175,7 +175,7 @@ def test_tickets_of_others_are_of_no_use(model: ModelProcess) -> None:
         for wrong in ("", "x" * len(ticket), ticket[:-1], first.session):
             assert (await client.get("/api/queue", headers=as_bearer(wrong))).status_code == 404
         assert (await client.get("/api/queue", params={"ticket": ticket})).status_code == 404, "not in an address"
-        assert (await client.get("/api/status", headers=as_bearer(ticket))).json().keys() == {"busy", "model"}
+        assert (await client.get("/api/status", headers=as_bearer(ticket))).json().keys() == {"busy", "model", "agent"}
         await leave(client, first)
         await called(client, ticket)
         stolen = await thief.call(queue=ticket[:-1])

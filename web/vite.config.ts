@@ -21,7 +21,7 @@ function files(root: string, path: string): string[] {
   return readdirSync(folder).flatMap((name) => files(folder, posix.join(path, name)));
 }
 
-/** tests/test_page.py computes the same. */
+/** tests/test_built_page.py computes the same. */
 function hashOfSources(): string {
   const hash = sha256();
   for (const path of SOURCES.flatMap((name) => files(import.meta.dirname, name)).sort()) {

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import json
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from wan_streamer.errors import WanStreamerError
+from wan_streamer.files import parse_json
 from wan_streamer.serving.desk import Desk
 from wan_streamer.serving.dialects.start import START, Refused, Start, Started, Waiting
 from wan_streamer.serving.doors.line import Place
@@ -53,7 +53,7 @@ def socket_routes(desk: Desk, config: ServingConfig, metrics: Metrics) -> APIRou
             return Refused(422, "invalid", str(error)), None
         except WanStreamerError as error:
             refused = refuse(error, config.limits, full=409)
-            body = json.loads(bytes(refused.body))
+            body = parse_json(bytes(refused.body))
             outcome = body["error"]
             return Refused(refused.status_code, **body), None
         else:
