@@ -274,7 +274,7 @@ def test_a_page_that_was_held_up_is_not_taken_for_a_lost_one(standin_server: Ser
 
 
 def test_a_network_that_lets_no_media_through_is_explained(standin_server: Server, open_page) -> None:
-    page = open_page(standin_server.url)
+    page = open_page(f"{standin_server.url}/?transport=webrtc")
     page.evaluate("() => { RTCPeerConnection.prototype.setRemoteDescription = async () => {}; }")
     page.get_by_test_id("start").click()
     expect(page.get_by_role("alert")).to_contain_text("No way through the network", timeout=READY_MS)
