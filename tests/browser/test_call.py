@@ -9,6 +9,7 @@ import re
 import time
 
 import numpy as np
+import psutil
 import pytest
 import standin
 from harness import CAMERA_COLOUR, REPO, Server, audio_of, chromium, film_devices, run_server
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.browser
 CHECKPOINT = os.environ.get("WAN_STREAMER_TEST_CHECKPOINT", "nano")
 WINDOW = 480  # samples: 10 ms at 48 kHz
 READY_MS = 20_000
+SMALL = {"width": 700, "height": 600}  # a headless browser draws the page on the processor that the agent needs
+STOLEN = 0.02  # of the processor's time
 
 
 def start_call(page: Page) -> None:
@@ -27,12 +30,15 @@ def start_call(page: Page) -> None:
     expect(page.get_by_test_id("agent-video")).to_have_js_property("videoWidth", standin.WIDTH, timeout=READY_MS)
 
 
-def record(page: Page, seconds: float) -> dict:
-    """Everything decoded during so many seconds of a running call."""
+def record(page: Page, seconds: float, tries: int = 3) -> dict:
+    """Everything decoded during so many seconds of a running call; again, if a hypervisor took the processor away."""
+    page.set_viewport_size(SMALL)
     assert page.evaluate("window.probe()") == "running"
-    before = page.evaluate("window.inbound()")
+    before, stolen_s = page.evaluate("window.inbound()"), psutil.cpu_times().steal
     time.sleep(seconds)
-    after = page.evaluate("window.inbound()")
+    after, stolen_s = page.evaluate("window.inbound()"), psutil.cpu_times().steal - stolen_s
+    if stolen_s > STOLEN * seconds * (os.cpu_count() or 1) and tries > 1:
+        return record(page, seconds, tries - 1)
     result = page.evaluate("window.probeResult()")
     result["samples"] = audio_of(result)
     for kind in ("audio", "video"):
