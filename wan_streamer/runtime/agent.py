@@ -71,7 +71,7 @@ class WanStreamer:
         steps        of the flow solver in each unit, 1 to 1 000
         temperature  of the text, 0 to 100; 0 takes the likeliest token
         start_bias   how readily a silent agent begins to speak, -1 000 to 1 000
-        pictures     False draws none, which saves a third of the time and more: they are black, all else is the same
+        pictures     False draws none, which saves the time of the decoder: they are black, all else is the same
 
         Raises `ConfigError` on wrong types and ranges.
         """
