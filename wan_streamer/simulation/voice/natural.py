@@ -169,7 +169,7 @@ class NaturalVoices:
             },
         )
         edges = np.cumsum(np.concatenate([[0], frames.reshape(-1)])) * FRAME - LABEL_LAG  # of token i, i + 1
-        return _timed(text, level_speech(audio_T, CACHED_DBFS), sounds, edges[1:])
+        return timed_sounds(text, level_speech(audio_T, CACHED_DBFS), sounds, edges[1:])
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def spell(text: str, language: str, known: frozenset[str]) -> list[Sound]:
     return sounds
 
 
-def _timed(text: str, audio_T: np.ndarray, sounds: list[Sound], edges: np.ndarray) -> Speech:
+def timed_sounds(text: str, audio_T: np.ndarray, sounds: list[Sound], edges: np.ndarray) -> Speech:
     """Words and phonemes from the edges (seconds) of every token."""
     at = np.cumsum([0] + [len(sound.tokens) for sound in sounds])
     clauses = _clauses(text)

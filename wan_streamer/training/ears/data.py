@@ -23,7 +23,9 @@ from wan_streamer.simulation.sound.noises import fast_size
 from wan_streamer.training.ears.corpus import Clip, Words, load_corpus, read_clip
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S
 
-SHARES = MappingProxyType({"kokoro": 0.42, "espeak": 0.14, "orders": 0.14, "extra": 0.12, "reader": 0.1, "piper": 0.08})
+SHARES = MappingProxyType(
+    {"hibari": 0.45, "kokoro": 0.15, "espeak": 0.1, "orders": 0.1, "extra": 0.08, "reader": 0.06, "piper": 0.06}
+)
 OTHER_SHARE = 0.1
 
 

@@ -1,7 +1,7 @@
 """Makes the corpus: many voices that say many sentences, and people.
 
 `make_corpus`   adds utterances of one source until it has so many minutes
-`SOURCES`       what there is: Kokoro, Piper, espeak-ng, flite (test only), and folders of recordings
+`SOURCES`       what there is: hibari, Kokoro, Piper, espeak-ng, flite (test only), and folders of recordings
 
 Every utterance is a pure function of (source, number); a stopped run goes on with the next number. Synthesisers and
 recordings are needed for training only.
@@ -21,6 +21,7 @@ import numpy as np
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.files import parse_json
+from wan_streamer.simulation.voice.hibari import HibariVoice
 from wan_streamer.simulation.voice.natural import HELD_OUT, NaturalVoices, natural_speakers_of
 from wan_streamer.simulation.voice.speech import Speech, level_speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
@@ -159,6 +160,15 @@ def _piper(folders: Folders, seed: int, first: int) -> Iterator[Said]:
                 path.unlink()
 
 
+def _hibari(folders: Folders, seed: int, first: int) -> Iterator[Said]:
+    """A new speaker in every sentence; all of them for training, since one voice is behind them."""
+    sentences = _Sentences(replace(folders, split="train"), seed)
+    for number in itertools.count(first):
+        split, text, rng = sentences.draw(number)
+        voice = HibariVoice.sample(rng)
+        yield _spoken(voice.speak(text), f"{voice.pitch}/{voice.tract}", split)
+
+
 def _espeak(folders: Folders, seed: int, first: int) -> Iterator[Said]:
     sentences = _Sentences(folders, seed)
     for number in itertools.count(first):
@@ -231,6 +241,6 @@ def _extra(folders: Folders, seed: int, first: int) -> Iterator[Said]:
 
 
 SOURCES: dict[str, Callable[[Folders, int, int], Iterator[Said]]] = {
-    "kokoro": _kokoro, "piper": _piper, "espeak": _espeak, "flite": _flite, "orders": _orders, "reader": _reader,
-    "extra": _extra,
+    "hibari": _hibari, "kokoro": _kokoro, "piper": _piper, "espeak": _espeak, "flite": _flite, "orders": _orders,
+    "reader": _reader, "extra": _extra,
 }  # fmt: skip
