@@ -1,5 +1,6 @@
 """Voices and the microphone: repeatable, in step with their labels, split by speaker."""
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -8,12 +9,22 @@ import numpy as np
 import pytest
 
 from wan_streamer.errors import ConfigError, ShapeError
+from wan_streamer.simulation.conversation.partners import _natural_speaker
 from wan_streamer.simulation.sound import microphone
 from wan_streamer.simulation.sound.microphone import BANDS, PEAK, capture, speech_rms
 from wan_streamer.simulation.sound.noises import NOISES, fast_size
 from wan_streamer.simulation.voice.agent import load_renderings, save_renderings
 from wan_streamer.simulation.voice.espeak import match_words
-from wan_streamer.simulation.voice.natural import NaturalVoices, Sound, _timed, belongs, natural_speakers_of, spell
+from wan_streamer.simulation.voice.hibari import HibariVoice
+from wan_streamer.simulation.voice.natural import (
+    NaturalVoices,
+    Sound,
+    belongs,
+    natural_speakers_of,
+    spell,
+    timed_sounds,
+)
+from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import (
     ACCENTS,
     ERRORS_FILE,
@@ -127,12 +138,56 @@ def test_natural_times_come_from_the_durations_and_end_with_the_sound():
     sounds = [Sound("h", "h", 0, 0), Sound("ˈI", "aɪ", 0, 0), Sound(".", "", -1, 0)]
     audio_T = np.zeros(SAMPLE_RATE, np.float32)
     audio_T[4800:12_000] = 0.5  # 0.2 to 0.5 s
-    speech = _timed("Hi.", audio_T, sounds, np.array([0.2, 0.3, 0.35, 0.8, 0.9, 1.0]))
+    speech = timed_sounds("Hi.", audio_T, sounds, np.array([0.2, 0.3, 0.35, 0.8, 0.9, 1.0]))
     first = speech.phonemes[0].start
     assert first == pytest.approx(0.04, abs=1e-3)  # trimmed
     assert speech.phonemes[1].start - first == pytest.approx(0.1, abs=1e-3)
     assert speech.phonemes[1].end - first == pytest.approx(0.3, abs=0.006)
     assert speech.words[0].end == speech.phonemes[1].end
+
+
+def _pitch(audio_T: np.ndarray) -> float:
+    """Hz, by the highest peak of the autocorrelation between 60 and 500 Hz; the median of its loudest fifth."""
+    blocks = audio_T[: len(audio_T) // 1200 * 1200].reshape(-1, 1200)
+    loud = blocks[np.argsort(np.square(blocks).sum(1))[-max(1, len(blocks) // 5) :]]
+    lags = np.fft.irfft(np.abs(np.fft.rfft(loud, 4096)) ** 2)[:, SAMPLE_RATE // 500 : SAMPLE_RATE // 60]
+    return SAMPLE_RATE / (np.median(lags.argmax(1)) + SAMPLE_RATE // 500)
+
+
+def test_a_hibari_speaker_is_a_pure_function_with_words_in_order():
+    voice = HibariVoice.sample(np.random.default_rng(3))
+    speech, again = voice.speak("I would like a cup of tea, please."), voice.speak("I would like a cup of tea, please.")
+    np.testing.assert_array_equal(speech.audio, again.audio)
+    assert [w.text for w in speech.words] == ["I", "would", "like", "a", "cup", "of", "tea,", "please."]
+    assert all(a.end <= b.start for a, b in itertools.pairwise(speech.words))
+    assert speech.words[-1].end <= speech.seconds
+    loud = np.abs(speech.audio) > 0.05 * np.abs(speech.audio).max()
+    assert abs(np.flatnonzero(loud)[-1] / SAMPLE_RATE - speech.words[-1].end) < 0.15
+
+
+SPEAKERS = ((0.0, 0.0), (-0.5, 0.0), (0.0, -0.2))
+
+
+def test_pitch_and_tract_make_another_speaker():
+    text = "Nobody knows the way to the old mill any more."
+    plain, low, long = (HibariVoice(pitch=octaves, tract=tract).speak(text) for octaves, tract in SPEAKERS)
+    assert np.log2(_pitch(low.audio) / _pitch(plain.audio)) == pytest.approx(-0.5, abs=0.12)
+    assert np.log2(_pitch(long.audio) / _pitch(plain.audio)) == pytest.approx(0, abs=0.12)
+
+    def centre(speech: Speech) -> float:  # of the spectrum, which formants move
+        power = np.abs(np.fft.rfft(speech.audio)) ** 2
+        return float((power * np.arange(len(power))).sum() / power.sum() / len(power))
+
+    assert centre(long) < 0.92 * centre(plain)
+
+
+def test_only_training_hears_hibari():
+    def engines(split: str) -> set[str]:
+        rngs = [np.random.default_rng(i) for i in range(40)]
+        return {type(_natural_speaker(rng, split, None)).__name__ for rng in rngs}
+
+    assert engines("train") == {"HibariVoice", "NoneType"}
+    assert engines("valid") == engines("test") == {"NoneType"}
 
 
 def test_the_cache_gives_back_what_was_saved(tmp_path: Path):

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,18 +25,18 @@ from wan_streamer.simulation.face.renderer import FaceRenderer
 from wan_streamer.simulation.sound.effects import SOUNDS
 from wan_streamer.simulation.sound.microphone import capture
 from wan_streamer.simulation.sound.noises import Noise
+from wan_streamer.simulation.voice.hibari import HibariVoice
+from wan_streamer.simulation.voice.natural import NaturalVoice, NaturalVoices
 from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-if TYPE_CHECKING:
-    from wan_streamer.simulation.voice.natural import NaturalVoices
-
-GENERATOR = "3.0"
+GENERATOR = "3.1"
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
-NATURAL_SHARE = 0.5
+NATURAL_SHARE = 0.5  # of episodes
+HIBARI_SHARE = 0.5  # of those, where there is Kokoro too: it takes fifty times as long
 NOD = 0.44  # seconds
 SOUND_GAIN = (0.15, 0.7)
 FACE_PARAMETERS = (
@@ -107,13 +106,13 @@ def make_episode(
     split: str,
     index: int,
     agent_voice: AgentVoice,
-    natural: "NaturalVoices | None" = None,
+    natural: NaturalVoices | None = None,
     pictures: bool = True,
     planner: Planner | None = None,
 ) -> Episode:
     """One conversation with its exact truth, a pure function of the arguments.
 
-    natural   users speak with these voices in half of the episodes; None: always with espeak-ng
+    natural   users speak with these voices in a quarter of the training episodes, and in half of the others
     pictures  False leaves both films out, for work on labels and sound alone
     planner   decides what happens, with the camera always on; None: as many scenarios of the split as fit
     """
@@ -121,13 +120,14 @@ def make_episode(
     user_voice = UserVoice.sample(rng, split)
     identity = FaceIdentity.sample(rng, split)
     camera = bool(rng.random() >= CAMERA_OFF) or planner is not None
-    human = natural.sample(rng, split) if natural is not None and rng.random() < NATURAL_SHARE else None
+    human = _natural_speaker(rng, split, natural)
     echo = bool(rng.random() < LOUDSPEAKER)
 
     def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
         return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
 
-    planner = planner or _planner_of(split, episode_units(seed, split, index), human.name if human else "")
+    voice = human.name if isinstance(human, NaturalVoice) else ""
+    planner = planner or _planner_of(split, episode_units(seed, split, index), voice)
     attempts = (
         planner(agent_voice.speak, speak, camera, episode_rng(seed, split, index, PLANS + attempt))
         for attempt in itertools.count()
@@ -173,8 +173,22 @@ def make_episode(
     return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
 
 
+def _natural_speaker(
+    rng: np.random.Generator, split: str, natural: NaturalVoices | None
+) -> NaturalVoice | HibariVoice | None:
+    """Who speaks in place of espeak-ng in half of the episodes: one of `natural`, in training also one of hibari's.
+
+    All of hibari's come from one voice of the training split, so no other split has them.
+    """
+    if rng.random() >= NATURAL_SHARE:
+        return None
+    if split == "train" and (natural is None or rng.random() < HIBARI_SHARE):
+        return HibariVoice.sample(rng)
+    return None if natural is None else natural.sample(rng, split)
+
+
 def _planner_of(split: str, units: int, voice: str) -> Planner:
-    """Conversations whose sequence of scenarios is one of this split; `voice`: of a natural user, else empty."""
+    """Conversations whose sequence of scenarios is one of this split; `voice`: of Kokoro, else empty."""
     texts = free_texts(split, voice)
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:

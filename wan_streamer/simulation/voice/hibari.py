@@ -2,9 +2,9 @@
 
 `HibariVoice`  one of them, with the same `speak` as `UserVoice`
 
-The network gives pitch and spectral envelopes, 12.5 ms at a time, before the signal is made. Another pitch, a shorter or
-longer vocal tract (the envelopes moved in frequency) and another tilt make another speaker, who speaks as well as the
-first. One core makes some fifty seconds of speech a second, so nothing is cached.
+The network gives pitch and spectral envelopes, 12.5 ms at a time, before the signal is made. Another pitch, a shorter
+or longer vocal tract (the envelopes moved in frequency) and another tilt make another speaker, who speaks as well as
+the first. One core makes some forty seconds of speech a second, so nothing is cached.
 """
 
 import functools
