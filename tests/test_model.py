@@ -127,6 +127,40 @@ def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
     assert velocity.video.std() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("history", [True, False])
+def test_a_part_of_a_block_is_read_like_the_whole(history: bool, model: Streamer) -> None:
+    """Noisy tokens are seen by nobody else; without the agent's past, all ways of attention still agree."""
+    clip = random_clip(model.config)
+    clip = dataclasses.replace(clip, camera_BK=clip.camera_BK & history)  # without it the eyes are closed
+    past, zero = Latents(clip.video_BKNP[:, :-1], clip.audio_BKTC[:, :-1]), torch.zeros(1, K, 2)
+    with torch.inference_mode():
+        nothing, logits = model(clip, past if history else None, zero, None, zero)
+        assert nothing is None
+        whole = one_pass(model, clip, *noisy_latents(clip))[1]
+        assert torch.allclose(logits, whole, atol=1e-5) == history  # the past matters
+        for way in ("dense", "flex"):
+            model.backbone.attention = way
+            other = model(clip, past if history else None, zero, None, zero)[1]
+            torch.testing.assert_close(other, logits, atol=1e-5, rtol=0)
+
+
+def test_parts_of_a_block_keep_their_places() -> None:
+    layout = unit_layout(TINY)
+    for history, noisy in ((True, False), (False, True), (False, False)):
+        part = layout.part(history, noisy)
+        first = 0 if history else layout.agent_audio.stop
+        for name in ("user_audio", "user_video", "user_text", "lane_start", *(["noisy_video"] if noisy else [])):
+            old, new = getattr(layout, name), getattr(part, name)
+            assert (new.start + first, new.stop + first) == (old.start, old.stop), name
+            assert torch.equal(part.position_N3[new], layout.position_N3[old])
+        assert [slot.start + first for slot in part.slots] == [slot.start for slot in layout.slots]
+        assert part.context.stop == layout.context.stop - first
+        assert (
+            len(part.kind_N) == part.noisy.stop == part.context.stop + noisy * (layout.noisy.stop - layout.noisy.start)
+        )
+
+
 def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU, memory: int = 0) -> ClipView | FlatView:
     layout = unit_layout(config)
     if kind == "windows":

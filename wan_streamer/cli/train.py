@@ -89,6 +89,10 @@ class DuplexRun(ModelRun):
     """A run of stage 2."""
 
     clip_units: ClipUnits = None
+    draw_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Learn sound and pictures in every such step of conversation (1), else text alone."),
+    ] = None
 
 
 @dataclass(frozen=True)

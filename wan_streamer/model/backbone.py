@@ -20,7 +20,7 @@ from wan_streamer.model.cache import KVCache, KVSlice
 from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, RMSNorm, rotary_table, rotate
-from wan_streamer.model.layout import unit_layout, visible_in_block
+from wan_streamer.model.layout import UnitLayout, unit_layout, visible_in_block
 from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_table
 
 Step = Callable[[Tensor, Tensor, Sequence[KVCache]], tuple[Tensor, list[KVSlice]]]
@@ -36,15 +36,22 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.backbone.dim, config.backbone.norm_eps)
         self.attention = "windows"  # how a clip is attended to: "windows", "flex" or "dense" give the same numbers
         self.clip_layer = _clip_layer
-        self._views: dict[tuple[str, int, int, torch.device], ClipView | FlatView] = {}  # constants, not state
+        self._views: dict[tuple[str, int, int, int, torch.device], ClipView | FlatView] = {}  # constants, not state
 
-    def forward(self, x_BKND: Tensor, m_BMD: Tensor | None = None, seen_BM: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BKND: Tensor,
+        m_BMD: Tensor | None = None,
+        seen_BM: Tensor | None = None,
+        layout: UnitLayout | None = None,
+    ) -> Tensor:
         """One pass over K blocks of N tokens (context and noisy), as the live cache would have shown them.
 
-        m_BMD  the text memory that every block sees, where `seen_BM` is True
+        m_BMD   the text memory that every block sees, where `seen_BM` is True
+        layout  of the blocks, if it is a part of the whole
         """
         (K, N), M = x_BKND.shape[1:3], 0 if m_BMD is None else m_BMD.shape[1]
-        x, view, memory = x_BKND, self._view(K, M, x_BKND.device), None
+        x, view, memory = x_BKND, self._view(layout or self.layout, K, M, x_BKND.device), None
         if m_BMD is not None and seen_BM is not None:  # one sequence, because a split layer is put together once a pass
             memory = clip_memory(seen_BM, self.config.backbone)
             x = torch.cat([m_BMD, x.flatten(1, 2)], dim=1)
@@ -52,13 +59,13 @@ class Backbone(nn.Module):
             x = self.clip_layer(layer, x, view, memory)
         return self.norm(x if memory is None else x[:, M:].unflatten(1, (K, N)))
 
-    def _view(self, K: int, M: int, device: torch.device) -> ClipView | FlatView:
-        key = (self.attention, K, M, device)
+    def _view(self, layout: UnitLayout, K: int, M: int, device: torch.device) -> ClipView | FlatView:
+        key = (self.attention, K, len(layout.kind_N), M, device)  # no two parts of a layout are of one length
         if key not in self._views:
             if self.attention == "windows":
-                self._views[key] = clip_view(self.config, self.layout, K, device)
+                self._views[key] = clip_view(self.config, layout, K, device)
             else:
-                self._views[key] = flat_view(self.config, self.layout, K, device, self.attention == "flex", M)
+                self._views[key] = flat_view(self.config, layout, K, device, self.attention == "flex", M)
         return self._views[key]
 
     def compile_training(self) -> None:

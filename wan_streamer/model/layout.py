@@ -12,7 +12,7 @@ A key of an earlier block is seen while it is inside the window of its kind, or 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -70,6 +70,23 @@ class UnitLayout:
     @property
     def noisy(self) -> slice:
         return slice(self.noisy_video.start, self.noisy_audio.stop)
+
+    def part(self, history: bool = True, noisy: bool = True) -> "UnitLayout":
+        """The same block without what the agent has made, or without its noisy latents, which nothing else sees."""
+        kept = slice(0 if history else self.agent_audio.stop, None if noisy else self.noisy_video.start)
+        count, first = len(self.kind_N[kept]), kept.start
+
+        def moved(old: slice) -> slice:
+            return slice(*(min(max(edge - first, 0), count) for edge in (old.start, old.stop)))
+
+        slices = {f.name: moved(getattr(self, f.name)) for f in fields(self) if f.type is slice}
+        return UnitLayout(
+            self.kind_N[kept],
+            self.rank_N[kept],
+            self.position_N3[kept],
+            slots=tuple(moved(slot) for slot in self.slots),
+            **slices,
+        )
 
     @property
     def opening(self) -> slice:

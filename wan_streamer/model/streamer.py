@@ -154,35 +154,50 @@ class Streamer(nn.Module):
     # ---- training
 
     def forward(
-        self, batch: ClipBatch, history: Latents, history_tau: Tensor, noisy: Latents, tau_BK2: Tensor
-    ) -> tuple[Latents, Tensor]:
+        self,
+        batch: ClipBatch,
+        history: Latents | None,
+        history_tau: Tensor,
+        noisy: Latents | None,
+        tau_BK2: Tensor,
+    ) -> tuple[Latents | None, Tensor]:
         """One pass over a clip.
 
-        history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]
+        history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]; None leaves
+                     out what the agent has made, and the eyes with it
         history_tau  [B, K, 2] how much, told to the model
-        noisy        z_tau of units 0 ... K-1;  tau_BK2 its times
+        noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         K = batch.microphone_BK.shape[1]
         lead = self.config.perception.lead_units
+        layout = self.layout.part(history is not None, noisy is not None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need a lead are not trained
             heard, _ = self.hearing(batch.user_audio_BT)
-        seen, _ = self.seeing(batch.user_video)
+        if history is None:
+            tokens = layout.user_video.stop - layout.user_video.start
+            seen = heard.new_zeros(*batch.camera_BK.shape, tokens, self.config.perception.video_features)
+        else:
+            seen = self.seeing(batch.user_video)[0].unflatten(1, (K, -1)).flatten(2, 3)
         user = self._embed_user(
             heard.unflatten(1, (lead + K, -1))[:, lead:],
             batch.microphone_BK,
-            seen.unflatten(1, (K, -1)).flatten(2, 3),
+            seen,
             batch.camera_BK,
             batch.user_text_BKS,
         )
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
-        parts = [*self._embed_latents(*history, history_tau), *user, self._starts(slots), slots]
-        parts += self._embed_latents(*noisy, tau_BK2)
-        memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else ()
-        hidden = self.backbone(torch.cat(parts, dim=2) + self.place, *memory)
-        asking = hidden[:, :, self.layout.lane_start.start : self.layout.slots[-1].start]
+        parts = [*user, self._starts(slots), slots]
+        if history is not None:
+            parts = [*self._embed_latents(*history, history_tau), *parts]
+        if noisy is not None:
+            parts += self._embed_latents(*noisy, tau_BK2)
+        memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
+        place = self.place[0 if history is not None else self.layout.agent_audio.stop :][: len(layout.kind_N)]
+        hidden = self.backbone(torch.cat(parts, dim=2) + place, *memory, layout)
+        asking = hidden[:, :, layout.lane_start.start : layout.slots[-1].start]
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
-        return self._velocity(hidden[:, :, self.layout.noisy], noisy, tau_BK2), logits
+        return None if noisy is None else self._velocity(hidden[:, :, layout.noisy], noisy, tau_BK2), logits
 
     def _clip_memory(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The memories of clips: [B, M, D], and where they are [B, M]."""

@@ -32,6 +32,7 @@ class TrainConfig:
     precision   of matrix products: "bf16" (autocast) or "fp32"; weights and sums are always float32
     clip_units  units of a clip of conversation. 24 (3.84 s) is one more than nano's longest window, so that sinks are
                 seen in their moved place; a model with longer windows needs longer clips
+    draw_every  one step of conversation of so many learns sound, pictures and text, the others the text alone
     """
 
     steps: int
@@ -53,10 +54,13 @@ class TrainConfig:
     validate_every: int = 250
     save_every: int = 250
     clip_units: int = 24
+    draw_every: int = 1
 
     def __post_init__(self) -> None:
         if self.clip_units < 1:
             raise ConfigError(f"clip_units: expected at least 1 unit, got {self.clip_units}")
+        if self.draw_every < 1:
+            raise ConfigError(f"draw_every: expected at least 1 step, got {self.draw_every}")
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"precision: expected 'bf16' or 'fp32', got {self.precision!r}")
 

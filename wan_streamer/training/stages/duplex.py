@@ -16,7 +16,7 @@ from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import StreamerStage, heard_clips
+from wan_streamer.training.stages.streamer import Listening, StreamerStage
 
 TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and face can be guided by it
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
@@ -48,30 +48,29 @@ class DuplexStage(StreamerStage):
             TaskClips(self.reader(Path(tasks) / split, LENGTHS[-1]), Path(tasks) / split) if tasks else None
             for split in ("train", "valid")
         )
-
-        self.heard = heard_clips(heard, self.streamer, text, config.clip_units)
+        self.heard = Listening(heard, self.streamer, text, config.clip_units)
 
     def batch(self, step: int, rows: range) -> Example:
-        tasks, seed = self._tasks_of(step), self.config.seed
-        if tasks is not None:
-            return tasks.batch(seed, step, rows)
-        if self._listens(step):
-            return self.heard.batch(seed, step, rows)  # type: ignore[union-attr]
+        clips, seed = self._tasks_of(step) or (self.heard.train if self.listens(step) else None), self.config.seed
+        if clips is not None:
+            return clips.batch(seed, step, rows)
         return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE)
 
     def _tasks_of(self, step: int) -> TaskClips | None:
         """What a step of tasks draws from; None for a step of conversations."""
         return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
-    def _listens(self, step: int) -> bool:
-        """Whether it is a step of speech to write down."""
-        return self.heard is not None and step % 10 in HEARD_STEPS
+    def listens(self, step: int) -> bool:
+        return self.heard.train is not None and step % 10 in HEARD_STEPS
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        late = step >= RECYCLE_FROM * self.config.steps
+        if self.listens(step):
+            return super().loss(batch, step, noise)
+        tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
-        recycled = late and step % RECYCLE_EVERY == 0 and not (self._tasks_of(step) or self._listens(step))
-        return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled)
+        drawn = tasks or step % self.config.draw_every == 0
+        recycled = late and step % RECYCLE_EVERY == 0 and drawn and not tasks
+        return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled, drawn)
 
     def validate(self) -> dict[str, float]:
         batches, rows = VALIDATION
@@ -79,7 +78,8 @@ class DuplexStage(StreamerStage):
             self.read_loss(self.valid_talks.valid(number, range(rows)), RowNoise(1, number, range(rows)))
             for number in range(batches)
         ]
-        return means(totals) | (self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {})
+        tasks = self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {}
+        return means(totals) | tasks | self.heard.validate(self.read_loss)
 
 
 def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None) -> dict[str, float]:

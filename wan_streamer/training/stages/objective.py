@@ -78,23 +78,30 @@ def streamer_loss(
     move: Callable[[Tensor], Tensor],
     autocast: AbstractContextManager,
     recycled: bool = False,
+    drawn: bool = True,
+    remembered: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
     recycled  go on from the model's own mistakes (`recycle`), for a third more time
+    drawn     False: nothing is drawn, only the text is learned, for two thirds of the time
+    remembered  False: nor is there anything that the agent has made, or that the user shows; for a quarter of the time
     """
     clips = example.clips
     sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
     if recycled:
         sample = recycle(streamer, clips, sample, noise, move, autocast)
+    history, noisy = sample.history if remembered else None, sample.noisy if drawn else None
     with autocast:
-        velocity, logits = streamer(clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
-    video_B, audio_B = flow_errors(velocity, sample, example)
+        velocity, logits = streamer(clips, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
     text_B, numbers = text_errors(logits, example)
-    counts = {"video": example.video_BK, "audio": example.audio_BK, "text": _lane_counts(example)}
-    for (name, counts_BK), error_B in zip(counts.items(), (video_B, audio_B, text_B), strict=True):
+    errors = [("text", text_B, TEXT_WEIGHT, _lane_counts(example))]
+    if velocity is not None:
+        video_B, audio_B = flow_errors(velocity, sample, example)
+        errors += [("video", video_B, 1.0, example.video_BK), ("audio", audio_B, 1.0, example.audio_BK)]
+    for name, error_B, _, counts_BK in errors:
         numbers[name] = error_B.sum() / counts_BK.flatten(1).any(1).sum()  # over the clips that have it as a target
-    loss = video_B.mean() + audio_B.mean() + TEXT_WEIGHT * text_B.mean()
+    loss = torch.stack([weight * error_B.mean() for _, error_B, weight, _ in errors]).sum()
     return loss, {name: value.detach() for name, value in numbers.items()}
 
 

@@ -12,7 +12,7 @@ from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import StreamerStage, heard_clips
+from wan_streamer.training.stages.streamer import Listening, StreamerStage
 
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 HEARD_EVERY = 2  # steps; one of them is made of speech to write down, if there is any
@@ -31,12 +31,14 @@ class PretrainStage(StreamerStage):
         self.train_tasks = TaskClips(self.train_clips, Path(data) / "train")
         self.valid_tasks = TaskClips(self.valid_clips, Path(data) / "valid")
 
-        self.heard = heard_clips(heard, streamer, text, config.clip_units)
+        self.heard = Listening(heard, streamer, text, config.clip_units)
 
     def batch(self, step: int, rows: range) -> Example:
-        if self.heard is not None and step % HEARD_EVERY == HEARD_EVERY - 1:
-            return self.heard.batch(self.config.seed, step, rows)
-        return self.train_tasks.batch(self.config.seed, step, rows)
+        clips = self.heard.train if self.listens(step) else None
+        return (clips or self.train_tasks).batch(self.config.seed, step, rows)
+
+    def listens(self, step: int) -> bool:
+        return self.heard.train is not None and step % HEARD_EVERY == HEARD_EVERY - 1
 
     def validate(self) -> dict[str, float]:
         totals: list[dict[str, float]] = []
@@ -46,7 +48,7 @@ class PretrainStage(StreamerStage):
             return totals[-1]
 
         scores = self.valid_tasks.validate(errors)
-        return means(totals) | scores
+        return means(totals) | scores | self.heard.validate(self.read_loss)
 
     def sample_clips(self) -> list[ClipBatch]:
         return [example.clips for example in self.valid_tasks.fullest(SAMPLES)]

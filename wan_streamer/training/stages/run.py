@@ -37,7 +37,7 @@ class RunOptions:
     preset      size of a new model
     start       checkpoint (name, folder, hub id) to begin from instead: its size, weights and tokenizer
     resume      go on with the run in `out`
-    steps, minutes, batch, accumulate, lr, seed, clip_units   see `TrainConfig` and `Trainer.run`
+    steps, minutes, batch, accumulate, lr, seed, clip_units, draw_every   see `TrainConfig` and `Trainer.run`
     compiled    fuse the layers with torch.compile: a third fewer CPU seconds per step; needs a C++ compiler
     lora        rank of the corrections that are learned instead of the weights of `start`; 0 learns the weights
     language    language model (folder, hub id or GGUF) that gives a new model its backbone and vocabulary
@@ -62,12 +62,13 @@ class RunOptions:
     language: str | None = None
     new_codecs: bool = False
     clip_units: int | None = None
+    draw_every: int | None = None
     ears: Path | None = None
     heard: Path | None = None
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """`config` with the choices of this run. A chosen learning rate scales Muon's too."""
-        names = ("steps", "batch", "accumulate", "lr", "seed", "clip_units")
+        names = ("steps", "batch", "accumulate", "lr", "seed", "clip_units", "draw_every")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.lr is not None:
             chosen["muon_lr"] = config.muon_lr * self.lr / config.lr

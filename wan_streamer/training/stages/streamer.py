@@ -1,5 +1,7 @@
 """What the stages that train the model itself have in common: data, codecs, objective, checkpoint."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -8,20 +10,37 @@ from wan_streamer.codecs.folder import codec_hash, load_codecs, load_light
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.latents import LatentStore
+from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.heard import HeardClips
+from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.stages.lora import merge_lora
 from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.training.stages.watch import write_takes
 
+VALIDATION = (4, 4)  # batches and rows of speech to write down
 
-def heard_clips(corpus: Path | None, streamer: Streamer, text: TextCodec, units: int) -> HeardClips | None:
-    """Training speech of a corpus for this model, if there is a corpus."""
-    return None if corpus is None else HeardClips(corpus, "train", streamer.config, text, units)
+
+class Listening:
+    """Speech of a corpus that a model writes down, to train on and held out, if there is a corpus."""
+
+    def __init__(self, corpus: Path | None, streamer: Streamer, text: TextCodec, units: int) -> None:
+        self.train = None if corpus is None else HeardClips(corpus, "train", streamer.config, text, units)
+        self.valid: HeardClips | None = None
+        with contextlib.suppress(DataError):  # a young corpus has nothing held out
+            self.valid = None if corpus is None else HeardClips(corpus, "valid", streamer.config, text, units)
+
+    def validate(self, read_loss: Callable[[Example, RowNoise], dict[str, float]]) -> dict[str, float]:
+        """`heard/...`: what of the held-out speech is written down rightly."""
+        if self.valid is None:
+            return {}
+        batches, rows = (range(count) for count in VALIDATION)
+        read = [read_loss(self.valid.batch(1, number, rows), RowNoise(2, number, rows)) for number in batches]
+        return {f"heard/{name}": value for name, value in means(read).items() if name in ("text", "transcript_right")}
 
 
 class StreamerStage(Stage):
@@ -55,8 +74,14 @@ class StreamerStage(Stage):
         inside = name.startswith(("streamer.backbone.layers.", "streamer.hearing.blocks."))
         return p.ndim == 2 and inside and "parametrizations" not in name  # corrections of low rank are no directions
 
+    def listens(self, step: int) -> bool:
+        """Whether the batch of a step is speech to write down, in which there is nothing to draw."""
+        return False
+
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast())
+        alone = not self.listens(step)
+        example = batch.map(self.move)
+        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), drawn=alone, remembered=alone)
 
     def read_loss(self, example: Example, noise: RowNoise) -> dict[str, float]:
         """Loss and numbers of one batch, for validation."""
