@@ -1,6 +1,7 @@
 """The ears: any chunking gives the same, the future changes nothing, streams never end; corpus, streams and scores."""
 
 import dataclasses
+import gzip
 import json
 import math
 
@@ -17,7 +18,7 @@ from wan_streamer.perception.resampling import Resampler
 from wan_streamer.training.ears.corpus import CorpusWriter, load_corpus, read_clip, read_index, save_heard
 from wan_streamer.training.ears.data import StreamConfig, StreamMaker, stretch
 from wan_streamer.training.ears.score import normal_words, slots_right, with_noise, words_wrong
-from wan_streamer.training.ears.speakers import SOURCES, Folders, human_split, kokoro_voices, make_corpus
+from wan_streamer.training.ears.speakers import SOURCES, Folders, human_split, kokoro_voices, make_corpus, whole_plan
 from wan_streamer.training.ears.texts import for_test, load_sentences
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
 
@@ -308,6 +309,33 @@ def test_a_missing_or_short_corpus_is_told(tmp_path, corpus):
         read_clip(corpus, clip)
     with pytest.raises(ShapeError):
         CorpusWriter(tmp_path, "b").add(np.array([np.nan], np.float32), "v", "", "train")
+
+
+def test_what_a_corpus_is_made_of(tmp_path):
+    assert whole_plan(Folders()) == {}
+    assert set(whole_plan(Folders(people=tmp_path))) == {"reader", "orders"}
+    everything = whole_plan(Folders(tmp_path, tmp_path, tmp_path, tmp_path))
+    assert set(SOURCES) - {"flite"} <= set(everything)
+    assert everything["kokoro-test"] == ("kokoro", 4.5, "test")
+
+
+def test_hibari_says_every_sentence_with_another_speaker_until_it_is_enough(tmp_path):
+    (tmp_path / "ami").mkdir()
+    (tmp_path / "talk").mkdir()
+    header = "meeting\tspeaker\tkind\ttext\n"
+    with gzip.open(tmp_path / "ami" / "words.tsv.gz", "wt") as file:
+        file.write(header + "".join(f"m\ta\tw\t{word}\n" for word in ["we", "meet", "here"]) + "m\ta\tpunc\t.\n")
+    for name in ("topical", "orders"):
+        with gzip.open(tmp_path / "talk" / f"{name}.tsv.gz", "wt") as file:
+            file.write("text\nI like the sea. Do you like it too? It is very blue.\n")
+    (tmp_path / "talk" / "chat.tsv").write_text("text\nNice weather today. Is it not?\n")
+    texts = Folders(texts=tmp_path)
+    made = make_corpus(tmp_path / "corpus", "hibari", texts, 0.1)
+    assert 0.1 <= made < 0.2
+    assert make_corpus(tmp_path / "corpus", "hibari", texts, 0.1) == made
+    clips = load_corpus(tmp_path / "corpus", "train")
+    assert len({clip.voice for clip in clips}) == len(clips) > 1
+    assert all(" ".join(word for word, _, _ in clip.words) == clip.text for clip in clips)
 
 
 def test_sources_and_folders_that_are_missing_are_told(tmp_path):

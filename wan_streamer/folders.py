@@ -101,7 +101,7 @@ KINDS: dict[str, Kind] = {
     ),
     "corpus": Kind(
         "a corpus of speech for 'wan-streamer train ears'",
-        "docs/hearing.md shows how to make one",
+        "make one with 'wan-streamer corpus DIR --texts DIR'",
         lambda folder: any(path.with_suffix(".pcm").is_file() for path in folder.glob("*.jsonl")),
     ),
 }

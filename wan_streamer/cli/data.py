@@ -1,5 +1,6 @@
 """The commands that make data: simulate, prepare, encode. `wan_streamer.cli.app` puts them on the command line."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +123,47 @@ def simulate(
             films = progress.add_task("filming", total=PREVIEWS)
             show = partial(progress.update, films)
             preview_shards(out_dir, out_dir / "preview", PREVIEWS, lambda done, all_: show(completed=done, total=all_))
+
+
+def corpus(
+    out_dir: OutDir,
+    texts: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What synthesised voices say: ami/words.tsv.gz and talk/*.tsv*.")
+    ] = None,
+    people: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Recorded people: commands/ and reader/, see docs/hearing.md.")
+    ] = None,
+    natural: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with Kokoro.")] = None,
+    extra: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Sound files of a few seconds each, whatever is said in them.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.01, help="Of the fast natural voices (5).")] = None,
+) -> None:
+    """Make speech to learn to hear from: synthesised voices, and recorded people where there are some.
+
+    Example: [b]wan-streamer corpus data/corpus --texts data/texts --people data/people[/b]
+    """
+    from rich.progress import Progress
+
+    from wan_streamer.training.ears.heard import transcribe_corpus
+    from wan_streamer.training.ears.speakers import Folders, make_corpus, whole_plan
+
+    folders = Folders(texts, people, natural, extra)
+    plan = whole_plan(folders)
+    if not plan:
+        raise ConfigError("corpus: expected a folder of texts, people or other recordings; see docs/hearing.md")
+    if hours is not None and "hibari" in plan:
+        plan["hibari"] = ("hibari", 60 * hours, None)
+    with filling(out_dir, ["*.jsonl"]), Progress(transient=True) as progress:
+        task = progress.add_task("", total=len(plan))
+        for name, (source, minutes, split) in plan.items():
+            progress.update(task, description=name)
+            made = make_corpus(out_dir, source, folders, minutes, name, split)
+            if source in ("orders", "extra"):  # nobody wrote down what is said
+                transcribe_corpus(out_dir, name)
+            progress.update(task, advance=1)
+            progress.console.print(f"{name}: {made:.1f} minutes")
+    typer.echo(f"teach ears with it: wan-streamer train ears --data {shlex.quote(str(out_dir))} --out DIR")
 
 
 @expand

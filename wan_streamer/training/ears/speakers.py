@@ -1,6 +1,7 @@
 """Makes the corpus: many voices that say many sentences, and people.
 
 `make_corpus`   adds utterances of one source until it has so many minutes
+`whole_plan`    what a corpus is made of, given the folders that there are
 `SOURCES`       what there is: hibari, Kokoro, Piper, espeak-ng, flite (test only), and folders of recordings
 
 Every utterance is a pure function of (source, number); a stopped run goes on with the next number. Synthesisers and
@@ -9,6 +10,7 @@ recordings are needed for training only.
 
 import hashlib
 import itertools
+import math
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +32,8 @@ from wan_streamer.training.ears.texts import for_test, load_sentences
 from wan_streamer.units import SAMPLE_RATE
 
 DBFS = -21.0
+MINUTES = {"hibari": 300.0, "espeak": 60.0, "piper": 20.0}
+"""Of the synthesisers that need texts alone."""
 FLITE = ("awb", "kal16", "rms", "slt")
 KINDS = {"topical": 0.4, "meetings": 0.3, "orders": 0.2, "chat": 0.1}
 """How often a synthesised sentence is of this kind."""
@@ -85,11 +89,26 @@ def make_corpus(
         raise ConfigError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
     writer = CorpusWriter(out_dir, name or source)
     seed = int(hashlib.sha256((name or source).encode()).hexdigest()[:7], 16)
-    for said in SOURCES[source](replace(folders, split=split), seed, writer.count):
+    utterances = SOURCES[source](replace(folders, split=split), seed, writer.count)
+    while writer.end / SAMPLE_RATE < 60 * minutes and (said := next(utterances, None)) is not None:
         writer.add(*said)
-        if writer.end / SAMPLE_RATE >= 60 * minutes:
-            break
     return writer.end / SAMPLE_RATE / 60
+
+
+def whole_plan(folders: Folders) -> dict[str, tuple[str, float, str | None]]:
+    """Name of the files -> (source, minutes, split), as `make_corpus` takes them, of all that `folders` allow."""
+    plan: dict[str, tuple[str, float, str | None]] = {}
+    if folders.people is not None:
+        plan |= {source: (source, math.inf, None) for source in ("reader", "orders")}
+    if folders.extra is not None:
+        plan["extra"] = ("extra", math.inf, None)
+    if folders.texts is not None:
+        plan |= {source: (source, minutes, None) for source, minutes in MINUTES.items()}
+        if folders.kokoro is not None:
+            plan |= {"kokoro": ("kokoro", 30, None), "kokoro-test": ("kokoro", 4.5, "test")}
+        if shutil.which("flite"):
+            plan["flite"] = ("flite", 5, None)
+    return plan
 
 
 def _need(folder: Path | None, what: str) -> Path:
