@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import struct
 import time
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -19,6 +21,7 @@ import psutil
 import pytest
 import standin
 import websockets
+from test_doors import server
 from test_protocol import GUARDED, PATIENT, TOKEN, Served, part, served
 from test_serving import until
 
@@ -421,3 +424,21 @@ def test_sockets_count_as_connections(model: ModelProcess) -> None:
                 await asyncio.sleep(0.3)
 
     asyncio.run(main())
+
+
+def test_sigterm_tells_the_caller(tmp_path: Path) -> None:
+    with server(tmp_path) as (port, process):
+
+        async def main() -> list[dict]:
+            async with websockets.connect(f"ws://localhost:{port}/api/socket") as connection:
+                page = Page(connection)
+                await page.start()
+                page.listen()
+                await until(lambda: page.told("session", state="live"), "the call")
+                process.send_signal(signal.SIGTERM)
+                await until(lambda: page.told("session", state="ended"), "the end", 10)
+                await asyncio.wait_for(page.tasks[0], 10)  # and the connection is closed
+                return page.told("session", state="ended")
+
+        assert "stopped" in asyncio.run(main())[0]["message"]
+        assert process.wait(15) == 0

@@ -178,7 +178,7 @@ def serve(
                 timeout_graceful_shutdown=2,
                 ssl_context_factory=(lambda _config, _default: tls) if tls else None,
             )
-            uvicorn.Server(settings).run(sockets=[sock])
+            _Server(settings).run(sockets=[sock])
     except KeyboardInterrupt:
         pass  # uvicorn has shut down and raises the signal again
     finally:
@@ -187,6 +187,14 @@ def serve(
     console.print("Stopped.")
     if console.quiet:
         log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """Callers are told before connections are closed: of a call over a WebSocket, the connection is all there is."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.config.app.state.desk.shutdown()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
 
 def _address(access: Access, host: str, port: int, secure: bool, public_urls: Sequence[str]) -> str:
