@@ -9,9 +9,15 @@
 #   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
-#   PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
-#   NATURAL=1                       natural voices beside espeak-ng (scripts/fetch_kokoro.sh)
+#   PRESET=nano                     size of the model; nano-ears has ears and eyes that are trained before it
+#   EARS=DIR EYES=DIR               such ears and eyes that are there already
+#   TEXTS=DIR PEOPLE=DIR EXTRA=DIR  else ears are trained on what voices say and on recorded people (docs/hearing.md);
+#                                   the model, too, writes down some of that speech
+#   SPEECH_HOURS=5                  of the fast natural voices in it
+#   EARS_STEPS EYES_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
+#   NATURAL=DIR                     voices of Kokoro beside the others (scripts/fetch_kokoro.sh)
 #   CLIP_UNITS=24                   units of 160 ms in a clip of conversation; models with longer windows need longer clips
+#   DRAW_EVERY=1                    steps of conversation of which one learns to draw, and the others the text alone
 #   DEVICE=auto                     cpu, cuda or cuda:1
 #   TRAIN_FLAGS=--compile           passed to every stage that trains the model
 #   DISTILL_FLAGS=                  passed to distillation, such as --grid 8
@@ -23,8 +29,10 @@ WORK=${1:-runs/nano-recipe}
 HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
+EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
 CLIP=(--clip-units "${CLIP_UNITS:-24}")
-DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-} NATURAL=${NATURAL:+--natural}
+DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-}
+KOKORO=(${NATURAL:+--natural "$NATURAL"})
 PATH=$PWD/.venv/bin:$PATH
 mkdir -p "$WORK/done"
 
@@ -60,27 +68,44 @@ else
     CODEC_FLAGS=(--codecs "$CODECS")
 fi
 tenth() { awk "BEGIN { print $1 / 10 }"; }
-# shellcheck disable=SC2086
-{
-    step talk-train wan-streamer simulate "$WORK/talk/train" --hours "$HOURS" --seed 1 $NATURAL
-    step talk-valid wan-streamer simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --seed 1 --split valid $NATURAL
-    step task-train wan-streamer simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" --seed 1 $NATURAL
-    step task-valid wan-streamer simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --seed 1 \
-        --split valid $NATURAL
-}
-step talk-encode wan-streamer encode "$WORK/talk" "$WORK/talk-latents" "${CODEC_FLAGS[@]}"
-step task-encode wan-streamer encode "$WORK/task" "$WORK/task-latents" "${CODEC_FLAGS[@]}"
+step talk-train wan-streamer simulate "$WORK/talk/train" --hours "$HOURS" --seed 1 "${KOKORO[@]}"
+step talk-valid wan-streamer simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --seed 1 --split valid "${KOKORO[@]}"
+step task-train wan-streamer simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" --seed 1 "${KOKORO[@]}"
+step task-valid wan-streamer simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --seed 1 \
+    --split valid "${KOKORO[@]}"
+step talk-encode wan-streamer encode "$WORK/talk" "$WORK/talk-latents" "${CODEC_FLAGS[@]}" --preset "$PRESET"
+step task-encode wan-streamer encode "$WORK/task" "$WORK/task-latents" "${CODEC_FLAGS[@]}" --preset "$PRESET"
+
+# ---- ears and eyes, which stay as they are in the model
+
+SENSES=(--preset "$PRESET")
+if [ "$PRESET" = nano-ears ]; then
+    if [ -n "${TEXTS-}" ]; then
+        step corpus wan-streamer corpus "$WORK/corpus" --texts "$TEXTS" ${PEOPLE:+--people "$PEOPLE"} \
+            ${EXTRA:+--extra "$EXTRA"} --hours "${SPEECH_HOURS:-5}" "${KOKORO[@]}"
+        SENSES+=(--heard "$WORK/corpus")
+        if [ -z "$EARS" ] && [ "$EARS_STEPS" -gt 0 ]; then
+            step ears run ears "$WORK/ears" --data "$WORK/corpus" --steps "$EARS_STEPS" --device "$DEVICE"
+            EARS=$WORK/ears/ears
+        fi
+    fi
+    if [ -z "$EYES" ] && [ "$EYES_STEPS" -gt 0 ]; then
+        step eyes run eyes "$WORK/eyes" --steps "$EYES_STEPS" --device "$DEVICE"
+        EYES=$WORK/eyes/eyes
+    fi
+    SENSES+=(${EARS:+--ears "$EARS"} ${EYES:+--eyes "$EYES"})
+fi
 
 # ---- stages
 
 AGENT=${START-}
 if [ "$PRETRAIN_STEPS" -gt 0 ]; then
     step pretrain train pretrain "$WORK/pretrain" --data "$WORK/task-latents" --talks "$WORK/talk-latents" \
-        --steps "$PRETRAIN_STEPS" ${AGENT:+--from "$AGENT"}
+        --steps "$PRETRAIN_STEPS" "${SENSES[@]}" ${AGENT:+--from "$AGENT"}
     AGENT=$WORK/pretrain
 fi
 step duplex train duplex "$WORK/duplex" --data "$WORK/talk-latents" --tasks "$WORK/task-latents" \
-    --steps "$DUPLEX_STEPS" "${CLIP[@]}" ${AGENT:+--from "$AGENT"}
+    --steps "$DUPLEX_STEPS" "${CLIP[@]}" --draw-every "${DRAW_EVERY:-1}" "${SENSES[@]}" ${AGENT:+--from "$AGENT"}
 AGENT=$WORK/duplex
 # shellcheck disable=SC2086
 if [ "$CONSISTENCY_STEPS" -gt 0 ]; then
