@@ -26,8 +26,10 @@ from aiortc.codecs.vpx import Vp8Encoder, VpxPayloadDescriptor
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.mediastreams import VideoStreamTrack
 from aiortc.rtp import RtpPacket
+from test_protocol import served
 from test_serving import Tone, Visitor, application, until
 
+from wan_streamer.client import LiveClient
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving.doors.access import Access
@@ -193,6 +195,19 @@ def test_a_call_through_a_relay(model: ModelProcess, coturn: tuple[IceServers, P
             await until(lambda: visitor.told("session", state="live"), "the call")
             await until(lambda: len(visitor.pictures) > 25, "pictures")
             await until(lambda: len(visitor.samples) > 50, "sound")
+
+    asyncio.run(main())
+    assert "allocate processed, success" in log.read_text().lower()
+
+
+def test_the_python_client_knows_the_relay(model: ModelProcess, coturn: tuple[IceServers, Path]) -> None:
+    ice, log = coturn
+
+    async def main() -> None:
+        async with served(model, ServingConfig(ice=ice)) as server, LiveClient(server.url) as call:
+            async for event in call.events():
+                if event["type"] == "session.started":
+                    break
 
     asyncio.run(main())
     assert "allocate processed, success" in log.read_text().lower()

@@ -18,7 +18,14 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)  # fmt: skip
 from aiortc.mediastreams import MediaStreamError
 
 from wan_streamer.data.sound import Mono
@@ -77,8 +84,8 @@ class LiveClient:
     ) -> None:
         self._url, self._units, self._bearer, self._tls = url.rstrip("/"), units, secret or token, tls
         self.session: dict[str, Any] = {}
-        self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._channel = self._pc.createDataChannel("events")
+        self._pc: RTCPeerConnection | None = None
+        self._channel: RTCDataChannel | None = None
         self._playout = Playout(prebuffer_ms=0, max_ms=10 * UNIT_MS)
         self._events, self._sounds, self._pictures = _Kept(KEPT_EVENTS), _Kept(KEPT_SOUNDS), _Kept(KEPT_PICTURES)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,28 +104,38 @@ class LiveClient:
 
     async def _call(self) -> None:
         """Raises `ServingError` with the server's words, or if the connection does not stand in time."""
+        self._pc = pc = RTCPeerConnection(RTCConfiguration(iceServers=await self._relays()))
+        self._channel = pc.createDataChannel("events")
         self._channel.on("message", self._on_message)
         self._channel.on("open", self._open.set)
         self._channel.on("close", self._end)
-        self._pc.on("track", self._on_track)
-        self._pc.on("connectionstatechange", self._on_state)
+        pc.on("track", self._on_track)
+        pc.on("connectionstatechange", self._on_state)
         for track in (self._playout.audio, self._playout.video):
-            self._pc.addTransceiver(track, direction="sendrecv")
-        await self._pc.setLocalDescription(await self._pc.createOffer())
-        transport = {"type": "webrtc", "sdp": self._pc.localDescription.sdp}
+            pc.addTransceiver(track, direction="sendrecv")
+        await pc.setLocalDescription(await pc.createOffer())
+        transport = {"type": "webrtc", "sdp": pc.localDescription.sdp}
         answer = await self._ask("POST", "/v1/live/sessions", {"transport": transport})
         while (ticket := answer.get("queue")) is not None:  # all places are taken
             if (await self._ask("GET", "/api/queue", bearer=ticket))["ready"]:
                 again = {"transport": transport, "queue": ticket}
                 answer = await self._ask("POST", "/v1/live/sessions", again)
         self.session = answer["session"]
-        await self._pc.setRemoteDescription(RTCSessionDescription(answer["transport"]["sdp"], "answer"))
+        await pc.setRemoteDescription(RTCSessionDescription(answer["transport"]["sdp"], "answer"))
         try:
             await asyncio.wait_for(self._open.wait(), CONNECT_S)
         except TimeoutError:
             raise ServingError(f"{self._url}: no connection within {CONNECT_S:.0f} s") from None
         self._spawn(self._feed())
         self._spawn(self._playout.run())
+
+    async def _relays(self) -> list[RTCIceServer]:
+        """The server's STUN and TURN servers; none for who has a client secret, or calls a server of another make."""
+        try:
+            answer = await self._ask("GET", "/api/ice")
+            return [RTCIceServer(**server) for server in answer["ice_servers"]]
+        except (ServingError, KeyError, TypeError):
+            return []  # the call itself says what is wrong with the server
 
     async def _feed(self) -> None:
         """A unit every 160 ms; reading it may take time, but not the event loop's."""
@@ -147,7 +164,7 @@ class LiveClient:
 
     def send(self, kind: str, **fields: Any) -> None:
         """One event. Raises `ServingError` if the call is over."""
-        if self._channel.readyState != "open":
+        if self._channel is None or self._channel.readyState != "open":
             raise ServingError("the call is over")
         self._channel.send(json.dumps({"type": kind, **fields}))
 
@@ -165,14 +182,15 @@ class LiveClient:
 
     async def close(self) -> None:
         """End the call. Safe to call twice."""
-        if self._channel.readyState == "open":
+        if self._channel is not None and self._channel.readyState == "open":
             self.send("session.close")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), FAREWELL_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pc.close()
+        if self._pc is not None:
+            await self._pc.close()
         self._playout.close()
         self._end()
 
@@ -188,7 +206,7 @@ class LiveClient:
             kept.over()
 
     def _on_state(self) -> None:
-        if self._pc.connectionState in ("failed", "closed"):
+        if self._pc is not None and self._pc.connectionState in ("failed", "closed"):
             self._end()
 
     def _on_track(self, track: MediaStreamTrack) -> None:
