@@ -70,6 +70,7 @@ def test_two_processes_equal_one(latents: Path, alone: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process reads what two wrote
 def test_a_run_goes_on_with_another_number(latents: Path, alone: Path, tmp_path: Path) -> None:
     start(1, latents, tmp_path, 2)
     for processes, steps, states in ((2, 4, 2), (1, CONFIG.steps, 1)):
