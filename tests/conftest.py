@@ -2,9 +2,12 @@
 
 import pytest
 
+from wan_streamer.process import tune_process
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "moonshine: needs the package moonshine-voice; run with -m moonshine")
+    tune_process()  # as the command line: a step of training in this process takes four fifths of the time
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -33,12 +33,12 @@ CONFIG = TrainConfig(
 AGENT = dataclasses.replace(TALKER, cache=dataclasses.replace(TALKER.cache, text_units=6, memory_tokens=8))
 
 
-def main() -> None:
-    data, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def main(arguments: list[str]) -> None:
+    data, out, steps = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
     torch.manual_seed(0)
     stage = DuplexStage(Streamer(AGENT), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1))
     trainer = Trainer(stage, out, join("cpu"))
-    if "--resume" in sys.argv:
+    if "--resume" in arguments:
         trainer.resume()
     while trainer.step < steps:  # the schedule is that of the whole run
         trainer._log("train", trainer._train_step(False)[0])
@@ -48,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

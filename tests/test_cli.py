@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import wave
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +15,35 @@ from films import make_film
 from typer.testing import CliRunner
 
 import wan_streamer
-from wan_streamer.cli.app import app
+from wan_streamer.cli.app import app, main
 from wan_streamer.flow.joint import Guidance
 from wan_streamer.folders import ARRAYS
 from wan_streamer.training.distill.student import DistillConfig
 from wan_streamer.training.stages.run import RunOptions
 
 COMMAND = str(Path(sys.executable).with_name("wan-streamer"))
+Run = Callable[..., subprocess.CompletedProcess[str]]
 NANO = Path(wan_streamer.__file__).parent / "checkpoints" / "nano"
 
 
 def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     line = [COMMAND, *(str(argument) for argument in arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run` without a process of its own, of which many take long to start."""
+
+    def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+        line = [COMMAND, *(str(argument) for argument in arguments)]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(line, int(ended.value.code or 0), said.out, said.err)
+
+    return run_here
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -102,22 +119,22 @@ def test_film_must_not_replace_the_recording(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["inspect", "train codec --codec audio", "train duplex"])
-def test_unknown_preset(command: str, tmp_path: Path) -> None:
+def test_unknown_preset(command: str, tmp_path: Path, here: Run) -> None:
     places = [] if command == "inspect" else ["--data", training_data(tmp_path / "data"), "--out", tmp_path / "run"]
-    assert_one_line(run(*command.split(), "--preset", "gigantic", *places), "gigantic", "nano", "paper-192p")
+    assert_one_line(here(*command.split(), "--preset", "gigantic", *places), "gigantic", "nano", "paper-192p")
 
 
 @pytest.mark.parametrize("command", ["train codec --codec audio", "train codec --codec video", "train duplex"])
-def test_missing_training_data(command: str, tmp_path: Path) -> None:
-    result = run(*command.split(), "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+def test_missing_training_data(command: str, tmp_path: Path, here: Run) -> None:
+    result = here(*command.split(), "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert_one_line(result, "nowhere")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "toaster"])
 @pytest.mark.parametrize("command", ["train codec --codec audio", "train codec --codec video", "train duplex"])
-def test_missing_training_device(command: str, device: str, tmp_path: Path) -> None:
+def test_missing_training_device(command: str, device: str, tmp_path: Path, here: Run) -> None:
     out, data = tmp_path / "run", training_data(tmp_path / "data")
-    assert_one_line(run(*command.split(), "--data", data, "--out", out, "--device", device), device, "cuda:N")
+    assert_one_line(here(*command.split(), "--data", data, "--out", out, "--device", device), device, "cuda:N")
     assert not out.exists()
 
 
@@ -133,7 +150,7 @@ def test_missing_shards_and_codecs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "audio_vae.safetensors", "video_vae.safetensors", "config.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_damaged_checkpoint(name: str, damage: str, tmp_path: Path) -> None:
+def test_damaged_checkpoint(name: str, damage: str, tmp_path: Path, here: Run) -> None:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(NANO, checkpoint)
     if damage == "gone":
@@ -142,7 +159,7 @@ def test_damaged_checkpoint(name: str, damage: str, tmp_path: Path) -> None:
         data = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(data[: len(data) // 2])
     user, film = make_film(tmp_path / "user.mp4", seconds=0.4), tmp_path / "reply.mp4"
-    assert_one_line(run("talk", user, "--out", film, "--checkpoint", checkpoint), name)
+    assert_one_line(here("talk", user, "--out", film, "--checkpoint", checkpoint), name)
     assert not film.exists()
 
 

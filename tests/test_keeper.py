@@ -59,7 +59,7 @@ def test_kills_lose_no_unit(model: ModelProcess) -> None:
 
     async def talk() -> int:
         session, kills = await model.open_session(seed=7), 0
-        for number, unit in enumerate(user_units(6, 20)):
+        for number, unit in enumerate(user_units(6, 15)):
             if number % 5 == 4:
                 asyncio.get_running_loop().call_later(rng.uniform(0, 0.02), os.kill, model.pid, signal.SIGKILL)
                 kills += 1
@@ -83,7 +83,7 @@ def test_kills_lose_no_unit(model: ModelProcess) -> None:
         model.close_session(session)
         return kills
 
-    assert asyncio.run(talk()) == 4
+    assert asyncio.run(talk()) == 3
 
 
 def test_a_new_session_does_not_know_the_one_before(model: ModelProcess) -> None:

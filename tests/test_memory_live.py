@@ -126,12 +126,12 @@ def test_unwritten_words_are_not_remembered() -> None:
 
 @pytest.mark.slow
 def test_oldest_is_dropped_and_cost_is_flat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 000 units of talk: the memory holds the last words that left the window, and the cache never grows."""
+    """400 units of talk: the memory holds the last words that left the window, and the cache never grows."""
     model = make(with_memory(layers=1))
-    units = 1000
+    units = 400
     talk, live = Talk(model, units), model.open()
     said = spoken(talk.said_KSX[: units - K])
-    assert len(said) > 50 * SIZE
+    assert len(said) > 20 * SIZE
     sizes, lengths, remember = set(), set(), model.backbone.remember
     monkeypatch.setattr(
         model.backbone, "remember", lambda x, past: lengths.add(len(x) + past.shape[2]) or remember(x, past)

@@ -12,6 +12,7 @@ import pytest
 from wan_streamer.evaluation.axes import talk as talk
 from wan_streamer.evaluation.readers.observe import Observer
 from wan_streamer.evaluation.records import Case, Recording, Trial
+from wan_streamer.evaluation.suite import stimuli
 from wan_streamer.evaluation.suite.baselines import Replay
 from wan_streamer.evaluation.suite.play import play
 from wan_streamer.evaluation.suite.stimuli import TrialSpec, make_trial
@@ -23,8 +24,12 @@ SEE = Observer(read=lambda frames: {})
 
 @pytest.fixture(scope="module")
 def trials() -> list[tuple[Trial, Recording]]:
-    made = [make_trial(TrialSpec(kind, 0, number)) for kind in KINDS for number in range(3 if kind == "stop" else 2)]
-    return [(trial, play(Replay(trial), trial.units())) for trial in made]
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in KINDS:  # nothing is drawn: only the sound is scored
+            patch.setitem(stimuli.KINDS, kind, dataclasses.replace(stimuli.KINDS[kind], pictures=False))
+        specs = [TrialSpec(kind, 0, number) for kind in KINDS for number in range(3 if kind == "stop" else 2)]
+        made = [make_trial(spec) for spec in specs]
+    return [(trial, play(Replay(trial), trial.units(), False)) for trial in made]
 
 
 def score(trials: list[tuple[Trial, Recording]], fault: Callable[[np.ndarray], np.ndarray]) -> list[Case]:

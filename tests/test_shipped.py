@@ -11,6 +11,7 @@ from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.data.media import read_units
 from wan_streamer.flow.joint import each
 from wan_streamer.flow.live import UnitDecoder
+from wan_streamer.model.layout import Latents
 
 HELLO = Path(__file__).parent.parent / "examples" / "hello.mp4"
 GREETING = 14  # units, in the middle of which "Hello." is said
@@ -21,25 +22,35 @@ def agent(request: pytest.FixtureRequest) -> WanStreamer:
     return WanStreamer.from_pretrained(request.param)
 
 
-def heard(agent: WanStreamer, units: list[UserUnit]) -> str:
-    session = agent.session(seed=0)
-    return "".join(session.step(unit).transcript for unit in units)
+def units(count: int) -> list[UserUnit]:
+    return [unit for _, unit in zip(range(count), read_units(HELLO), strict=False)]
 
 
-def test_a_shipped_agent_hears(agent: WanStreamer) -> None:
-    """What it writes down follows the user's sound and nothing else: not the picture, not the passing of time."""
-    units = [unit for _, unit in zip(range(GREETING), read_units(HELLO), strict=False)]
-    mute = [UserUnit(np.zeros_like(unit.audio), unit.video) for unit in units]
-    assert heard(agent, units).strip() == "Hello."
-    assert heard(agent, mute) == ""
-
-
-def test_the_light_decoder_draws_the_same_face_in_motion(agent: WanStreamer) -> None:
-    weights, session = agent.weights, agent.session(seed=0)
-    latents = []
-    for _, unit in zip(range(2 * GREETING), read_units(HELLO), strict=False):
-        session.step(unit)
+def talk(agent: WanStreamer, given: list[UserUnit]) -> tuple[list[str], list[Latents]]:
+    """What it writes down of every unit, and what it answers before it is decoded."""
+    session, heard, latents = agent.session(seed=0), [], []
+    for unit in given:
+        heard.append(session.step(unit).transcript)
         latents.append(session.last)
+    return heard, latents
+
+
+@pytest.fixture(scope="module")
+def greeted(agent: WanStreamer) -> tuple[list[str], list[Latents]]:
+    return talk(agent, units(2 * GREETING))
+
+
+def test_a_shipped_agent_hears(agent: WanStreamer, greeted: tuple[list[str], list[Latents]]) -> None:
+    """What it writes down follows the user's sound and nothing else: not the picture, not the passing of time."""
+    mute = [UserUnit(np.zeros_like(unit.audio), unit.video) for unit in units(GREETING)]
+    assert "".join(greeted[0][:GREETING]).strip() == "Hello."
+    assert "".join(talk(agent, mute)[0]) == ""
+
+
+def test_the_light_decoder_draws_the_same_face_in_motion(
+    agent: WanStreamer, greeted: tuple[list[str], list[Latents]]
+) -> None:
+    weights, latents = agent.weights, greeted[1]
 
     def film(vae: VideoVAE) -> np.ndarray:
         decoder = UnitDecoder(agent.config, weights.audio_vae, vae)

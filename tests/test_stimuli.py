@@ -140,7 +140,8 @@ def test_observer_hears_and_sees() -> None:
 
     frames = np.zeros((100, 8, 8, 3), np.uint8)
     frames[50:] = 7
-    seen = Observer(recognise, None, read)(Recording(audio, frames, [(1.0, "hum")]))
+    observer = Observer(recognise, None, read)
+    seen = observer(Recording(audio, frames, [(1.0, "hum")]))
     assert [(round(a, 1), round(b, 1)) for a, b in seen.speech] == [(1.0, 2.0)]
     assert [word.text for word in seen.words] == ["hum"]
     assert seen.words[0].start == pytest.approx(1.0, abs=0.03)  # moved back to the clock of the recording
@@ -148,6 +149,12 @@ def test_observer_hears_and_sees() -> None:
     assert asked[1] == -2  # equal pictures are read once
     assert seen.tracks["mouth"].tolist() == [0.0] * 50 + [7.0] * 50
     assert np.flatnonzero(seen.tracks["change"]).tolist() == [50]
+
+    later = observer(Recording(np.roll(audio, SAMPLE_RATE), None))
+    assert len(asked) == 2  # equal speech is heard once
+    assert later.words[0].start == pytest.approx(2.0, abs=0.03)
+    observer(Recording(np.roll(audio, SAMPLE_RATE) / 2, None))
+    assert len(asked) == 3
 
 
 def test_silence_is_not_given_to_the_recogniser() -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # harness and standin, also when only this folder is collected
 
-from harness import Server, chromium, run_server, synthetic_devices  # noqa: E402
+from harness import Server, launch, pages, run_server, synthetic_devices  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +18,22 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return synthetic_devices(tmp_path_factory.mktemp("devices"))
 
 
+# Of a module, not of the session: while Playwright runs, its thread has an event loop, and other tests start their own.
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright, devices: list[str]) -> Iterator[Browser]:
+    with launch(playwright, devices) as browser:
+        yield browser
+
+
 @pytest.fixture
-def open_page(devices: list[str]) -> Iterator[Callable[[str], Page]]:
-    with chromium(devices) as open_one:
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    with pages(browser) as open_one:
         yield open_one
 
 

@@ -19,12 +19,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from playwright.sync_api import Page, sync_playwright
+import standin
+from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent
 MIC_RATE = 48_000
+START_MS = 30_000  # a page on a busy machine
 CAMERA_COLOUR = (200, 60, 40)  # what the fake camera shows on average, R G B
+# While WebRTC is tried, timers of ten seconds and more go off in a tenth of their time: what leads nowhere is given up,
+# and a test need not wait for that.
+HURRY = """const later = window.setTimeout;
+window.setTimeout = (done, ms, ...more) => {
+  const tried = window.peers.some((peer) => peer.connectionState !== "closed");
+  return later(done, tried && ms >= 10_000 ? ms / 10 : ms, ...more);
+};"""
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -154,26 +163,49 @@ def film_devices(folder: Path, film: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def chromium(devices: list[str]) -> Iterator[Callable[[str], Page]]:
-    """A browser. Yields a function that opens a page which must not log errors; `page.problems` collects them.
+def launch(playwright: Playwright, devices: list[str]) -> Iterator[Browser]:
+    browser = playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_FLAGS + devices)
+    yield browser
+    browser.close()
 
-    The page's Content-Security-Policy forbids the probe; with `probe=False` the policy is in force.
+
+@contextlib.contextmanager
+def pages(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Yields a function that opens a page which must not log errors; `page.problems` collects them.
+
+    Every page is in a context of its own: nothing is left of it for the next one. The page's Content-Security-Policy
+    forbids the probe; with `probe=False` the policy is in force.
     """
-    path = chromium_path()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS + devices)
 
-        def open_page(url: str, probe: bool = True) -> Page:
-            page = browser.new_context(permissions=["microphone", "camera"], bypass_csp=probe).new_page()
-            problems: list[str] = []
-            page.problems = problems  # type: ignore[attr-defined]
-            page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-            page.on("pageerror", lambda e: problems.append(str(e)))
-            page.add_init_script(path=HERE / "probe.js")
-            page.goto(url)
-            return page
+    def open_page(url: str, probe: bool = True) -> Page:
+        page = browser.new_context(permissions=["microphone", "camera"], bypass_csp=probe).new_page()
+        problems: list[str] = []
+        page.problems = problems  # type: ignore[attr-defined]
+        page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: problems.append(str(e)))
+        page.add_init_script(path=HERE / "probe.js")
+        page.goto(url)
+        return page
 
+    try:
         yield open_page
+    finally:
         for context in browser.contexts:
-            context.close()  # pages say goodbye, which a browser that is ended at once does not
-        browser.close()
+            for page in context.pages:  # says goodbye: the server would keep its place for it
+                with contextlib.suppress(Error):
+                    page.evaluate("document.querySelector('[data-testid=stop]')?.click()")
+            context.close()
+
+
+@contextlib.contextmanager
+def chromium(devices: list[str]) -> Iterator[Callable[..., Page]]:
+    """The pages of a browser of its own."""
+    with sync_playwright() as playwright, launch(playwright, devices) as browser, pages(browser) as open_page:
+        yield open_page
+
+
+def start_call(page: Page) -> None:
+    """Begins a call; returns when the agent is seen."""
+    page.get_by_test_id("start").click()
+    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=START_MS)
+    expect(page.get_by_test_id("agent-video")).to_have_js_property("videoWidth", standin.WIDTH, timeout=START_MS)

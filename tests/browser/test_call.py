@@ -1,7 +1,7 @@
 """A visitor's call in a real headless Chromium: what was decoded is judged, not what was sent.
 
 With the stand-in agent every expectation is exact: its tone, its moving block, what it saw and heard.
-With the embedded checkpoint: half a minute of living picture, continuous sound and captions.
+With the embedded checkpoint: twenty seconds of living picture, continuous sound and captions.
 """
 
 import os
@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 import standin
-from harness import CAMERA_COLOUR, REPO, Server, audio_of, chromium, film_devices, run_server
-from playwright.sync_api import Page, expect
+from harness import CAMERA_COLOUR, REPO, Server, audio_of, film_devices, launch, pages, run_server, start_call
+from playwright.sync_api import Page, Playwright, expect
 
 pytestmark = pytest.mark.browser
 
@@ -22,12 +22,6 @@ WINDOW = 480  # samples: 10 ms at 48 kHz
 READY_MS = 20_000
 SMALL = {"width": 700, "height": 600}  # a headless browser draws the page on the processor that the agent needs
 STOLEN = 0.02  # of the processor's time
-
-
-def start_call(page: Page) -> None:
-    page.get_by_test_id("start").click()
-    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
-    expect(page.get_by_test_id("agent-video")).to_have_js_property("videoWidth", standin.WIDTH, timeout=READY_MS)
 
 
 def record(page: Page, seconds: float, tries: int = 3) -> dict:
@@ -73,7 +67,7 @@ def test_the_stand_in_is_seen_and_heard_exactly(standin_server: Server, open_pag
     expect(page.get_by_test_id("stop")).to_be_disabled()
     start_call(page)
     time.sleep(2)  # the jitter buffers settle
-    result = record(page, 10)
+    result = record(page, 7)
     assert_smooth(result)
 
     sound = result["samples"]
@@ -228,13 +222,17 @@ def test_a_token_opens_the_call_and_leaves_the_address(tmp_path, open_page) -> N
 
 
 @pytest.mark.slow
-def test_half_a_minute_with_the_embedded_checkpoint(tmp_path) -> None:
+def test_twenty_seconds_with_the_embedded_checkpoint(playwright: Playwright, tmp_path) -> None:
     devices = film_devices(tmp_path, REPO / "examples" / "hello.mp4")
-    with run_server(tmp_path, "--checkpoint", CHECKPOINT) as server, chromium(devices) as open_page:
+    with (
+        run_server(tmp_path, "--checkpoint", CHECKPOINT) as server,
+        launch(playwright, devices) as browser,
+        pages(browser) as open_page,
+    ):
         page = open_page(server.url)
         start_call(page)
         time.sleep(3)
-        result = record(page, 30)
+        result = record(page, 17)
         assert_smooth(result)
         frames = result["frames"]
         assert {(f["width"], f["height"]) for f in frames} == {(336, 192)}

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 import standin
-from harness import REPO, Server, run_server
+from harness import HURRY, REPO, Server, run_server, start_call
 from playwright.sync_api import Page, Request, expect
 
 pytestmark = pytest.mark.browser
@@ -37,11 +37,6 @@ LISTEN = """() => {
   };
 }"""
 AXE = REPO / "web" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-def start_call(page: Page) -> None:
-    page.get_by_test_id("start").click()
-    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
 
 
 def sent(page: Page, kind: str) -> list[dict]:
@@ -169,10 +164,9 @@ def test_a_recording_has_both_sides(standin_server: Server, open_page, tmp_path:
     page = open_page(standin_server.url, probe=False)
     expect(page.get_by_role("button", name="Record")).to_be_disabled()
     start_call(page)
-    expect(page.get_by_test_id("agent-video")).to_have_js_property("videoWidth", standin.WIDTH, timeout=READY_MS)
     page.get_by_role("button", name="Record").click()
     expect(page.locator("#recording")).to_be_visible()
-    page.wait_for_timeout(5000)
+    page.wait_for_timeout(3500)
     page.get_by_test_id("stop").click()  # ends the recording as well
     files = {}
     for name in ("download-video", "download-events"):
@@ -191,7 +185,7 @@ def test_a_recording_has_both_sides(standin_server: Server, open_page, tmp_path:
     with av.open(str(files["download-video"])) as film:
         sound = np.concatenate([frame.to_ndarray().mean(0) for frame in film.decode(audio=0)]).astype(np.float64)
         rate = film.streams.audio[0].rate
-    assert 4 < len(sound) / rate < 8
+    assert 2.5 < len(sound) / rate < 6.5
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
     hz = np.arange(len(spectrum)) * rate / len(sound)
     near = spectrum[np.abs(hz - standin.TONE_HZ) < 5].max()
@@ -265,8 +259,8 @@ def test_a_lost_network_is_told_apart_from_a_lost_connection(standin_server: Ser
 def test_a_page_that_was_held_up_is_not_taken_for_a_lost_one(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
     start_call(page)
-    page.evaluate("() => { const end = performance.now() + 10000; while (performance.now() < end); }")
-    page.wait_for_timeout(3000)
+    page.evaluate("() => { const end = performance.now() + 9000; while (performance.now() < end); }")
+    page.wait_for_timeout(2000)
     expect(page.get_by_test_id("status")).to_have_text("Live")
     assert page.evaluate("window.peers.length") == 1
     page.get_by_test_id("stop").click()
@@ -275,6 +269,7 @@ def test_a_page_that_was_held_up_is_not_taken_for_a_lost_one(standin_server: Ser
 
 def test_a_network_that_lets_no_media_through_is_explained(standin_server: Server, open_page) -> None:
     page = open_page(f"{standin_server.url}/?transport=webrtc")
+    page.evaluate(HURRY)
     page.evaluate("() => { RTCPeerConnection.prototype.setRemoteDescription = async () => {}; }")
     page.get_by_test_id("start").click()
     expect(page.get_by_role("alert")).to_contain_text("No way through the network", timeout=READY_MS)

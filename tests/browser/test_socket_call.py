@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import standin
-from harness import CAMERA_COLOUR, Server, audio_of
+from harness import CAMERA_COLOUR, HURRY, Server, audio_of, start_call
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -17,17 +17,11 @@ NO_WAY = """window.RTCPeerConnection = class extends window.RTCPeerConnection {
 };"""
 
 
-def start_call(page: Page) -> None:
-    page.get_by_test_id("start").click()
-    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
-    expect(page.get_by_test_id("agent-video")).to_have_js_property("videoWidth", standin.WIDTH, timeout=READY_MS)
-
-
 def assert_call(page: Page) -> None:
     """The stand-in's tone and moving block arrive, and what it is sent is heard and seen."""
     time.sleep(2)
     assert page.evaluate("window.probe()") == "running"
-    time.sleep(6)
+    time.sleep(5)
     result = page.evaluate("window.probeResult()")
     sound, frames = audio_of(result), result["frames"]
     levels = np.sqrt(np.mean(sound[: len(sound) // 480 * 480].reshape(-1, 480) ** 2, axis=1))
@@ -54,6 +48,7 @@ def assert_call(page: Page) -> None:
 def test_where_udp_is_blocked_the_socket_is_taken_by_itself(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
     page.add_init_script(NO_WAY)
+    page.add_init_script(HURRY)
     page.reload()
     start_call(page)
     assert page.evaluate("window.peers.length") == 1  # WebRTC was tried

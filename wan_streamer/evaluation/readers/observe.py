@@ -23,20 +23,22 @@ class Observer:
 
     recognise  sound -> timed words;   predict  sound -> opinion score;   read  frames -> tracks of the face
 
-    Pictures that repeat are read once: blind agents show few.
+    Pictures that repeat in a recording are read once, and speech that repeats in any is recognised once: blind agents
+    show few and say little.
     """
 
     def __init__(
         self, recognise: Recognise | None = None, predict: Predict | None = None, read: Read = read_face
     ) -> None:
         self.recognise, self.predict, self.read = recognise, predict, read
+        self.heard: dict[int, list[tuple[str, float, float]]] = {}  # by the sound
 
     def __call__(self, recording: Recording, words: bool = True) -> Observation:
         """`words=False` spares the recogniser where nobody asks what was said."""
         audio_T = recording.audio
         speech = speech_of(audio_T)
         voice_T, starts = _together(audio_T, speech)
-        heard = self.recognise(voice_T) if words and speech and self.recognise else []
+        heard = self._words(voice_T) if words and speech else []
         return Observation(
             seconds=recording.seconds,
             speech=speech,
@@ -49,6 +51,14 @@ class Observer:
             stage_ms=recording.stage_ms,
             mos=self.predict(voice_T) if self.predict and words and len(voice_T) >= SAMPLE_RATE else None,
         )
+
+    def _words(self, voice_T: np.ndarray) -> list[tuple[str, float, float]]:
+        if self.recognise is None:
+            return []
+        key = hash(voice_T.tobytes())
+        if key not in self.heard:
+            self.heard[key] = self.recognise(voice_T)
+        return self.heard[key]
 
     def _tracks(self, frames_THWC: np.ndarray) -> dict[str, np.ndarray]:
         keys = [hash(frame.tobytes()) for frame in frames_THWC]

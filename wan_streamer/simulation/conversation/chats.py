@@ -62,27 +62,26 @@ def _tidy(text: str) -> str | None:
 
 
 @functools.cache
+def _sentences() -> tuple[str, ...]:
+    """Different sentences of all splits."""
+    parts = dict.fromkeys(part for chat in _conversations() for turn in chat for part in _ENDS.split(turn))
+    return tuple(dict.fromkeys(sentence for part in parts if (sentence := _tidy(part))))
+
+
+@functools.cache
+def _pairs() -> tuple[tuple[str, str], ...]:
+    """Different pairs of all splits."""
+    tidied = ([_tidy(turn) for turn in chat] for chat in _conversations())
+    return tuple(dict.fromkeys((a, b) for turns in tidied for a, b in pairwise(turns) if a and b))
+
+
+@functools.cache
 def chat_sentences(split: str) -> tuple[str, ...]:
     """Different sentences of `split`, about 88 000 for "train"; the splits share none."""
-    wanted = _SHARES[split]
-    found: dict[str, None] = {}
-    for chat in _conversations():
-        for turn in chat:
-            for part in _ENDS.split(turn):
-                sentence = _tidy(part)
-                if sentence and _split_of(sentence) in wanted:
-                    found[sentence] = None
-    return tuple(found)
+    return tuple(sentence for sentence in _sentences() if in_split(sentence, split))
 
 
 @functools.cache
 def chat_pairs(split: str) -> tuple[tuple[str, str], ...]:
     """(message, answer), both single clean sentences; split by the message."""
-    wanted = _SHARES[split]
-    found: dict[tuple[str, str], None] = {}
-    for chat in _conversations():
-        for said, answered in pairwise(chat):
-            a, b = _tidy(said), _tidy(answered)
-            if a and b and _split_of(a) in wanted:
-                found[a, b] = None
-    return tuple(found)
+    return tuple(pair for pair in _pairs() if in_split(pair[0], split))
