@@ -63,18 +63,20 @@ if [ "$CODECS" = train ]; then
     step codec-data wan-streamer simulate "$WORK/codec-data" --codecs --seed 1
     step codec-audio run codec "$WORK/codec-audio" --codec audio --data "$WORK/codec-data"
     step codec-video run codec "$WORK/codec-video" --codec video --data "$WORK/codec-data"
-    CODEC_FLAGS=(--codecs "$WORK/codec-audio" --codecs "$WORK/codec-video")
-else
-    CODEC_FLAGS=(--codecs "$CODECS")
+    mkdir -p "$WORK/codecs"
+    step codecs cp "$WORK"/codec-audio/audio_vae.* "$WORK"/codec-video/video_vae.* "$WORK/codecs/"
+    CODECS=$WORK/codecs
 fi
 tenth() { awk "BEGIN { print $1 / 10 }"; }
-step talk-train wan-streamer simulate "$WORK/talk/train" --hours "$HOURS" --seed 1 "${KOKORO[@]}"
-step talk-valid wan-streamer simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --seed 1 --split valid "${KOKORO[@]}"
-step task-train wan-streamer simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" --seed 1 "${KOKORO[@]}"
-step task-valid wan-streamer simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --seed 1 \
-    --split valid "${KOKORO[@]}"
-step talk-encode wan-streamer encode "$WORK/talk" "$WORK/talk-latents" "${CODEC_FLAGS[@]}" --preset "$PRESET"
-step task-encode wan-streamer encode "$WORK/task" "$WORK/task-latents" "${CODEC_FLAGS[@]}" --preset "$PRESET"
+simulate() { # OUT OPTIONS...: what training reads, encoded at once; no films are kept
+    local device=$DEVICE
+    [ "$device" = auto ] && device=cpu
+    wan-streamer simulate "$@" --seed 1 --encode "$CODECS" --preset "$PRESET" --device "$device" "${KOKORO[@]}"
+}
+step talk-train simulate "$WORK/talk/train" --hours "$HOURS"
+step talk-valid simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --split valid
+step task-train simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS"
+step task-valid simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --split valid
 
 # ---- ears and eyes, which stay as they are in the model
 
@@ -100,22 +102,22 @@ fi
 
 AGENT=${START-}
 if [ "$PRETRAIN_STEPS" -gt 0 ]; then
-    step pretrain train pretrain "$WORK/pretrain" --data "$WORK/task-latents" --talks "$WORK/talk-latents" \
+    step pretrain train pretrain "$WORK/pretrain" --data "$WORK/task" --talks "$WORK/talk" \
         --steps "$PRETRAIN_STEPS" "${SENSES[@]}" ${AGENT:+--from "$AGENT"}
     AGENT=$WORK/pretrain
 fi
-step duplex train duplex "$WORK/duplex" --data "$WORK/talk-latents" --tasks "$WORK/task-latents" \
+step duplex train duplex "$WORK/duplex" --data "$WORK/talk" --tasks "$WORK/task" \
     --steps "$DUPLEX_STEPS" "${CLIP[@]}" --draw-every "${DRAW_EVERY:-1}" "${SENSES[@]}" ${AGENT:+--from "$AGENT"}
 AGENT=$WORK/duplex
 # shellcheck disable=SC2086
 if [ "$CONSISTENCY_STEPS" -gt 0 ]; then
-    step consistency train distill "$WORK/consistency" --method consistency --data "$WORK/talk-latents" \
+    step consistency train distill "$WORK/consistency" --method consistency --data "$WORK/talk" \
         --teacher "$WORK/duplex" --steps "$CONSISTENCY_STEPS" "${CLIP[@]}" $DISTILL_FLAGS
     AGENT=$WORK/consistency
 fi
 # shellcheck disable=SC2086
 if [ "$MATCHING_STEPS" -gt 0 ]; then
-    step matching train distill "$WORK/matching" --method matching --data "$WORK/talk-latents" \
+    step matching train distill "$WORK/matching" --method matching --data "$WORK/talk" \
         --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS" "${CLIP[@]}" $DISTILL_FLAGS
     AGENT=$WORK/matching
 fi
