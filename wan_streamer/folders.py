@@ -94,6 +94,11 @@ KINDS: dict[str, Kind] = {
     "ears": Kind(
         "ears", "make them with 'wan-streamer train ears --data DIR --out RUN': they are in RUN/ears", _is_ears
     ),
+    "eyes": Kind(
+        "eyes",
+        "make them with 'wan-streamer train eyes --out RUN': they are in RUN/eyes",
+        lambda folder: _has(folder, "config.json", "eyes.safetensors"),
+    ),
     "codec": Kind(
         "a codec",
         "make one with 'wan-streamer train codec --codec audio --data DIR --out DIR' (or video)",

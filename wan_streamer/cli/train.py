@@ -191,6 +191,37 @@ def train_ears(
     typer.echo(f"  wan-streamer train pretrain --data DIR --out DIR --ears {shlex.quote(str(out / 'ears'))}")
 
 
+@train_app.command("eyes")
+def train_eyes(
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these eyes instead of new ones.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
+    lr: Rate = None,
+    device: Device = "auto",
+    threads: ModelThreads = None,
+) -> None:
+    """The eyes, before the model: teach them what people, hands and things look like. Needs no data.
+
+    Example: [b]wan-streamer train eyes --out runs/eyes[/b]
+    """
+    _need_all(eyes=start)
+    from wan_streamer.training.eyes.stage import train_eyes as run
+
+    with training_in(out, resume, overwrite):
+        scores = run(out, start, resume, steps, minutes, lr, batch, device=device)
+    _print_scores(scores)
+    typer.echo("let an agent see with them:")
+    typer.echo(
+        f"  wan-streamer train pretrain --data DIR --out DIR --preset nano-ears --eyes {shlex.quote(str(out / 'eyes'))}"
+    )
+
+
 @train_app.command("pretrain")
 @expand
 def train_pretrain(
