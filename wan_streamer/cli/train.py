@@ -78,6 +78,10 @@ class ModelRun(Schedule, Start):
         Path | None,
         typer.Option(metavar="DIR", help="Hear with these ears, from [b]train ears[/b]; the rest is --from's."),
     ] = None
+    eyes: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="See with these eyes, from [b]train eyes[/b]; they stay as they are."),
+    ] = None
     heard: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Speech to write down, the corpus of [b]train ears[/b]: 3 steps in 10."),
@@ -241,7 +245,7 @@ def train_pretrain(
 
     Example: [b]wan-streamer train pretrain --data data/task-latents --out runs/pretrain[/b]
     """
-    _need_all(tasks=data, conversations=talks, ears=options.ears, corpus=options.heard)
+    _need_all(tasks=data, conversations=talks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     from wan_streamer.training.stages.pretrain import train_pretrain as run
     from wan_streamer.training.stages.run import RunOptions
 
@@ -266,7 +270,7 @@ def train_duplex(
 
     Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
-    _need_all(conversations=data, tasks=tasks, ears=options.ears, corpus=options.heard)
+    _need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 

@@ -1,7 +1,7 @@
 """Causal encoder of the user's video: frames -> a small grid of features per frame, with the change since the last.
 
 `scale_frames`            frames of any size -> the encoder's
-`VideoPerception`         it: the eyes
+`VideoPerception`         it: the eyes;  `seeing`  it, to be trained or not, as a configuration says
 `load_eyes`, `save_eyes`  a folder of eyes that were trained before the model;  `same_eyes`  whether they fit one
 """
 
@@ -98,6 +98,11 @@ class VideoPerception(nn.Module):
         frames = FRAMES_PER_UNIT // self.ticks
         feature = cells.unflatten(0, (B, T // frames, frames)).transpose(2, 3).flatten(3)
         return feature, VideoPerceptionState(video[:, -1])
+
+
+def seeing(config: PerceptionConfig) -> VideoPerception:
+    """The eyes of a model; those that were trained before it stay as they are."""
+    return VideoPerception(config).requires_grad_(config.seeing == "model")
 
 
 EYES = "eyes.safetensors"

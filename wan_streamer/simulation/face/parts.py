@@ -15,7 +15,7 @@ from wan_streamer.simulation.face.person import FaceIdentity, FacePose
 
 HEAD_Y = 0.515  # where the head's origin is, of the picture's height
 LEAN, LEAN_Y = 3.2, 260  # degrees by which the body leans most; about a point so far below the head
-ROLL = 9  # degrees by which the head tilts most
+ROLL, ROLL_Y = 9, 70  # degrees by which the head tilts most; about a point so far below its origin
 
 
 def head_shift(pose: FacePose) -> tuple[float, float]:
@@ -106,7 +106,7 @@ class Parts:
         self._body(canvas, pose, head_x)
         canvas.save()
         canvas.translate(head_x, head_y)
-        canvas.rotate(pose.roll * ROLL, 0, 70)
+        canvas.rotate(pose.roll * ROLL, 0, ROLL_Y)
         canvas.scale(scale, scale)
         self._head(canvas, pose)
         canvas.restore()
@@ -115,7 +115,7 @@ class Parts:
     def _hair_behind(self, canvas: Any, pose: FacePose, x: float, y: float, scale: float) -> None:
         canvas.save()
         canvas.translate(x, y)
-        canvas.rotate(pose.roll * ROLL, 0, 70)
+        canvas.rotate(pose.roll * ROLL, 0, ROLL_Y)
         canvas.scale(scale, scale)
         canvas.translate(-pose.yaw * 4, 0)
         self.hair.behind(canvas)

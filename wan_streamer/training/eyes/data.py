@@ -34,7 +34,7 @@ KINDS = MappingProxyType(
     {"show": 0.38, "count": 0.12, "wave": 0.06, "point": 0.03, "thumb_up": 0.04, "touch_face": 0.03,
      "big_smile": 0.04, "look_away": 0.03, "shake": 0.03, "nod": 0.03, "": 0.21}
 )  # fmt: skip
-ROWS = 4  # rows that show the same person
+ROWS = 2  # rows that show the same person
 COUNTING = ("fist", "point", "two", "three", "four", "open", "hold")
 SOUNDS = tuple("pbmfvwuoɔaɑæeɛəiɪjszʃθlɫtdnkgrh")
 BLINK = (0.2, 0.6, 1.0, 1.0, 0.55, 0.0)  # before, during and after
@@ -103,7 +103,7 @@ class ClipMaker:
 
     def make(self, step: int, row: int) -> Clip:
         rng = np.random.default_rng((self.seed, step, row))
-        renderer = self._person(step, row // ROWS)
+        renderer = self.person(step, row // ROWS)
         acting = self._act(Stage(rng, self.split, _Mute(), None))
         if rng.random() < self.config.opening:
             for track in (acting.poses, acting.hands, acting.props):
@@ -113,7 +113,7 @@ class ClipMaker:
         frames = developed(camera.moved(scale_frames(frames_THWC, self.perception)), rng)
         return Clip(frames, *self._truth(frames, renderer.identity, acting, camera))
 
-    def _person(self, step: int, number: int) -> FaceRenderer:
+    def person(self, step: int, number: int) -> FaceRenderer:
         """Who is in so many rows of a step: getting somebody ready takes as long as drawing a clip."""
         if self._ready is None or self._ready[0] != (step, number):
             rng = np.random.default_rng((self.seed, step, number, 1))

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from wan_streamer.training.eyes.labels import CLASSES, SEEN, VALUES
 
 
+SCALE = 0.25
+"""Of all tokens together: so many numbers would let one step of Adam turn an answer over."""
+
+
 class Heads(nn.Module):
     """`forward(feature_BKND) -> (name -> logits [B, K, classes], values [B, K, V])`."""
 
@@ -26,6 +30,8 @@ class Heads(nn.Module):
             name: self.what[name](torch.einsum("bkn,bknd->bkd", weight_BKNQ[..., i], feature_BKND))
             for i, name in enumerate(SEEN)
         }
-        about, values_BKV = self.who(feature_BKND.flatten(2)).split([sum(self.sizes.values()), len(VALUES)], dim=2)
+        about, values_BKV = self.who(SCALE * feature_BKND.flatten(2)).split(
+            [sum(self.sizes.values()), len(VALUES)], dim=2
+        )
         logits |= dict(zip(self.sizes, about.split(list(self.sizes.values()), dim=2), strict=True))
         return logits, values_BKV

@@ -168,7 +168,7 @@ def _wake(eyes: VideoPerception) -> None:
 
 
 CONFIG = TrainConfig(
-    steps=3000, lr=2e-3, muon_lr=4e-3, batch=32, warmup=30, weight_decay=0.02, ema=0.99,
+    steps=3000, lr=5e-4, muon_lr=4e-3, batch=16, warmup=30, weight_decay=0.02, ema=0.99,
     log_every=5, validate_every=50, save_every=20,
 )  # fmt: skip
 
