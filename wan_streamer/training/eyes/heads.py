@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from wan_streamer.training.eyes.labels import CLASSES, SEEN, VALUES
 
-
 SCALE = 0.25
 """Of all tokens together: so many numbers would let one step of Adam turn an answer over."""
 
