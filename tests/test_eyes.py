@@ -28,7 +28,7 @@ from wan_streamer.training.eyes.camera import Camera
 from wan_streamer.training.eyes.data import KINDS, Clip, ClipConfig, ClipMaker
 from wan_streamer.training.eyes.labels import CLASSES, NONE, UNKNOWN, VALUES
 from wan_streamer.training.eyes.place import head_place, palm_place, thing_place
-from wan_streamer.training.eyes.stage import Clips, EyesStage
+from wan_streamer.training.eyes.stage import Clips, EyesLoss, EyesStage
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages import duplex
@@ -251,18 +251,19 @@ def test_half_the_size_is_an_area_average() -> None:
 
 
 class Pool(EyesStage):
-    """Goes over the same few clips again and again, so that a test need not draw as many as training does."""
+    """Goes over the same few clips again and again: drawing takes most of the time."""
 
     def batch(self, step: int, rows: range) -> Clips:
         if not hasattr(self, "pool"):
-            self.pool = [self.train_clips.make(0, row) for row in range(160)]
+            self.pool = [self.train_clips.make(0, row) for row in range(192)]
         return self.clips([self.pool[(step * self.config.batch + row) % len(self.pool)] for row in rows])
 
 
-def test_eyes_learn_to_tell_whether_something_is_held(tmp_path: Path) -> None:
-    config = TrainConfig(steps=60, lr=4e-3, muon_lr=8e-3, batch=16, warmup=5, ema=0.8, log_every=1)
-    clips = ClipConfig(kinds={"show": 0.5, "": 0.5}, moving=0.0)
-    stage = Pool(config, SMALL, clips=clips, validated=64)
+def test_eyes_learn_to_tell_whether_something_is_held(plain: None, tmp_path: Path) -> None:
+    config = TrainConfig(steps=70, lr=2e-3, muon_lr=8e-3, batch=16, warmup=5, ema=0.8)
+    clips = ClipConfig(kinds={"show": 0.5, "": 0.5}, moving=0.0, painted=0.0, freed=0.0)
+    parts = EyesLoss({"thing": 1.0, "hand": 1.0, "values": 0.5}, other=0.0)
+    stage = Pool(config, SMALL, clips=clips, parts=parts, validated=64)
     before = stage.validate()
     first = {name: value.clone() for name, value in stage.eyes.state_dict().items()}
     losses: list[float] = []
@@ -271,8 +272,8 @@ def test_eyes_learn_to_tell_whether_something_is_held(tmp_path: Path) -> None:
     after = Trainer(stage, tmp_path).run()
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     held = torch.cat([batch.classes_BKA[..., 0] > 0 for batch in stage.validated]).float().mean().item()
-    assert after["right/held"] > max(held, 1 - held) + 0.2, (before, after)
-    assert after["known/brightness"] > 0.5
+    assert after["right/held"] > max(held, 1 - held) + 0.15, (before, after)
+    assert after["known/brightness"] > 0.5 > before["known/brightness"]
     assert set(after) == {f"right/{name}" for name in (*CLASSES, "held")} | {f"known/{name}" for name in VALUES}
     made = load_eyes(tmp_path / "eyes").state_dict()
     assert made.keys() == first.keys()

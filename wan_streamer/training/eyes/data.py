@@ -106,8 +106,7 @@ class ClipMaker:
         renderer = self.person(step, row // ROWS)
         acting = self._act(Stage(rng, self.split, _Mute(), None))
         if rng.random() < self.config.opening:
-            for track in (acting.poses, acting.hands, acting.props):
-                track[0] = track[1]  # type: ignore[index]
+            acting.poses[0], acting.hands[0], acting.props[0] = acting.poses[1], acting.hands[1], acting.props[1]
         frames_THWC = renderer.film(acting.poses, acting.hands, acting.props)
         camera = Camera.sample(rng)
         frames = developed(camera.moved(scale_frames(frames_THWC, self.perception)), rng)

@@ -136,7 +136,8 @@ class EyesStage(Stage):
                     known = batch.classes_BKA[..., i] != UNKNOWN
                     right[name].append((logits[name].argmax(2).cpu() == batch.classes_BKA[..., i])[known])
                     if name == "thing":
-                        held = (logits[name].argmax(2).cpu() > 0) == (batch.classes_BKA[..., i] > 0)
+                        # something is held if all things together are likelier than none
+                        held = (logits[name].softmax(2)[..., 0].cpu() < 0.5) == (batch.classes_BKA[..., i] > 0)
                         right.setdefault("held", []).append(held[known])
                 read.append(values_BKV.cpu().flatten(0, 1))
                 truth.append(batch.values_BKV.flatten(0, 1))
@@ -157,14 +158,14 @@ def _cross_entropy(logits_BKC: Tensor, classes_BK: Tensor, known_BK: Tensor) -> 
 
 def _wake(eyes: VideoPerception) -> None:
     """Weights with which the size of activations stays from layer to layer; PyTorch's own let it fade."""
-    for module in eyes.layers:
-        for conv in module.modules():
-            if isinstance(conv, nn.Conv2d) and conv.weight.any():  # the second of a residual block begins at zero
-                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
+    convolutions = [module for module in eyes.layers.modules() if isinstance(module, nn.Conv2d)]
+    for conv in convolutions:
+        if conv.weight.any():  # the second of a residual block begins at zero
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
     with torch.no_grad():
-        eyes.layers[-2].weight *= LAST  # type: ignore[operator]
+        convolutions[-1].weight *= LAST
 
 
 CONFIG = TrainConfig(
