@@ -182,12 +182,10 @@ class PerceptionConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hearing not in ("mel", "ears"):
-            raise ConfigError(f"perception.hearing: expected 'mel' or 'ears', got {self.hearing!r}")
-        if self.seeing not in ("model", "eyes"):
-            raise ConfigError(f"perception.seeing: expected 'model' or 'eyes', got {self.seeing!r}")
-        if self.video_ticks not in (1, 2, 4):
-            raise ConfigError(f"perception.video_ticks: expected 1, 2 or 4, got {self.video_ticks}")
+        choices = {"hearing": ("mel", "ears"), "seeing": ("model", "eyes"), "video_ticks": (1, 2, 4)}
+        for name, known in choices.items():
+            if (got := getattr(self, name)) not in known:
+                raise ConfigError(f"perception.{name}: expected one of {', '.join(map(str, known))}, got {got!r}")
 
     @property
     def audio_tokens(self) -> int:
