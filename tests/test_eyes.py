@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TALKER
+from tiny import TALKER, tiny_weights
 from tiny_world import make_latents
 from typer.testing import CliRunner
 
@@ -17,6 +17,7 @@ from wan_streamer import presets
 from wan_streamer.cli.app import app
 from wan_streamer.config import PerceptionConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.video import VideoPerception, load_eyes, save_eyes, scale_frames
 from wan_streamer.simulation.face.motion import HAND_GESTURES, HEAD_GESTURES
@@ -337,10 +338,6 @@ def test_a_model_sees_with_them_and_leaves_them_alone(seeing: Path, tmp_path: Pa
 
 def test_other_senses_are_taken_over(seeing: Path, tmp_path: Path) -> None:
     """From an agent that hears alike and sees with other eyes, all but its eyes."""
-    from tiny import tiny_weights
-
-    from wan_streamer.model.pretrained import save_weights
-
     save_weights(tiny_weights(), tmp_path / "agent")
     perception = dataclasses.replace(TALKER.perception, seeing="eyes")
     model = Streamer(dataclasses.replace(TALKER, perception=perception))

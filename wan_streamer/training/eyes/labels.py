@@ -7,8 +7,16 @@
 
 from collections.abc import Mapping
 
-from wan_streamer.simulation.face.person import BEARDS, COLOURS, HAIR_STYLES, HAIRS, HAND_SHAPES, PROPS, SHIRTS
-from wan_streamer.simulation.face.person import FaceIdentity as FaceIdentity
+from wan_streamer.simulation.face.person import (
+    BEARDS,
+    COLOURS,
+    HAIR_STYLES,
+    HAIRS,
+    HAND_SHAPES,
+    PROPS,
+    SHIRTS,
+    FaceIdentity,
+)
 from wan_streamer.simulation.tasks.describe import HAIR_COLOURS, SHIRT_COLOURS
 
 UNKNOWN = -100
