@@ -60,6 +60,10 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         KINDS["agent"].words: touched(root / "agent", *AGENT_FILES),
         TORN: touched(root / "torn", *AGENT_FILES[1:]),
         KINDS["ears"].words: touched(root / "ears", "config.json", "model.safetensors"),
+        "a run whose eyes are in": touched(
+            root / "seeing", "trainer.safetensors", "eyes/config.json", "eyes/eyes.safetensors"
+        ),
+        KINDS["eyes"].words: touched(root / "eyes", "config.json", "eyes.safetensors"),
         KINDS["codec"].words: touched(root / "codec", "audio_vae.safetensors", "audio_vae.json"),
         KINDS["corpus"].words: touched(root / "corpus", "kokoro.jsonl", "kokoro.pcm"),
     }  # fmt: skip
@@ -75,14 +79,17 @@ COMMANDS = {
     "train codec --codec video --data CODEC_DATA --out OUT --from DIR": "codec for video",
     "train ears --data DIR --out OUT": "corpus",
     "train ears --data CORPUS --out OUT --from DIR": "ears",
+    "train eyes --out OUT --from DIR": "eyes",
     "train pretrain --data DIR --out OUT": "tasks",
     "train pretrain --data TASKS --out OUT --talks DIR": "conversations",
     "train pretrain --data TASKS --out OUT --ears DIR": "ears",
+    "train pretrain --data TASKS --out OUT --eyes DIR": "eyes",
     "train pretrain --data TASKS --out OUT --heard DIR": "corpus",
     "train pretrain --data TASKS --out OUT --from DIR": "agent",
     "train pretrain --data TASKS --out OUT --language-model DIR": "language model",
     "train duplex --data DIR --out OUT": "conversations",
     "train duplex --data CONVERSATIONS --out OUT --tasks DIR": "tasks",
+    "train duplex --data CONVERSATIONS --out OUT --eyes DIR": "eyes",
     "train duplex --data CONVERSATIONS --out OUT --from DIR": "agent",
     "train distill --method consistency --teacher nano --data DIR --out OUT": "conversations",
     "train distill --method consistency --teacher DIR --data CONVERSATIONS --out OUT": "agent",

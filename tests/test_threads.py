@@ -182,7 +182,7 @@ def test_a_driver_tells_what_the_machine_was_like_and_what_to_do() -> None:
 def test_the_option_fixes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Before PyTorch is loaded, for every command that computes in its own process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # restored at the end
-    for command in ("talk", "serve", "eval", "train duplex", "train codec", "train ears"):
+    for command in ("talk", "serve", "eval", "train duplex", "train codec", "train ears", "train eyes"):
         assert "--threads" in CliRunner().invoke(cli.app, [*command.split(), "--help"]).stdout
     monkeypatch.setattr(
         sys, "argv", ["wan-streamer", "talk", str(tmp_path / "no.mp4"), "--out", "x.mp4", "--threads", "3"]

@@ -160,6 +160,7 @@ class PerceptionConfig(Ranged):
 
     hearing      "mel": a small encoder that learns with the model, 4 audio tokens in a unit. "ears": `ears`, trained
                  before, frozen, all its frames are tokens
+    seeing       "model": the encoder of pictures learns with the model. "eyes": trained before, frozen
     video_ticks  times in a unit that have video tokens of their own: 4, 2 or 1
     video_grid   tokens of a tick, rows x columns
     video_blocks residual blocks at 1/8 of the size
@@ -167,6 +168,7 @@ class PerceptionConfig(Ranged):
 
     place = "perception"
     hearing: str = "mel"
+    seeing: str = "model"
     mel_bins: int = between(64, 1, 512)
     audio_dim: int = between(192, 1, 16_384)
     audio_blocks: int = between(4, 0, 256)
@@ -180,10 +182,10 @@ class PerceptionConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hearing not in ("mel", "ears"):
-            raise ConfigError(f"perception.hearing: expected 'mel' or 'ears', got {self.hearing!r}")
-        if self.video_ticks not in (1, 2, 4):
-            raise ConfigError(f"perception.video_ticks: expected 1, 2 or 4, got {self.video_ticks}")
+        choices = {"hearing": ("mel", "ears"), "seeing": ("model", "eyes"), "video_ticks": (1, 2, 4)}
+        for name, known in choices.items():
+            if (got := getattr(self, name)) not in known:
+                raise ConfigError(f"perception.{name}: expected one of {', '.join(map(str, known))}, got {got!r}")
 
     @property
     def audio_tokens(self) -> int:

@@ -94,6 +94,11 @@ KINDS: dict[str, Kind] = {
     "ears": Kind(
         "ears", "make them with 'wan-streamer train ears --data DIR --out RUN': they are in RUN/ears", _is_ears
     ),
+    "eyes": Kind(
+        "eyes",
+        "make them with 'wan-streamer train eyes --out RUN': they are in RUN/eyes",
+        lambda folder: _has(folder, "config.json", "eyes.safetensors"),
+    ),
     "codec": Kind(
         "a codec",
         "make one with 'wan-streamer train codec --codec audio --data DIR --out DIR' (or video)",
@@ -145,9 +150,11 @@ def _part(folder: Path) -> str:
     if KINDS["codec"].holds(folder) and not _splits(folder, LATENTS):
         return KINDS["codec"].words
     if holds_run(folder):
-        ears = folder / "ears"
+        made = [kind for kind in ("ears", "eyes") if KINDS[kind].holds(folder / kind)]
         return (
-            f"a run whose ears are in {ears}" if _is_ears(ears) else "a run that has not ended (it has no weights yet)"
+            f"a run whose {made[0]} are in {folder / made[0]}"
+            if made
+            else "a run that has not ended (it has no weights yet)"
         )
     for pattern, words in ((SHARDS, "shards"), (LATENTS, "encoded conversations")):
         if splits := _splits(folder, pattern):

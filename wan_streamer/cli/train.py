@@ -78,6 +78,10 @@ class ModelRun(Schedule, Start):
         Path | None,
         typer.Option(metavar="DIR", help="Hear with these ears, from [b]train ears[/b]; the rest is --from's."),
     ] = None
+    eyes: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="See with these eyes, from [b]train eyes[/b]; they stay as they are."),
+    ] = None
     heard: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Speech to write down, the corpus of [b]train ears[/b]: 3 steps in 10."),
@@ -195,6 +199,37 @@ def train_ears(
     typer.echo(f"  wan-streamer train pretrain --data DIR --out DIR --ears {shlex.quote(str(out / 'ears'))}")
 
 
+@train_app.command("eyes")
+def train_eyes(
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these eyes instead of new ones.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
+    lr: Rate = None,
+    device: Device = "auto",
+    threads: ModelThreads = None,
+) -> None:
+    """The eyes, before the model: teach them what people, hands and things look like. Needs no data.
+
+    Example: [b]wan-streamer train eyes --out runs/eyes[/b]
+    """
+    _need_all(eyes=start)
+    from wan_streamer.training.eyes.stage import train_eyes as run
+
+    with training_in(out, resume, overwrite):
+        scores = run(out, start, resume, steps, minutes, lr, batch, device=device)
+    _print_scores(scores)
+    typer.echo("let an agent see with them:")
+    typer.echo(
+        f"  wan-streamer train pretrain --data DIR --out DIR --preset nano-ears --eyes {shlex.quote(str(out / 'eyes'))}"
+    )
+
+
 @train_app.command("pretrain")
 @expand
 def train_pretrain(
@@ -214,7 +249,7 @@ def train_pretrain(
 
     Example: [b]wan-streamer train pretrain --data data/task-latents --out runs/pretrain[/b]
     """
-    _need_all(tasks=data, conversations=talks, ears=options.ears, corpus=options.heard)
+    _need_all(tasks=data, conversations=talks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     from wan_streamer.training.stages.pretrain import train_pretrain as run
     from wan_streamer.training.stages.run import RunOptions
 
@@ -239,7 +274,7 @@ def train_duplex(
 
     Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
-    _need_all(conversations=data, tasks=tasks, ears=options.ears, corpus=options.heard)
+    _need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 

@@ -25,7 +25,7 @@ from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, readable, spoken
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
-from wan_streamer.perception.video import VideoPerception, VideoPerceptionState
+from wan_streamer.perception.video import VideoPerceptionState, seeing
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
@@ -84,7 +84,7 @@ class Streamer(nn.Module):
         self.backbone = Backbone(config)
         self.layout = self.backbone.layout
         self.hearing = hearing(config.perception)
-        self.seeing = VideoPerception(config.perception)
+        self.seeing = seeing(config.perception)
         self.user_audio_in = nn.Linear(config.perception.audio_features, D)
         self.user_video_in = nn.Linear(config.perception.video_features, D)
         self.off = nn.Parameter(torch.randn(2, D) * 0.02)  # microphone off, camera off

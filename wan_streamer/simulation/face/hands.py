@@ -37,11 +37,23 @@ class _Design:
     creases: tuple[tuple[float, ...], ...] = ()
 
 
+_SPREAD: tuple[Finger, ...] = (
+    (-11.4, -6, -13.5, -22, -16, -38, 9.0), (-3.6, -8, -4.2, -26, -5, -44, 9.4), (4.4, -8, 5.8, -24, 7, -41, 9.0),
+    (12, -4, 15, -16, 18.5, -30, 7.8),
+)  # fmt: skip
+"""The fingers of an open hand, from the one beside the thumb on."""
+
+
+def _counting(fingers: int) -> _Design:
+    """So many fingers beside the thumb are up."""
+    folded = (_curled(0, -11, 3), _curled(8, -10, 3.5), _curled(14, -7, 4))[fingers - 1 :]
+    return _Design(_FIST, _SPREAD[:fingers], (*folded, _THUMB_ACROSS))
+
+
 _DESIGNS = {
     "open": _Design(
         _PALM,
-        ((-11.4, -6, -13.5, -22, -16, -38, 9.0), (-3.6, -8, -4.2, -26, -5, -44, 9.4), (4.4, -8, 5.8, -24, 7, -41, 9.0),
-         (12, -4, 15, -16, 18.5, -30, 7.8), (-10, 14, -20, 8, -27, -9, 9.6)),
+        (*_SPREAD, (-10, 14, -20, 8, -27, -9, 9.6)),
         creases=((-13, -4, -4, -3, 2, -8, 5, -13), (-15, 0, -4, 2, 6, 0, 14, -6), (-12, -2, -4, 4, -3, 14, -6, 22)),
     ),
     "point": _Design(
@@ -59,12 +71,15 @@ _DESIGNS = {
         ((-5, -8, 5, -9, 12, -7.5, 9.0), (-6, 0, 5, -0.5, 13.5, 0.5, 9.2), (-6, 8, 5, 8.5, 13, 8.5, 9.0),
          (-4, 15.5, 4, 16.5, 10.5, 15.5, 7.8)),
     ),
+    "two": _counting(2),
+    "three": _counting(3),
+    "four": _counting(4),
     "hold": _Design(
         _FIST, ((-8, -6, -9, -20, -6, -30, 9.0), (2, -6, 2, -20, 2, -31, 9.2), (10, -5, 11, -16, 9, -26, 8.8)),
     ),
 }  # fmt: skip
 _HOLDING_THUMB: Finger = (-12, 10, -14, -1, -5, -10, 10.5)
-_PROP_Y = -36.0  # middle of the thing in hand space
+PROP_Y = -36.0  # middle of the thing in hand space
 
 
 def _finger(shape: Finger) -> Any:
@@ -177,7 +192,7 @@ class Hands:
         if pose.shape == "hold":
             if prop is not None:
                 canvas.save()
-                canvas.translate(0, _PROP_Y)
+                canvas.translate(0, PROP_Y)
                 canvas.scale(mirror / self.size, 1 / self.size)
                 draw_prop(canvas, prop)
                 canvas.restore()

@@ -13,6 +13,15 @@ from wan_streamer.simulation.face.mouth import Mouth
 from wan_streamer.simulation.face.paint import DARK, fill, line, linear, mix, outline, radial, solid
 from wan_streamer.simulation.face.person import FaceIdentity, FacePose
 
+HEAD_Y = 0.515  # where the head's origin is, of the picture's height
+LEAN, LEAN_Y = 3.2, 260  # degrees by which the body leans most; about a point so far below the head
+ROLL, ROLL_Y = 9, 70  # degrees by which the head tilts most; about a point so far below its origin
+
+
+def head_shift(pose: FacePose) -> tuple[float, float]:
+    """How far the head is from its place, before the body leans."""
+    return pose.head_x * 9, pose.head_y * 5 + pose.breath * 0.9
+
 
 class Parts:
     """The paints and shapes of one identity, made once; `draw` only fills paths."""
@@ -88,16 +97,16 @@ class Parts:
         """The person over whatever the canvas shows."""
         zoom = self.height / 192
         canvas.save()
-        canvas.translate(self.width / 2, self.height * 0.515)
+        canvas.translate(self.width / 2, self.height * HEAD_Y)
         canvas.scale(zoom, zoom)
-        canvas.rotate(pose.lean * 3.2, 0, 260)
-        head_x, head_y = pose.head_x * 9, pose.head_y * 5 + pose.breath * 0.9
+        canvas.rotate(pose.lean * LEAN, 0, LEAN_Y)
+        head_x, head_y = head_shift(pose)
         scale = self.who.scale
         self._hair_behind(canvas, pose, head_x, head_y, scale)
         self._body(canvas, pose, head_x)
         canvas.save()
         canvas.translate(head_x, head_y)
-        canvas.rotate(pose.roll * 9, 0, 70)
+        canvas.rotate(pose.roll * ROLL, 0, ROLL_Y)
         canvas.scale(scale, scale)
         self._head(canvas, pose)
         canvas.restore()
@@ -106,7 +115,7 @@ class Parts:
     def _hair_behind(self, canvas: Any, pose: FacePose, x: float, y: float, scale: float) -> None:
         canvas.save()
         canvas.translate(x, y)
-        canvas.rotate(pose.roll * 9, 0, 70)
+        canvas.rotate(pose.roll * ROLL, 0, ROLL_Y)
         canvas.scale(scale, scale)
         canvas.translate(-pose.yaw * 4, 0)
         self.hair.behind(canvas)

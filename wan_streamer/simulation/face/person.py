@@ -16,7 +16,9 @@ from wan_streamer.errors import ConfigError
 HAIR_STYLES = ("side", "crop", "quiff", "curly", "long", "bob", "bun", "bald")
 BEARDS = ("none", "stubble", "full", "moustache")
 CLOTHES = ("crew", "collar", "hoodie", "vneck")
-HAND_SHAPES = ("open", "point", "thumb", "fist", "hold")
+HAND_SHAPES = ("open", "point", "thumb", "fist", "hold", "two", "three", "four")
+FINGERS = {"fist": 0, "point": 1, "two": 2, "three": 3, "four": 4, "open": 5}
+"""Hand shapes that count, and to what."""
 SIDES = ("left", "right")
 SHAPES = ("circle", "square", "triangle", "star", "heart")
 DIGITS = tuple("0123456789")

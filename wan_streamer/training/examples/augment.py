@@ -1,6 +1,7 @@
 """Small random changes of how the user is heard and seen, new at every reading, so that no clip is learned by heart.
 
 `vary`  other loudness, another microphone and some hiss; another lamp, the camera moved a little
+`lit`   the other lamp alone
 
 Nothing moves in time, and what the words and labels of a clip say stays true.
 """
@@ -48,8 +49,13 @@ def _seen(frames_FHWC: Tensor, rng: np.random.Generator) -> Tensor:
         side = frames.shape[axis]
         most = round(SHIFT * side)
         frames = frames.take((np.arange(side) + rng.integers(-most, most + 1)).clip(0, side - 1), axis)
-    mean = frames[::4, ::4, ::4].mean()
+    return lit(frames, rng)
+
+
+def lit(frames_FHWC: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """uint8 [F, H, W, 3] under another lamp: another contrast and another brightness."""
+    mean = frames_FHWC[::4, ::4, ::4].mean()
     levels = mean + (np.arange(256) - mean) * rng.uniform(*CONTRAST) + rng.normal(0.0, LIGHT)
     # bytes are looked up several times faster than an array is indexed
-    lit = bytearray(frames.tobytes()).translate(levels.round().clip(0, 255).astype(np.uint8).tobytes())
-    return torch.frombuffer(lit, dtype=torch.uint8).view(frames.shape)
+    made = bytearray(frames_FHWC.tobytes()).translate(levels.round().clip(0, 255).astype(np.uint8).tobytes())
+    return torch.frombuffer(made, dtype=torch.uint8).view(frames_FHWC.shape)

@@ -1,29 +1,31 @@
 """A new model from one that perceives the user in another way: everything else is kept.
 
 `adopt`       the weights of a checkpoint, wherever they fit
-`adopt_ears`  ears trained before (`training/ears`), or those of a checkpoint
+`adopt_ears`  ears trained before (`training/ears`)
+`adopt_eyes`  eyes trained before (`training/eyes`)
 """
 
 from pathlib import Path
 
 import torch
 
-from wan_streamer.config import load_config
+from wan_streamer.config import PerceptionConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.model.layout import UnitLayout, unit_layout
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import load_ears
+from wan_streamer.perception.video import load_eyes, same_eyes
 from wan_streamer.tensors import load_tensors
 
-FRESH = ("hearing.", "seeing.", "user_audio_in.", "user_video_in.")
-"""Parameters that belong to the way the user is perceived."""
+HEARING, SEEING = ("hearing.", "user_audio_in."), ("seeing.", "user_video_in.")
+"""Parameters that belong to the way the user is heard and seen."""
 SHARED = ("agent_video", "agent_audio", "user_text", "lane_start", "noisy_video", "noisy_audio")
 """Parts of a block that are the same whatever the user's tokens are; so are the slots."""
 
 
 @torch.no_grad()
 def adopt(streamer: Streamer, folder: Path) -> None:
-    """Fill `streamer` with the weights in `folder`; where the two perceive alike, with its perception too.
+    """Fill `streamer` with the weights in `folder`; where the two hear or see alike, with its ears or eyes too.
 
     Raises `CheckpointError` for a checkpoint that differs in more than perception and history.
     """
@@ -38,15 +40,25 @@ def adopt(streamer: Streamer, folder: Path) -> None:
             f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}; another"
             " one cannot be adopted"
         )
-    known = streamer.state_dict()
+    known, fresh = streamer.state_dict(), _fresh(config.perception, old.perception)
     for name, value in tensors.items():
         fits = name in known and known[name].shape == value.shape
         if name == "place":
             _adopt_places(streamer, value.float(), unit_layout(old))
-        elif fits and (not name.startswith(FRESH) or old.perception == config.perception):
+        elif name.startswith(fresh):
+            continue
+        elif fits:
             known[name].copy_(value)
-        elif not name.startswith(FRESH):
+        else:
             raise CheckpointError(f"{folder}: {name} does not fit preset {config.name!r}")
+
+
+def _fresh(new: PerceptionConfig, old: PerceptionConfig) -> tuple[str, ...]:
+    """What a model with perception `new` cannot take over from one with `old`."""
+    same = ("ears",) if new.hearing == "ears" else ("mel_bins", "audio_dim", "audio_blocks")
+    hears = all(getattr(new, name) == getattr(old, name) for name in ("hearing", *same))
+    sees = new.seeing == old.seeing and same_eyes(new, old)
+    return (() if hears else HEARING) + (() if sees else SEEING)
 
 
 def _adopt_places(streamer: Streamer, place_ND: torch.Tensor, old: UnitLayout) -> None:
@@ -65,3 +77,14 @@ def adopt_ears(streamer: Streamer, folder: Path) -> None:
             f"{folder}: expected a preset that hears with ears of this shape, got {streamer.config.name!r}"
         )
     streamer.hearing.load_state_dict(ears.state_dict())
+
+
+def adopt_eyes(streamer: Streamer, folder: Path) -> None:
+    """Give `streamer` the eyes in `folder`. Raises `ConfigError` if its own learn, or have another shape."""
+    eyes, own = load_eyes(folder), streamer.config.perception
+    if own.seeing != "eyes" or not same_eyes(eyes.config, own):
+        raise ConfigError(
+            f"{folder}: expected a preset with eyes of this shape, got {streamer.config.name!r}; name another with"
+            " --preset: what 'wan-streamer train eyes' makes fits nano-ears"
+        )
+    streamer.seeing.load_state_dict(eyes.state_dict())

@@ -24,7 +24,7 @@ from wan_streamer.tensors import load_module
 from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
-from wan_streamer.training.stages.adopt import adopt, adopt_ears
+from wan_streamer.training.stages.adopt import adopt, adopt_ears, adopt_eyes
 from wan_streamer.training.stages.lora import add_lora
 from wan_streamer.training.stages.streamer import StreamerStage
 
@@ -44,6 +44,7 @@ class RunOptions:
     new_codecs  the data may come from other codecs than those of `start`
     ears        folder of ears trained before: the model has the shape of `preset`, hears with them, and the rest of its
                 weights are those of `start`, if there is one
+    eyes        folder of eyes trained before, likewise; they stay as they are
     heard       corpus of speech to write down, of which some steps are made
     """
 
@@ -64,6 +65,7 @@ class RunOptions:
     clip_units: int | None = None
     draw_every: int | None = None
     ears: Path | None = None
+    eyes: Path | None = None
     heard: Path | None = None
 
     def apply(self, config: TrainConfig) -> TrainConfig:
@@ -89,14 +91,11 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
         raise ConfigError(f"{out}: expected the run to resume, found no config.json; start without --resume")
     if options.resume:
         streamer, text = Streamer(load_config(out / "config.json")), TextCodec.load(out / "tokenizer.json")
-    elif options.ears is not None:
-        config = get_preset(options.preset)
-        streamer = Streamer(config)
-        adopt_ears(streamer, options.ears)
+    elif options.ears is not None or options.eyes is not None:
+        streamer = _perceiving(options)
         if options.start is None:
-            text = new_text(config.text.vocab_size)
+            text = new_text(streamer.config.text.vocab_size)
         else:
-            adopt(streamer, find_checkpoint(options.start))
             text = TextCodec.load(find_checkpoint(options.start) / "tokenizer.json")
     elif options.start is not None:
         folder = find_checkpoint(options.start)
@@ -115,6 +114,22 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
     if options.lora:
         add_lora(streamer, options.lora)
     return streamer, text
+
+
+def _perceiving(options: RunOptions) -> Streamer:
+    """A model with ears or eyes that were trained before; the rest is that of `start`, or new."""
+    config = get_preset(options.preset)
+    if options.eyes is not None:
+        perception = dataclasses.replace(config.perception, seeing="eyes")
+        config = dataclasses.replace(config, perception=perception)
+    streamer = Streamer(config)
+    if options.start is not None:
+        adopt(streamer, find_checkpoint(options.start))
+    if options.ears is not None:
+        adopt_ears(streamer, options.ears)
+    if options.eyes is not None:
+        adopt_eyes(streamer, options.eyes)
+    return streamer
 
 
 def run(stage: StreamerStage, options: RunOptions, world: World) -> dict[str, float]:
