@@ -73,7 +73,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 COMMANDS = {
     "encode DIR OUT --codecs CODEC": "shards",
     "encode SHARDS OUT --codecs DIR": "codec",
-    "simulate OUT --hours 1 --encode DIR": "agent",
+    "simulate OUT --hours 1 --encode DIR": "codec",
     "train codec --codec audio --data DIR --out OUT": "codec data",
     "train codec --codec video --data DIR --out OUT": "codec data",
     "train codec --codec video --data CODEC_DATA --out OUT --from DIR": "codec for video",
@@ -106,7 +106,7 @@ HOLDS_CODECS = (*(KINDS[kind].words for kind in ("agent", "conversations", "task
 ALSO = {
     "codec": HOLDS_CODECS,
     "codec for video": HOLDS_CODECS,
-    "language model": (KINDS["agent"].words, KINDS["ears"].words, "a run that has not ended"),
+    "language model": (*(KINDS[kind].words for kind in ("agent", "ears", "eyes")), "a run that has not ended"),
 }
 ANY = ("recordings", "sound files")  # any folder may hold some
 

@@ -14,7 +14,7 @@ from wan_streamer.cli.options import OutDir, Preset, Workers, expand
 from wan_streamer.cli.outputs import filling
 from wan_streamer.errors import CheckpointError, ConfigError, DataError
 from wan_streamer.files import replacing
-from wan_streamer.folders import CODECS, KINDS, LATENTS, SPLITS, need
+from wan_streamer.folders import CODECS, LATENTS, SPLITS, need
 
 if TYPE_CHECKING:
     from wan_streamer.config import StreamerConfig
@@ -105,8 +105,12 @@ def simulate(
         from wan_streamer.simulation.generate import Latents
 
         above, config = out_dir.resolve().parent, get_preset(preset)
-        codecs_alone = KINDS["codec"].holds(Path(encode))
-        copy_codecs(config, [Path(encode) if codecs_alone else find_checkpoint(encode)], above)
+        try:
+            codecs_in = find_checkpoint(encode)
+        except CheckpointError:  # a folder with nothing but codecs will do
+            codecs_in = Path(encode)
+            need(codecs_in, "codec")
+        copy_codecs(config, [codecs_in], above)
         latents = Latents(above, config, device)
     with filling(out_dir, MADE), Progress(transient=True) as progress:
         task = progress.add_task("simulating", total=None)
