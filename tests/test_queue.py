@@ -126,6 +126,22 @@ def test_who_is_asked_about_by_others_is_not_there_for_that() -> None:
     assert not was
 
 
+def test_a_ticket_that_opened_no_call_is_good_for_one_more() -> None:
+    line = Line(10, 10, 8, 8)
+    first, second = join(line, "a", "b")
+    line.call(1, 1)
+    used = line.leave(first)
+    assert used is not None
+    line.give_back(used)
+    assert line.call(1, 1) == 0
+    assert [line.place(code).ready for code in (first, second)] == [True, False]
+    used = line.leave(first)
+    line.give_back(used)
+    assert line.place(first) is None
+    line.call(1, 1)
+    assert line.place(second).ready
+
+
 # ----------------------------------------------------------------------------------------------------------- in calls
 
 
@@ -164,6 +180,26 @@ def test_a_third_waits_and_gets_in_when_one_leaves(model: ModelProcess) -> None:
         await until(lambda: third.told("session", state="live"), "the call")
         assert (await client.get("/api/queue", headers=as_bearer(tickets[0]))).status_code == 404, "it is used"
         assert (await ask(client, tickets[1]))["place"] == 1
+
+
+def test_an_offer_that_never_connects_does_not_cost_the_place(model: ModelProcess) -> None:
+    """The page takes another transport then, with the same ticket."""
+
+    @with_application(model, ServingConfig(limits=PATIENT))
+    async def _(client: httpx.AsyncClient) -> None:
+        first, _ = await in_call(client)
+        third, again = Visitor(client), Visitor(client)
+        ticket = (await third.call()).json()["queue"]
+        await leave(client, first)
+        await called(client, ticket)
+        await third.pc.setLocalDescription(await third.pc.createOffer())
+        offer = {"sdp": third.pc.localDescription.sdp, "type": "offer", "queue": ticket}
+        answer = (await client.post("/api/offer", json=offer)).json()  # which does not reach the visitor
+        assert (await client.post("/api/close", json={"session": answer["session"]})).json() == {"closed": True}
+        await called(client, ticket)
+        assert (await Visitor(client).call()).status_code == 202, "the place is for who waited"
+        assert (await again.call(queue=ticket)).status_code == 200
+        await until(lambda: again.told("session", state="live"), "the call")
 
 
 def test_tickets_of_others_are_of_no_use(model: ModelProcess) -> None:

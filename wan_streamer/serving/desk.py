@@ -19,7 +19,7 @@ from wan_streamer.serving.call import SILENT
 from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.doors.limits import Rates, who
-from wan_streamer.serving.doors.line import Line, Place
+from wan_streamer.serving.doors.line import Line, Place, Ticket
 from wan_streamer.serving.messages import GOODBYE, TIME_OVER
 from wan_streamer.serving.peers.base import LEFT, Peer
 from wan_streamer.serving.peers.webrtc import WebRtcPeer
@@ -78,11 +78,11 @@ def new_session() -> str:
 class _Visit:
     """One offer and what became of it.
 
-    admitted  has waited: a place is kept for it until its connection stands
+    waited  its ticket: a place is kept for it until its connection stands
     """
 
-    def __init__(self, session: str, peer: Peer, talk: Conversation, address: str, admitted: bool) -> None:
-        self.session, self.peer, self.talk, self.address, self.admitted = session, peer, talk, address, admitted
+    def __init__(self, session: str, peer: Peer, talk: Conversation, address: str, waited: Ticket | None) -> None:
+        self.session, self.peer, self.talk, self.address, self.waited = session, peer, talk, address, waited
         self.since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
 
@@ -117,7 +117,7 @@ class Desk:
 
     def _free(self) -> int:
         """Places for who has not waited. Calls who has, if there are places."""
-        kept = sum(visit.admitted for visit in self._visits.values())
+        kept = sum(visit.waited is not None for visit in self._visits.values())
         capacity = self._model.capacity
         return self._line.call(capacity - len(self._talks) - kept, capacity)
 
@@ -168,12 +168,12 @@ class Desk:
                 raise BusyError(BUSY)
             return place
         self._check_pending(key)
-        self._line.leave(ticket)
+        used = self._line.leave(ticket)
         before = self._take_over(resume)
         talk = before or Conversation()
         session = session or new_session()
         peer = peer_of(self._model, self._config, talk, dialect(session), self._metrics)
-        visit = _Visit(session, peer, talk, key, admitted and before is None)
+        visit = _Visit(session, peer, talk, key, used if admitted and before is None else None)
         self._visits[visit.session], talk.visitor = visit, visit.session
         try:
             await self._model.ensure_ready()
@@ -254,11 +254,11 @@ class Desk:
         """Give a visit a place whose connection stands. False if there is none."""
         talk = visit.talk
         if talk.token not in self._talks:
-            if self.full and not visit.admitted:
+            if self.full and visit.waited is None:
                 return False
             self._talks[talk.token] = talk
             talk.began = time.monotonic()
-        visit.admitted, visit.since = False, time.monotonic()
+        visit.waited, visit.since = None, time.monotonic()
         self._callers.append(visit)
         return True
 
@@ -266,6 +266,7 @@ class Desk:
         """The visit is over; its conversation waits for another, if there is none already."""
         talk = visit.talk
         del self._visits[visit.session]
+        self._call_again(visit)
         if visit in self._callers:
             self._callers.remove(visit)
         if talk.token not in self._talks or self._of(talk):
@@ -275,6 +276,12 @@ class Desk:
         talk.left = talk.left or time.monotonic()
         wait_s = talk.left + self._config.resume_s - time.monotonic()
         asyncio.get_running_loop().call_later(wait_s, self._expire, talk, talk.token)
+
+    def _call_again(self, visit: _Visit) -> None:
+        """It has waited, and never connected."""
+        if visit.waited is not None:
+            self._line.give_back(visit.waited)
+            visit.waited = None
 
     def _expire(self, talk: Conversation, token: str) -> None:
         if talk.token == token and not self._of(talk):
@@ -306,11 +313,12 @@ class Desk:
         if talk is not None:
             talk.over = True
         if visit is not None:
+            self._call_again(visit)  # now: its page makes another offer at once
             visit.peer.hang_up()
         elif talk is not None:
             self._give_up(talk)
         else:
-            return self._line.leave(session)
+            return self._line.leave(session) is not None
         return True
 
     async def shutdown(self) -> None:

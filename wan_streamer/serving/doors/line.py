@@ -1,6 +1,7 @@
 """Who waits for a place.
 
 `Line`   tickets in the order in which they came: the first are called when there are places, and nobody overtakes
+`Ticket` one of them
 `Place`  what the owner of a ticket may know
 """
 
@@ -29,10 +30,14 @@ class Place:
 
 
 @dataclass
-class _Ticket:
+class Ticket:
+    """Whose turn it will be.  seen, called  when.  returned  it was used and has opened no call."""
+
+    code: str
     address: str
     seen: float = field(default_factory=time.monotonic)
     called: float | None = None
+    returned: bool = False
 
 
 class Line:
@@ -45,7 +50,7 @@ class Line:
 
     def __init__(self, ticket_s: float, turn_s: float, most: int, most_of_one: int) -> None:
         self._ticket_s, self._turn_s, self._most, self._most_of_one = ticket_s, turn_s, most, most_of_one
-        self._tickets: dict[str, _Ticket] = {}
+        self._tickets: dict[str, Ticket] = {}
         self._lengths: deque[float] = deque(maxlen=RECENT_CALLS)
         self._calls = 1  # at a time
 
@@ -73,7 +78,7 @@ class Line:
         if len(self._tickets) >= self._most or of_one >= self._most_of_one:
             return None
         code = secrets.token_urlsafe(16)
-        self._tickets[code] = _Ticket(address)
+        self._tickets[code] = Ticket(code, address)
         return self.place(code)
 
     def place(self, code: str) -> Place | None:
@@ -89,9 +94,16 @@ class Line:
         """Whether there is such a ticket. Unlike `place` this may be asked by others than its owner."""
         return code in self._tickets
 
-    def leave(self, code: str) -> bool:
-        """The ticket is used, or its owner has gone."""
-        return self._tickets.pop(code, None) is not None
+    def leave(self, code: str) -> Ticket | None:
+        """The ticket is used, or its owner has gone. Returns it; None if there is no such ticket."""
+        return self._tickets.pop(code, None)
+
+    def give_back(self, ticket: Ticket) -> None:
+        """It opened no call: its owner may try another way. Once, or who never connects keeps a place."""
+        if not ticket.returned:
+            now = time.monotonic()
+            again = Ticket(ticket.code, ticket.address, seen=now, called=now, returned=True)
+            self._tickets = {again.code: again, **self._tickets}
 
     def learn(self, call_s: float) -> None:
         """A call has taken so long."""
