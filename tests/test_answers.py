@@ -102,7 +102,9 @@ class Sleepless:
         self.now = 100.0
         fake = types.SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
         monkeypatch.setattr(answers, "time", fake)
-        monkeypatch.setattr(answers, "UnitDriver", lambda *args, **kw: types.SimpleNamespace(step=self.step))
+        monkeypatch.setattr(
+            answers, "UnitDriver", lambda *args, **kw: types.SimpleNamespace(step=self.step, settle=lambda: None)
+        )
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -53,6 +53,21 @@ def play(
     return driver, session, outs, latencies
 
 
+def test_what_is_done_between_two_units_is_no_latency() -> None:
+    driver, session, _, _ = play(1, fixed=0.04, per_step=0.02)
+    driver.settle()  # a session that has nothing to do
+    assert "settle" not in driver.stats.stage_ms
+
+    def settle() -> None:
+        session.clock.now += 0.03
+
+    session.settle = settle  # type: ignore[attr-defined]
+    before = list(driver.stats.model_ms)
+    driver.settle()
+    assert driver.stats.stage_ms["settle"][0] == pytest.approx(30)
+    assert list(driver.stats.model_ms) == before
+
+
 def test_fast_enough_changes_nothing() -> None:
     driver, session, outs, _ = play(50, fixed=0.04, per_step=0.02)
     assert session.steps == [4] * 50

@@ -37,13 +37,15 @@ FACTS = {
     "docs/architecture.md": [
         (r"3\. \*\*solve\*\*\. (\w+) Euler steps", WORDS[NANO.flow.steps].capitalize()),
         (r"each a pass over (\d+) tokens. They only peek", DRAWN),
-        (r"A unit is (\d \+ \d) passes", f"{1 + NANO.text.slots} + {NANO.flow.steps}"),
-        (r"One pass over (\d+) tokens commits", LAYOUT.lane_start.stop),
+        (r"A unit is (\d \+ \d) passes", f"{2 + NANO.text.slots} + {NANO.flow.steps}"),
+        (r"One pass over (\d+) tokens commits", LAYOUT.lane_start.stop - LAYOUT.clean.stop),
+        (r"one pass over (\d+) tokens commits", LAYOUT.clean.stop),
     ],
     "docs/images/data-flow.svg": [
         (r"(\d+) Euler steps of \d+ tokens", NANO.flow.steps),
         (r"Euler steps of (\d+) tokens", DRAWN),
-        (r"(\d+) tokens, one pass", LAYOUT.lane_start.stop),
+        (r"(\d+) tokens, one pass", LAYOUT.lane_start.stop - LAYOUT.clean.stop),
+        (r"in one pass of (\d+) tokens", LAYOUT.clean.stop),
     ],
     "wan_streamer/checkpoints/nano/README.md": [
         (r"the solver makes (\w+) plain steps", WORDS[NANO.flow.steps]),

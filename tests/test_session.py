@@ -23,6 +23,7 @@ from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler
 from wan_streamer.model.inspect import describe_checkpoint
 from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.model.streamer import LiveState
 from wan_streamer.runtime import session as session_module
 from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.units import SAMPLES_PER_UNIT
@@ -122,8 +123,14 @@ def test_what_is_emitted_is_what_is_committed(monkeypatch: pytest.MonkeyPatch) -
     """The history of a unit begins with the latents that the unit before sent out; the first one with silence."""
     agent = WanStreamer(tiny_weights(), "tiny")
     streamer, committed = agent.weights.streamer, []
-    observe = streamer.observe
-    monkeypatch.setattr(streamer, "observe", lambda live, *rest: committed.append(rest[0]) or observe(live, *rest))
+    settle = streamer.settle
+
+    def noting(live: LiveState, last: Latents) -> None:
+        if not live.settled:
+            committed.append(last)
+        settle(live, last)
+
+    monkeypatch.setattr(streamer, "settle", noting)
     session, emitted = agent.session(seed=0), [streamer.silence()]
     decoder = UnitDecoder(agent.config, agent.audio_vae, agent.video_vae)
     for unit in user_units():
@@ -136,6 +143,21 @@ def test_what_is_emitted_is_what_is_committed(monkeypatch: pytest.MonkeyPatch) -
     for before, after in zip(committed, emitted, strict=False):
         assert_close(before, after, 0)
     assert (emitted[1].audio - emitted[2].audio).abs().max() > 0.1
+
+
+def test_what_is_done_between_two_units_changes_none(agent: WanStreamer) -> None:
+    units, session = user_units(), agent.session(seed=1)
+    answers = []
+    for number, unit in enumerate(units):
+        for _ in range(number % 3):
+            session.settle()
+        if number % 3:
+            cache = session.live.cache
+            assert cache.block == number
+            assert int((cache.block_M[: cache.length] == number).sum()) == session.streamer.layout.clean.stop
+        answers.append(session.step(unit))
+        assert session.live.cache.block == number
+    assert all_same(answers, talk(agent, units, seed=1))
 
 
 def test_sessions_side_by_side_do_not_meet(agent: WanStreamer) -> None:

@@ -33,11 +33,14 @@ DRAWING = dataclasses.replace(TALKER, text=TextConfig(vocab_size=272, temperatur
 
 @pytest.mark.parametrize("config", [TALKER, DRAWING, remembering()], ids=["plain", "drawing", "memory"])
 @pytest.mark.parametrize("at", [0, 1, 11])
-def test_a_file_goes_on_bit_for_bit(config: StreamerConfig, at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_file_goes_on_bit_for_bit(config: StreamerConfig, at: int, settled: bool, tmp_path: Path) -> None:
     weights, units = WanStreamer(tiny_weights(config=config), "tiny").weights, user_units(3, 18)
     session = Session(weights, seed=5, steps=1, start_bias=0.5)
     for unit in units[:at]:
         session.step(unit)
+    if settled:
+        session.settle()
     save_session(session, weights, tmp_path / "s.safetensors")
     expected = [session.step(unit) for unit in units[at:]]
     again = load_session(weights, tmp_path / "s.safetensors")

@@ -29,6 +29,7 @@ STAGES = [
     "solve",
     "text",
     "decode",
+    "settle",
 ]  # the user's unit, then the model's view of it
 
 

@@ -92,6 +92,7 @@ def answer_live(agent: WanStreamer, sound_T: np.ndarray, end_s: float, threads: 
         time.sleep(max(0.0, due - time.monotonic()))
         out = driver.step(UserUnit(audio, video), due)
         out_s = time.monotonic() - start
+        driver.settle()
         heard, said = heard + out.transcript, said + out.text
         onsets, loud = begins(out.audio, loud)
         onset_s = next((out_s + at for at in onsets if out_s + at > end_s), None)

@@ -173,10 +173,12 @@ def _play(
         time.sleep(max(0.0, due - time.monotonic()))
         if turns is None:
             driver.step(user, due)
+            driver.settle()
         else:
             with turns:
                 before()
                 driver.step(user, due)
+                driver.settle()
 
 
 def long_run(agent: WanStreamer, minutes: int) -> dict[str, Any]:

@@ -152,10 +152,11 @@ class KVCache:
         self.length = here.stop
         return here
 
-    def state(self) -> CacheState:
-        """What the cache holds, between two blocks; later changes of the cache do not reach it."""
-        raw_2ZMGd, block_M, index_M = self.raw[:, :, : self.length], self.block_M, self.index_M
-        return CacheState(raw_2ZMGd.clone(), block_M[: self.length].clone(), index_M[: self.length].clone(), self.block)
+    def state(self, last: int | None = None) -> CacheState:
+        """What the cache holds up to the end of block `last`, or of all; later changes of the cache do not reach it."""
+        last = self.block if last is None else last
+        kept_M = (self.block_M[: self.length] <= last).nonzero().squeeze(1)
+        return CacheState(self.raw[:, :, kept_M], self.block_M[kept_M], self.index_M[kept_M], last)
 
     def restore(self, state: CacheState) -> None:
         """Hold what another cache held. The next block can be opened; the one of then cannot be read any more."""

@@ -89,9 +89,14 @@ class UnitLayout:
         )
 
     @property
+    def clean(self) -> slice:
+        """What the agent has made of the unit before."""
+        return slice(0, self.agent_audio.stop)
+
+    @property
     def opening(self) -> slice:
-        """The tokens that are known when unit k is complete: clean history, user, lane starts."""
-        return slice(0, self.lane_start.stop)
+        """The tokens that are known when unit k of the user is complete, after those before it: user, lane starts."""
+        return slice(self.agent_audio.stop, self.lane_start.stop)
 
 
 def unit_layout(config: StreamerConfig) -> UnitLayout:

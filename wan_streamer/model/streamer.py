@@ -1,7 +1,8 @@
 """The unified model: one causal Transformer over the interleaved units of user and agent (paper section 3).
 
     forward     training: one pass over a clip -> velocities of every noisy latent, logits of every text slot
-    observe     live: unit k of the user and the agent's last latents enter the history -> logits of the first slots
+    settle      live: the next block opens, and the agent's last latents enter the history
+    observe     live: unit k of the user enters the history -> logits of the first slots
     speak       live: the chosen tokens of one slot enter the history -> logits of the next
     velocity    live: the solver's function; reads the history, commits nothing
     text_logits text only: a plain causal language model, without units, lanes and places
@@ -65,6 +66,7 @@ class LiveState:
 
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
+    settled  the next block is open and has the last latents
     """
 
     cache: KVCache
@@ -72,6 +74,7 @@ class LiveState:
     seeing: VideoPerceptionState | None = None
     told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     said: deque[Tensor] = field(default_factory=deque)
+    settled: bool = False
 
 
 class Streamer(nn.Module):
@@ -229,13 +232,26 @@ class Streamer(nn.Module):
             torch.zeros(config.audio_tokens, config.audio_vae.latent_dim, device=device),
         )
 
+    def settle(self, live: LiveState, last: Latents) -> None:
+        """Open the next block and commit the last latents, if that is not done: nothing here needs the user's unit, so
+        who waits for it can do this meanwhile.
+        """
+        if live.settled:
+            return
+        self._remember(live)
+        live.cache.open_block()
+        clean = self._embed_latents(*last, torch.zeros(2, device=self.device))
+        self._commit(live, torch.cat(clean), self.layout.clean)
+        live.settled = True
+
     def observe(
         self, live: LiveState, last: Latents, audio_T: Tensor | None, frames_THWC: Tensor | None, text_S: Tensor
     ) -> Tensor:
-        """Open the next block: commit the last latents and the user's unit. Returns logits [lanes, V] of slot 1.
+        """Commit the user's unit, after `settle`. Returns logits [lanes, V] of slot 1.
 
         frames_THWC has the size of the video encoder (`perception.scale_frames`).
         """
+        self.settle(live, last)
         device, perception = self.device, self.config.perception
         microphone, camera = torch.tensor([audio_T is not None, frames_THWC is not None], device=device)
         if audio_T is None:
@@ -245,12 +261,12 @@ class Streamer(nn.Module):
             frames_THWC = torch.full(shape, 128, dtype=torch.uint8, device=device)
         heard, live.hearing = self.hearing(audio_T[None], live.hearing)
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
-        clean = self._embed_latents(*last, torch.zeros(2, device=device))
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S)
-        self._remember(live, text_S)
-        live.cache.open_block()
-        opening = torch.cat([*clean, *user, self._starts(user[0])])
-        return self._commit(live, opening, self.layout.opening)
+        if self.config.cache.memory_tokens:
+            live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
+            live.said[-1][:, len(LANES) :] = text_S[:, None]
+        live.settled = False
+        return self._asked(self._commit(live, torch.cat([*user, self._starts(user[0])]), self.layout.opening))
 
     def speak(self, live: LiveState, slot: int, token_L: Tensor, written: bool = True) -> Tensor:
         """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last).
@@ -260,9 +276,9 @@ class Streamer(nn.Module):
         if live.said:
             first = 0 if written else RESPONSE + 1
             live.said[-1][slot, first : len(LANES)] = token_L[first:]
-        return self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot])
+        return self._asked(self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot]))
 
-    def _remember(self, live: LiveState, text_S: Tensor) -> None:
+    def _remember(self, live: LiveState) -> None:
         """Before a block opens: the words of the unit that leaves the text window go to the memory."""
         cache = self.config.cache
         new_N2 = live.told_N2
@@ -273,15 +289,16 @@ class Streamer(nn.Module):
             past_2ZMGd = live.cache.memory(cache.memory_tokens - len(new_N2))  # no more than in training
             live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
-        if cache.memory_tokens:
-            live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=self.device))
-            live.said[-1][:, len(LANES) :] = text_S[:, None]
 
     def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
         index_N = torch.arange(where.start, where.stop)
         hidden_BND, parts = self._step((x_ND + self.place[where])[None], index_N, [live.cache])
         live.cache.append(parts[0])
-        return self.logits(hidden_BND[0, -len(LANES) :])
+        return hidden_BND[0]
+
+    def _asked(self, hidden_ND: Tensor) -> Tensor:
+        """Logits of the last token of each lane."""
+        return self.logits(hidden_ND[-len(LANES) :])
 
     @property
     def _step(self) -> Step:

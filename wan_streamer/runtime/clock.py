@@ -26,6 +26,7 @@ from wan_streamer.runtime.trace import Span, Trace
 from wan_streamer.threads import SPARE, Threads
 from wan_streamer.units import UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
+SETTLE_STAGE = "settle"  # what is done between two units
 SOLVE_STAGE = "solve"  # the entry of `AgentUnit.stage_ms` that grows with the number of solver steps
 SURPRISE_S = 0.08
 KEEP_UNITS = 22_500  # figures cover the last hour, so that a long session does not grow
@@ -205,6 +206,17 @@ class UnitDriver:
         if self.threads is not None:
             self.threads.check(late=latency_s > UNIT_S)
         return out
+
+    def settle(self) -> None:
+        """Between two units, when the answer is on its way: see `Session.settle`."""
+        if (settle := getattr(self.session, "settle", None)) is None:
+            return
+        began = self.clock()
+        settle()
+        ended = self.clock()
+        self.stats.stage_ms.setdefault(SETTLE_STAGE, _recent()).append((ended - began) * 1000)
+        if self.trace is not None:
+            self.trace.add(self.stats.units - 1, "stages", [Span(SETTLE_STAGE, began, ended)])
 
     def _note(self, t_in: float, began: float, out: AgentUnit) -> None:
         assert self.trace is not None

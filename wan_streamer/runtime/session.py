@@ -1,6 +1,7 @@
 """A live session in one process: `UserUnit -> AgentUnit`, thinker and performer in one (docs/architecture.md).
 
-observe   encode the user's unit, commit it and the agent's last latents
+settle    commit the agent's last latents: between two units, or at the begin of the next
+observe   encode the user's unit, commit it
 text      fill the slots of both lanes, each committed before the next
 solve     few-step flow solver: peeks at the history, commits nothing
 decode    latents to sound and picture, emitted at once (eager emission)
@@ -10,7 +11,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -98,12 +99,27 @@ class Session:
         self._take(latents)
         return self._show(self.index - 1, said)
 
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Do of the next unit what needs no user: its latents become history. `step` does it, if nobody has; in the
+        pause between two units it costs the answer no time.
+        """
+        with self._joined():
+            self._settle()
+
+    def _settle(self) -> None:
+        self.streamer.settle(self.live, self.last)
+
+    def _joined(self) -> AbstractContextManager:
+        together = self.streamer.together
+        return together.joined() if isinstance(together, Together) else nullcontext()
+
     def _think(self, user: UserUnit, flow: FlowConfig) -> tuple[list[Said], Latents]:
         """All of a unit but decoding: what both lanes say, and its latents."""
-        with self.watch("observe"):
-            heard = self._input(user)
-        together = self.streamer.together
-        with together.joined() if isinstance(together, Together) else nullcontext():
+        with self._joined():
+            with self.watch("observe"):
+                heard = self._input(user)
+                self._settle()
             token_SL, latents = live_unit(
                 self.streamer,
                 self.live,

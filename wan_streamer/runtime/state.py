@@ -73,7 +73,7 @@ def session_state(session: Session) -> SessionState:
         temperature=session.config.text.temperature,
         start_bias=session.config.text.start_bias,
         index=session.index,
-        cache=live.cache.state(),
+        cache=live.cache.state(live.cache.block - 1 if live.settled else None),
         hearing=live.hearing,
         seeing=live.seeing,
         told_N2=live.told_N2,

@@ -138,6 +138,7 @@ class _Run:
                 self.elapsed_s = time.monotonic() - start
                 self.writer.write(user, answer)
                 self._note(index, answer)
+                self.driver.settle()
                 progress.update(task, completed=index + 1)
             progress.update(task, total=self.driver.stats.units)
 

@@ -312,6 +312,7 @@ class _Conversation:
             self._kept.keep()
         if (message.index + 1) % STATS_EVERY_UNITS == 0:
             self._worker.send(Stats(message.session, self._driver.summary()))
+        self._driver.settle()
 
 
 def _kept(session: Session, memory: str) -> "KeptSession | None":

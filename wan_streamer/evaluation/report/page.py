@@ -49,6 +49,7 @@ AXES = {
 }
 BOUNDARY = ("accumulation", "model", "decode", "capture", "network", "playout")
 STAGES = {
+    "settle": "between two units: commit what the agent made; no answer waits for it",
     "observe": "encode what the user did and commit it",
     "text": "what it hears and what it says, token by token",
     "solve": "sound and picture, by flow matching",

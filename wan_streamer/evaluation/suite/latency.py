@@ -26,6 +26,7 @@ def measure_latency(checkpoint: str, trial: Trial, rounds: int = 2, device: str 
         due = start + (k + 1) * UNIT_S
         time.sleep(max(0.0, due - time.monotonic()))
         driver.step(unit, due)
+        driver.settle()
     summary = driver.summary()
     return {
         "model": summary["model_latency_ms"],

@@ -208,9 +208,10 @@ class SplitSession(Session):
         self.partner, self.number = partner, next(self._numbers)
         self._asked: int | None = None  # the unit that the performer has
 
-    def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
-        self.partner.attach(self.number, self.cache)
-        return super().step(user, steps)
+    def _settle(self) -> None:
+        if not self.live.settled:  # a performer that comes later gets the history with the next block
+            self.partner.attach(self.number, self.cache)
+        super()._settle()
 
     def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
         noise = self._ask(last, flow)
@@ -256,11 +257,13 @@ class PacedSession(SplitSession):
         if self._waiting is not None:
             with self.watch("solve"):
                 self._take(self._waiting())
-        self.partner.attach(self.number, self.cache)
         self._said, _ = self._think(user, flow)
         if first:
             return Still((self.config.video_vae.height, self.config.video_vae.width)).unit(-1, stage_ms=self.watch.ms)
         return self._show(self.index - 2, said)
+
+    def settle(self) -> None:
+        """Nothing: the last latents come with the next step."""
 
     def _draw(self, velocity: Velocity, last: Latents, flow: FlowConfig) -> Latents:
         noise = self._ask(last, flow)
