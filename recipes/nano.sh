@@ -10,7 +10,7 @@
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
 #   PRESET=nano                     size of the model; nano-ears has ears and eyes that are trained before it
-#   EARS=DIR EYES=DIR               such ears and eyes that are there already
+#   EARS=DIR EYES=DIR               such ears and eyes that are there already; recipes/eyes are
 #   TEXTS=DIR PEOPLE=DIR EXTRA=DIR  else ears are trained on what voices say and on recorded people (docs/hearing.md);
 #                                   the model, too, writes down some of that speech
 #   SPEECH_HOURS=5                  of the fast natural voices in it
