@@ -84,11 +84,11 @@ class Inbox:
         self._over: Exception | bool = False
 
     def put(self, event: AgentEvent) -> None:
+        self._events.append(event)
         if isinstance(event, Sound | Picture):
             self._media += 1
             if self._media > MEDIA_KEPT:
                 self.drop_media(self._media - MEDIA_KEPT)
-        self._events.append(event)
         self._news.set()
 
     def drop_media(self, count: int | None = None) -> None:

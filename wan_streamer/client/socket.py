@@ -33,7 +33,7 @@ from wan_streamer.data.pictures import Scaler
 from wan_streamer.data.sound import Mono, MonoArrays
 from wan_streamer.errors import ServingError, ShapeError
 from wan_streamer.files import parse_json
-from wan_streamer.serving.messages import Clear, Devices, EventError, Ping, SessionEvent, TextInput
+from wan_streamer.serving.messages import Clear, EventError, Ping, SessionEvent, TextInput
 from wan_streamer.serving.peers.frames import Packet, PictureReader, PictureWriter, SoundReader
 from wan_streamer.serving.uplink import fit
 from wan_streamer.units import FPS, SAMPLE_RATE
@@ -109,7 +109,7 @@ class LiveSocket:
         if not self._url.startswith(("http://", "https://")):
             raise ServingError(f"{self._url}: expected an address such as http://localhost:8080")
         address = f"ws{self._url.removeprefix('http')}/api/socket"
-        tls = {"ssl": self._tls} if self._tls else {}
+        tls: dict[str, Any] = {"ssl": self._tls} if self._tls else {}
         try:
             self._connection = await websockets.connect(
                 address, max_size=2**20, open_timeout=CONNECT_S, compression=None, **tls
@@ -172,10 +172,6 @@ class LiveSocket:
         self._inbox.drop_media()
         self._send(Clear())
 
-    def devices(self, microphone: bool, camera: bool) -> None:
-        """Tell which devices are on, so that no old picture stays."""
-        self._send(Devices(microphone, camera))
-
     async def close(self) -> None:
         """End the call. Safe to call twice."""
         self._closing = True
@@ -191,7 +187,7 @@ class LiveSocket:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._inbox.end()
 
-    def _send(self, message: TextInput | Clear | Devices | Ping) -> None:
+    def _send(self, message: TextInput | Clear | Ping) -> None:
         self._words.append(json.dumps(asdict(message)))
         self._unsent.set()
 
@@ -225,19 +221,19 @@ class LiveSocket:
 
     async def _read(self, connection: websockets.ClientConnection) -> None:
         hear, see, mono = SoundReader(), PictureReader(), Mono()
-        over, problem = False, "the connection was lost"
+        over, problem = False, ""
         try:
-            async for message in connection:
+            async for message in connection:  # ends when the server closes it as it should be
                 if isinstance(message, str):
                     over = self._take(read_event(message)) or over
                     continue
                 with contextlib.suppress(EventError):  # the next key frame shows the picture again
                     self._perceive(Packet.unpack(message), hear, see, mono)
         except websockets.ConnectionClosed:
-            pass
+            problem = "the connection was lost"
         except (ValueError, TypeError, LookupError) as error:
             problem = f"expected an event of its protocol, got something else ({error})"
-        lost = not (over or self._closing)
+        lost = bool(problem) and not (over or self._closing)
         self._problem = self._problem or problem
         self._inbox.end(ServingError(f"{self._url}: {problem}") if lost else None)
         self._live.set()
