@@ -103,7 +103,8 @@ class WanStreamerSession(DuplexSession[str]):
 
     def push_video(self, frame: rtc.VideoFrame) -> None:
         if self._is_live:
-            picture = frame.convert(rtc.VideoBufferType.RGB24)
+            rgb = rtc.VideoBufferType.RGB24
+            picture = frame if frame.type == rgb else frame.convert(rgb)  # it refuses to convert a type to itself
             self._socket.push_video(np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width, 3))
 
     async def aclose(self) -> None:
