@@ -42,3 +42,11 @@ class ServingError(WanStreamerError):
 
 class LinkError(ServingError):
     """The other end of a link is gone, closed, too slow, or sends what is no message."""
+
+
+class ExtraError(WanStreamerError, ImportError):
+    """A package is missing that an optional extra installs."""
+
+    def __init__(self, what: str, extra: str, error: ImportError) -> None:
+        reason = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+        super().__init__(f"{what} needs more packages ({reason}): pip install 'wan-streamer[serve,{extra}]'")

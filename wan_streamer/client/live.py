@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import json
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -28,6 +26,7 @@ from aiortc import (
 )  # fmt: skip
 from aiortc.mediastreams import MediaStreamError
 
+from wan_streamer.client.ask import ask
 from wan_streamer.data.sound import Mono
 from wan_streamer.errors import ServingError
 from wan_streamer.files import parse_json
@@ -36,7 +35,6 @@ from wan_streamer.units import UNIT_MS, UNIT_S, UserUnit
 
 T = TypeVar("T")
 KEPT_EVENTS, KEPT_SOUNDS, KEPT_PICTURES = 4096, 512, 64  # that nobody has read yet; the oldest are dropped
-REQUEST_S = 30.0
 CONNECT_S = 20.0
 FAREWELL_S = 1.0  # the server has so long to say that the call is over
 
@@ -229,22 +227,4 @@ class LiveClient:
 
     async def _ask(self, method: str, path: str, body: dict | None = None, bearer: str = "") -> dict[str, Any]:
         """The JSON answer. Raises `ServingError` with the server's words."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
-        if bearer or self._bearer:
-            request.add_header("Authorization", f"Bearer {bearer or self._bearer}")
-
-        def send() -> dict[str, Any]:
-            with urllib.request.urlopen(request, timeout=REQUEST_S, context=self._tls) as answer:
-                return parse_json(answer.read())
-
-        try:
-            return await asyncio.to_thread(send)
-        except urllib.error.HTTPError as error:
-            try:
-                words = parse_json(error.read())["message"]
-            except (ValueError, KeyError, TypeError):
-                words = error.reason
-            raise ServingError(f"{self._url}: {words} ({error.code})") from None
-        except (OSError, ValueError) as error:  # nobody answers, or no address
-            raise ServingError(f"{self._url}: {error}") from None
+        return await ask(self._url, method, path, body, bearer=bearer or self._bearer, tls=self._tls)
