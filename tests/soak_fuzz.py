@@ -23,9 +23,9 @@ import numpy as np
 import websockets
 from aiortc import RTCConfiguration, RTCPeerConnection
 from soak_calls import over_socket, server
+
 from wan_streamer.client.heard import Sound
 from wan_streamer.client.socket import LiveSocket
-
 from wan_streamer.serving.messages import CaptionEvent
 
 SECRET = "tangerine forty-two"
@@ -38,6 +38,7 @@ KNOWN = {  # doors that answer, and what they take
     "/v1/realtime/calls": {},
     "/v1/realtime/calls/abc/hangup": {},
 }
+OTHERS = ("/api/status", "/api/queue", "/api/ice", "/metrics", "/static/../x", "/v1/%00")
 EVENTS = (
     {"type": "text", "text": "hello"},
     {"type": "ping", "t": 1.5},
@@ -101,32 +102,33 @@ class Fuzzer:
     async def requests(self, count: int) -> None:
         async with httpx.AsyncClient(timeout=60) as client:
             for _ in range(count):
-                path = self.rng.choice(
-                    [*KNOWN, "/api/status", "/api/queue", "/api/ice", "/metrics", "/static/../x", "/v1/%00"]
-                )
-                headers = {"authorization": f"Bearer {self.rng.choice(('x', '0' * 32))}"}
-                if self.rng.random() < 0.1:
-                    headers |= self.rng.choice(
-                        [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"x-forwarded-for": "1"}]
-                    )
-                if path in KNOWN:
-                    like = {name: self.sdp if name == "sdp" else value for name, value in KNOWN[path].items()}
-                    if path == "/v1/live/sessions":
-                        like["transport"] = {"type": "webrtc", "sdp": self.odd(self.sdp)}
-                    sdp = path == "/v1/realtime/calls" and self.rng.random() < 0.8
-                    headers["content-type"] = "application/sdp" if sdp else "application/json"
-                    body = self.bent(self.sdp).encode("utf-8", "surrogatepass") if sdp else self.document(like)
-                    answer = await client.post(self.url + path, content=body, headers=headers)
-                else:
-                    answer = await client.request(
-                        self.rng.choice(("GET", "POST", "PUT")), self.url + path, headers=headers
-                    )
+                path = self.rng.choice([*KNOWN, *OTHERS])
+                try:
+                    answer = await client.send(self.request(client, path))
+                except httpx.TransportError:  # refused while it was read, and then closed
+                    self.answers[f"{path} cut off"] += 1
+                    continue
                 self.note(path, answer.status_code, answer.status_code not in FAILURES, answer.text)
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # a place that it got is given back
-                    if session := answer.json().get("session"):
-                        await client.post(
-                            f"{self.url}/api/close", json={"session": getattr(session, "get", {}.get)("id") or session}
-                        )
+                    session = answer.json()["session"]
+                    body = {"session": session["id"] if isinstance(session, dict) else session}
+                    await client.post(f"{self.url}/api/close", json=body)
+
+    def request(self, client: httpx.AsyncClient, path: str) -> httpx.Request:
+        headers = {"authorization": f"Bearer {self.rng.choice(('x', '0' * 32))}"}
+        if self.rng.random() < 0.1:
+            headers |= self.rng.choice(
+                [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"x-forwarded-for": "1"}]
+            )
+        if path not in KNOWN:
+            return client.build_request(self.rng.choice(("GET", "POST", "PUT")), self.url + path, headers=headers)
+        like = {name: self.sdp if name == "sdp" else value for name, value in KNOWN[path].items()}
+        if "transport" in like:
+            like["transport"] = {"type": "webrtc", "sdp": self.odd(self.sdp)}
+        sdp = path == "/v1/realtime/calls" and self.rng.random() < 0.8
+        headers["content-type"] = "application/sdp" if sdp else "application/json"
+        body = self.bent(self.sdp).encode() if sdp else self.document(like)
+        return client.build_request("POST", self.url + path, content=body, headers=headers)
 
     async def starts(self, count: int) -> None:
         """First messages of a socket."""

@@ -97,6 +97,30 @@ def bench_runtime(
     print_runtime(report, Console())
 
 
+@bench_app.command("devices")
+def bench_devices(
+    json_path: Report = None,
+    presets: Annotated[str, typer.Option(help="Sizes to measure, with commas.")] = "nano,smol,paper-192p",
+    devices: Annotated[str, typer.Option(help="With commas: cpu, cuda:0 or cuda:0,cuda:1.")] = "cuda:0",
+    units: Annotated[int, typer.Option(min=1, help="Units of 160 ms in a run.")] = 60,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds after which no run is begun.")] = 420.0,
+) -> None:
+    """Time live units of several sizes on GPUs: one process and two, sessions at once. Most sizes have random weights.
+
+    Example: [b]wan-streamer bench devices --devices cuda:0,cuda:1 --json devices.json[/b]
+    """
+    check_file(json_path)
+    from rich.console import Console
+
+    from wan_streamer.benchmarks.devices import bench_devices as run
+    from wan_streamer.benchmarks.devices import print_devices
+
+    report = run(_names(presets), _names(devices), units, limit)
+    if json_path is not None:
+        write_json(json_path, report)
+    print_devices(report, Console())
+
+
 @bench_app.command("peers")
 def bench_peers(
     json_path: Report = None,
