@@ -30,6 +30,7 @@ PREFERENCES = {
     "datareporting.policy.dataSubmissionEnabled": False,
     "extensions.update.enabled": False,
     "network.captive-portal-service.enabled": False,
+    "network.dns.localDomains": "agent.example",  # is this machine
     "network.connectivity-service.enabled": False,
     "services.settings.server": "data:,",
     "toolkit.telemetry.enabled": False,
@@ -43,7 +44,7 @@ class FirefoxPage:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection, self._count = connection, 0
         self.problems: list[str] = []
-        self._command("session.new", capabilities={})
+        self._command("session.new", capabilities={"alwaysMatch": {"acceptInsecureCerts": True}})
         self._command("session.subscribe", events=["log.entryAdded"])
         self._context = self._command("browsingContext.getTree")["contexts"][0]["context"]
 
