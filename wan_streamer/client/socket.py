@@ -233,7 +233,7 @@ class LiveSocket:
                 with contextlib.suppress(EventError):  # the next key frame shows the picture again
                     self._perceive(Packet.unpack(message), hear, see, mono)
         except websockets.ConnectionClosed:
-            problem = "the connection was lost"
+            problem = "the connection was lost, and the call with it"
         except (ValueError, TypeError, LookupError) as error:
             problem = f"expected an event of its protocol, got something else ({error})"
         lost = bool(problem) and not (over or self._closing)
