@@ -3,20 +3,26 @@ Needs `pip install 'wan-streamer[serve,replicas]'`; left out without it."""
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import standin
+import websockets
+from test_protocol import PATIENT, SESSIONS, served
 from test_serving import until
 
 from wan_streamer.client import LiveClient, LiveSocket
 from wan_streamer.client.heard import AgentEvent, Sound
 from wan_streamer.errors import ServingError
+from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.serving.messages import CaptionEvent
 from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 
@@ -187,6 +193,33 @@ def test_a_killed_replica_ends_its_own_call_only(url: str) -> None:
                 assert replica_of(new.id) not in (lost, replica_of(other.call.id))
 
     asyncio.run(main())
+
+
+def test_every_id_names_its_server() -> None:
+    """Without Ray."""
+    model = ModelProcess(standin.StandInAgent)
+
+    async def main() -> None:
+        async with served(model, replace(PATIENT, mark="here.")) as server:
+            created = (await server.http.post(SESSIONS, json={})).json()
+            assert created["session"]["id"].startswith("here.")
+            assert created["client_secret"]["value"].startswith("ek_here.")
+            async with websockets.connect(f"{server.url.replace('http', 'ws')}/api/socket") as connection:
+                await connection.send(json.dumps({"type": "start"}))
+                started = json.loads(await connection.recv())
+                assert started["session"].startswith("here.")
+                assert started["resume"].startswith("here.")
+                await until(lambda: server.desk.full, "the place")
+                offer = {"type": "webrtc", "sdp": "v=0"}
+                waiting = await server.http.post(SESSIONS, json={"transport": offer})
+                assert waiting.status_code == 202
+                assert waiting.json()["queue"].startswith("here.")
+
+    try:
+        model.wait_ready(PATIENCE_S)
+        asyncio.run(main())
+    finally:
+        model.shutdown()
 
 
 async def until_loud(sounds: AsyncIterator[Any]) -> None:
