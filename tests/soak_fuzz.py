@@ -239,7 +239,7 @@ async def fuzz(count: int, seed: int = 0) -> dict:
             "tracebacks": log.count("Traceback"),
         }  # fmt: skip
     result["ok"] = (
-        not fuzzer.bad and not over and gaps.max() < LOST_S and not result["model_restarts"]
+        not fuzzer.bad and not over and float(gaps.max()) < LOST_S and not result["model_restarts"]
         and not result["tracebacks"] and not any(left.values())
     )  # fmt: skip
     return result

@@ -1,6 +1,7 @@
 """A server's HTTP, from Python.
 
 `ask`   one request, its JSON answer
+`SESSION`   the header by which a balancer knows which server has the conversation, if there are several
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from wan_streamer.errors import ServingError
 from wan_streamer.files import parse_json
 
 REQUEST_S = 30.0
+SESSION = "X-Session-Id"
 
 
 async def ask(
@@ -24,6 +26,10 @@ async def ask(
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"}, method=method)
     if bearer:
         request.add_header("Authorization", f"Bearer {bearer}")
+
+    told = [value for name in ("resume", "queue", "session") if isinstance(value := (body or {}).get(name), str)]
+    if told:
+        request.add_header(SESSION, told[0])
 
     def send() -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=REQUEST_S, context=tls) as answer:

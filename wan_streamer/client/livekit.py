@@ -11,6 +11,7 @@ Needs `pip install 'wan-streamer[serve,livekit]'`.
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Coroutine
 from typing import Any
@@ -36,6 +37,9 @@ TRANSCRIPTION, CHAT = "lk.transcription", "lk.chat"  # topics of LiveKit's own c
 SEGMENT, TRACK, FINAL = "lk.segment_id", "lk.transcribed_track_id", "lk.transcription_final"
 
 
+log = logging.getLogger(__name__)
+
+
 class RoomAgent:
     """url, token, tls: as for `LiveSocket`.
 
@@ -55,6 +59,7 @@ class RoomAgent:
         self._voice: rtc.AudioSource | None = None
         self._face: rtc.VideoSource | None = None
         self._voice_sid = ""
+        self._words: asyncio.Queue[CaptionEvent | TurnEvent] = asyncio.Queue()
         self._writers: dict[Lane, rtc.TextStreamWriter] = {}
         self._segments = 0
         self._senses: dict[rtc.Track, asyncio.Task[None]] = {}
@@ -111,15 +116,18 @@ class RoomAgent:
         await me.publish_track(rtc.LocalVideoTrack.create_video_track("face", face), camera)
 
     async def _until_over(self, call: LiveSocket) -> None:
-        talk, left = asyncio.create_task(self._talk(call)), asyncio.create_task(self._left.wait())
+        tasks = [asyncio.create_task(job) for job in (self._talk(call), self._publish_words(), self._wait_left())]
         try:
-            await asyncio.wait({talk, left}, return_when=asyncio.FIRST_COMPLETED)
-            if talk.done():
-                talk.result()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for task in (talk, left):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(talk, left, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _wait_left(self) -> None:
+        await self._left.wait()
 
     async def _talk(self, call: LiveSocket) -> None:
         async for event in call.events():
@@ -136,15 +144,27 @@ class RoomAgent:
                 await voice.capture_frame(rtc.AudioFrame(event.pcm().tobytes(), SAMPLE_RATE, 1, len(samples)))
             case Picture(image_HWC=image):  # shown when the sound that came before it is heard
                 asyncio.get_running_loop().call_later(voice.queued_duration, self._show, image)
-            case CaptionEvent(lane=lane, text=text):
-                await (await self._writer(lane)).write(text)
-            case TurnEvent(lane=lane) if lane in self._writers:
-                await self._writers.pop(lane).aclose(attributes={FINAL: "true"})
+            case CaptionEvent() | TurnEvent():
+                self._words.put_nowait(event)
 
     def _show(self, image_HWC: np.ndarray) -> None:
         if self._face is not None:
             height, width = image_HWC.shape[:2]
             self._face.capture_frame(rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, image_HWC.tobytes()))
+
+    async def _publish_words(self) -> None:
+        """On their own: sound does not wait until a room has taken them, and does not end when it does not."""
+        while True:
+            event = await self._words.get()
+            try:
+                match event:
+                    case CaptionEvent(lane=lane, text=text):
+                        await (await self._writer(lane)).write(text)
+                    case TurnEvent(lane=lane) if lane in self._writers:
+                        await self._writers.pop(lane).aclose(attributes={FINAL: "true"})
+            except Exception as error:  # whatever LiveKit raises
+                log.warning("a transcription was not published: %s", type(error).__name__)
+                self._writers.pop(event.lane, None)
 
     async def _writer(self, lane: Lane) -> rtc.TextStreamWriter:
         """Of the segment that has not ended. What was heard is published in the name of who said it."""

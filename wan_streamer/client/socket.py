@@ -27,7 +27,7 @@ import numpy as np
 import websockets
 from websockets.protocol import State
 
-from wan_streamer.client.ask import ask
+from wan_streamer.client.ask import SESSION, ask
 from wan_streamer.client.heard import AgentEvent, Inbox, Picture, Sound, read_event
 from wan_streamer.data.pictures import Scaler
 from wan_streamer.data.sound import Mono, MonoArrays
@@ -55,6 +55,7 @@ class LiveSocket:
     tls      how the server's certificate is checked; None: as usual
 
     session  what the agent is called, size and rate of its picture
+    id       of the call, known to its caller only
     """
 
     def __init__(self, url: str, *, token: str = "", tls: ssl.SSLContext | None = None) -> None:
@@ -63,7 +64,7 @@ class LiveSocket:
         self._connection: websockets.ClientConnection | None = None
         self._inbox = Inbox()
         self._live = asyncio.Event()
-        self._id = ""
+        self.id = ""
         self._problem = ""
         self._closing = False
         self._arrays: MonoArrays | None = None
@@ -109,17 +110,19 @@ class LiveSocket:
         if not self._url.startswith(("http://", "https://")):
             raise ServingError(f"{self._url}: expected an address such as http://localhost:8080")
         address = f"ws{self._url.removeprefix('http')}/api/socket"
-        tls: dict[str, Any] = {"ssl": self._tls} if self._tls else {}
+        more: dict[str, Any] = {"ssl": self._tls} if self._tls else {}
+        if ticket:
+            more["additional_headers"] = {SESSION: ticket}
         try:
             self._connection = await websockets.connect(
-                address, max_size=2**20, open_timeout=CONNECT_S, compression=None, **tls
+                address, max_size=2**20, open_timeout=CONNECT_S, compression=None, **more
             )
             await self._connection.send(json.dumps({"type": "start", "token": self._token, "queue": ticket}))
             answer = parse_json(await asyncio.wait_for(self._connection.recv(), CONNECT_S))
         except (OSError, ValueError, websockets.WebSocketException) as error:  # a timeout too
             raise ServingError(f"{self._url}: {error or 'no answer'}") from None
         if answer["type"] == "started":
-            self._id = answer["session"]
+            self.id = answer["session"]
             return ""
         await self._connection.close()
         if answer["type"] == "refused":
@@ -177,8 +180,8 @@ class LiveSocket:
         self._closing = True
         if self._connection is not None:
             with contextlib.suppress(Exception):  # a timeout too
-                if self._connection.state is State.OPEN and self._id:  # otherwise its place is kept for a while
-                    body = {"session": self._id}
+                if self._connection.state is State.OPEN and self.id:  # otherwise its place is kept for a while
+                    body = {"session": self.id}
                     await asyncio.wait_for(ask(self._url, "POST", "/api/close", body, tls=self._tls), FAREWELL_S)
                 await asyncio.wait_for(self._connection.close(), FAREWELL_S)
         tasks = [*self._tasks, *([self._reader] if self._reader else [])]
@@ -230,7 +233,7 @@ class LiveSocket:
                 with contextlib.suppress(EventError):  # the next key frame shows the picture again
                     self._perceive(Packet.unpack(message), hear, see, mono)
         except websockets.ConnectionClosed:
-            problem = "the connection was lost"
+            problem = "the connection was lost, and the call with it"
         except (ValueError, TypeError, LookupError) as error:
             problem = f"expected an event of its protocol, got something else ({error})"
         lost = bool(problem) and not (over or self._closing)

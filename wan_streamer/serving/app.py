@@ -240,7 +240,7 @@ def create_app(
     async def close(body: Close) -> dict[str, bool]:
         return {"closed": desk.close(body.session)}
 
-    keys = Keys(config.secret_s, config.limits.secrets, desk.waits)
+    keys = Keys(config.secret_s, config.limits.secrets, desk.waits, config.mark)
     app.include_router(live_routes(desk, model, config, keys))
     app.include_router(realtime_routes(desk, config, keys))
     app.include_router(socket_routes(desk, config, metrics))

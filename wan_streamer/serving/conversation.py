@@ -22,11 +22,12 @@ class Conversation:
     left     when the last connection was lost; None while one stands
     turn     whose connection has the session; the one before may be closing yet
     units    that the model has answered, over all connections; held: those of them that it did not see
+    mark     the beginning of its tokens
     missed   deadlines that model processes missed that are no more
     """
 
-    def __init__(self) -> None:
-        self.token = ""
+    def __init__(self, mark: str = "") -> None:
+        self.token, self._mark = "", mark
         self.renew()
         self.visitor = ""
         self.session: ModelSession | None = None
@@ -43,4 +44,4 @@ class Conversation:
 
     def renew(self) -> None:
         """Whoever knows the token of before has nothing."""
-        self.token = secrets.token_urlsafe(24)
+        self.token = self._mark + secrets.token_urlsafe(24)

@@ -70,11 +70,6 @@ class Entry:
     resume: str
 
 
-def new_session() -> str:
-    """An id that nobody guesses: who has it may ask about the call and end it."""
-    return secrets.token_hex(16)
-
-
 class _Visit:
     """One offer and what became of it.
 
@@ -102,7 +97,7 @@ class Desk:
         self._talks: dict[str, Conversation] = {}  # that have a place, by token
         limits = config.limits
         self._rates = Rates(limits.offers_per_s, limits.offer_burst)
-        self._line = Line(config.ticket_s, config.turn_s, limits.queue, limits.queue_per_address)
+        self._line = Line(config.ticket_s, config.turn_s, limits.queue, limits.queue_per_address, config.mark)
         self.stopping = False
         self.last_end = ""
 
@@ -131,6 +126,10 @@ class Desk:
         """Visitors in line."""
         self._free()  # drops who has gone
         return len(self._line)
+
+    def new_session(self) -> str:
+        """An id that nobody guesses: who has it may ask about the call and end it."""
+        return self._config.mark + secrets.token_hex(16)
 
     async def open(
         self,
@@ -170,8 +169,8 @@ class Desk:
         self._check_pending(key)
         used = self._line.leave(ticket)
         before = self._take_over(resume)
-        talk = before or Conversation()
-        session = session or new_session()
+        talk = before or Conversation(self._config.mark)
+        session = session or self.new_session()
         peer = peer_of(self._model, self._config, talk, dialect(session), self._metrics)
         visit = _Visit(session, peer, talk, key, used if admitted and before is None else None)
         self._visits[visit.session], talk.visitor = visit, visit.session

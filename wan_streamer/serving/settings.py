@@ -30,6 +30,7 @@ class ServingConfig:
     ice                  STUN and TURN servers for the page and for this server
     limits               how much one address may ask for
     about                what the agent understands, for the page
+    mark                 the beginning of every id, ticket, token and secret, by which a balancer knows whose it is
     """
 
     connect_timeout_s: float = 20.0
@@ -49,3 +50,4 @@ class ServingConfig:
     ice: IceServers = field(default_factory=IceServers)
     limits: Limits = field(default_factory=Limits)
     about: About | None = None
+    mark: str = ""

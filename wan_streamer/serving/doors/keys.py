@@ -7,7 +7,7 @@
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 PREFIX = "ek_"  # how others mark theirs, so that a secret is told from a token
 
@@ -19,14 +19,19 @@ class Secret:
     session: str
     expires: float
     ticket: str = ""
-    value: str = field(default_factory=lambda: PREFIX + secrets.token_urlsafe(24))
+    mark: InitVar[str] = ""
+    value: str = field(init=False)
+
+    def __post_init__(self, mark: str) -> None:
+        self.value = PREFIX + mark + secrets.token_urlsafe(24)
 
 
 class Keys:
-    """lives_s: of a secret. most: secrets at a time. waits: whether a ticket is in the line; its secret lives on."""
+    """lives_s: of a secret. most: secrets at a time. waits: whether a ticket is in the line; its secret lives on.
+    mark: the beginning of every secret, after `PREFIX`."""
 
-    def __init__(self, lives_s: float, most: int, waits: Callable[[str], bool]) -> None:
-        self._lives_s, self._most, self._waits = lives_s, most, waits
+    def __init__(self, lives_s: float, most: int, waits: Callable[[str], bool], mark: str = "") -> None:
+        self._lives_s, self._most, self._waits, self._mark = lives_s, most, waits, mark
         self._secrets: dict[str, Secret] = {}
 
     def create(self, session: str) -> Secret | None:
@@ -35,7 +40,7 @@ class Keys:
             del self._secrets[value]
         if len(self._secrets) >= self._most:
             return None
-        secret = Secret(session, time.time() + self._lives_s)
+        secret = Secret(session, time.time() + self._lives_s, mark=self._mark)
         self._secrets[secret.value] = secret
         return secret
 

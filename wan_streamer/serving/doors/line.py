@@ -46,10 +46,12 @@ class Line:
     ticket_s          a ticket that nobody asks about for so long is dropped
     turn_s            a ticket that was called and not used for so long is dropped
     most, most_of_one tickets, of all addresses and of one
+    mark              the beginning of every ticket
     """
 
-    def __init__(self, ticket_s: float, turn_s: float, most: int, most_of_one: int) -> None:
+    def __init__(self, ticket_s: float, turn_s: float, most: int, most_of_one: int, mark: str = "") -> None:
         self._ticket_s, self._turn_s, self._most, self._most_of_one = ticket_s, turn_s, most, most_of_one
+        self._mark = mark
         self._tickets: dict[str, Ticket] = {}
         self._lengths: deque[float] = deque(maxlen=RECENT_CALLS)
         self._calls = 1  # at a time
@@ -77,7 +79,7 @@ class Line:
         of_one = sum(ticket.address == address for ticket in self._tickets.values())
         if len(self._tickets) >= self._most or of_one >= self._most_of_one:
             return None
-        code = secrets.token_urlsafe(16)
+        code = self._mark + secrets.token_urlsafe(16)
         self._tickets[code] = Ticket(code, address)
         return self.place(code)
 

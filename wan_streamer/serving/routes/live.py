@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from wan_streamer.errors import WanStreamerError
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import Ready
-from wan_streamer.serving.desk import Desk, new_session
+from wan_streamer.serving.desk import Desk
 from wan_streamer.serving.dialects.live import LiveDialect, LiveSession, VideoFormat
 from wan_streamer.serving.dialects.schema import event_schema
 from wan_streamer.serving.doors.guard import refusal
@@ -106,7 +106,7 @@ def live_routes(desk: Desk, model: ModelProcess, config: ServingConfig, keys: Ke
                     request.scope[IS_OFFER] = False
                     if entry.session:
                         return refusal(422, "invalid", "body.transport: expected an offer, since there is a secret")
-                    secret = keys.create(new_session())
+                    secret = keys.create(desk.new_session())
                     if secret is None:
                         return refusal(429, "rate", "Too many sessions were created and not used. Try again soon.")
                     key = ClientSecret(value=secret.value, expires_at=int(secret.expires))
