@@ -203,6 +203,14 @@ def test_candidates_are_checked() -> None:
     assert check_offer(offer.replace("8.8.8.8", "127.0.0.1"), "127.0.0.1").count("a=candidate") == 8
     with pytest.raises(ServingError, match="sections"):
         check_offer("m=audio 9 x\r\n" * 5, "")
+    sections = "m=audio 9 x\r\na=mid:0\r\nm=video 9 x\r\na=mid:1\r\n"
+    for group in ("0 1", "1 0", "0"):
+        assert "BUNDLE" in check_offer(f"a=group:BUNDLE {group}\r\n{sections}", "")
+    for offer in (f"a=group:BUNDLE {group}\r\n{sections}" for group in ("7 0 1", "0 1 1", "0 2")):
+        with pytest.raises(ServingError, match="BUNDLE"):
+            check_offer(offer, "")
+    with pytest.raises(ServingError, match="each once"):
+        check_offer(sections.replace("mid:1", "mid:0"), "")
 
 
 @pytest.mark.parametrize(("came_from", "checked"), [("127.0.0.1", True), ("9.9.9.9", False)])

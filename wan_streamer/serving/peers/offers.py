@@ -25,11 +25,18 @@ def check_offer(sdp: str, address: str, relays: Collection[str] = ()) -> str:
 
     address  where the offer came from; "": unknown, as in tests
     relays   addresses of TURN servers that the page was told
-    Raises `ServingError` if the offer has too many sections.
+    Raises `ServingError` if the offer has too many sections, or bundles what is none of them: aiortc would connect, and
+    fail where nobody can be told.
     """
     kept: list[str] = []
+    names: list[str] = []
+    bundled: list[str] = []
     sections = candidates = 0
     for line in sdp.splitlines():
+        if line.startswith("a=mid:"):
+            names.append(line[len("a=mid:") :].strip())
+        if line.startswith("a=group:BUNDLE"):
+            bundled += line.split()[1:]
         if line.startswith("m="):
             sections, candidates = sections + 1, 0
         if line.startswith("a=candidate:"):
@@ -39,6 +46,9 @@ def check_offer(sdp: str, address: str, relays: Collection[str] = ()) -> str:
         kept.append(line)
     if sections > MAX_SECTIONS:
         raise ServingError(f"offer: expected at most {MAX_SECTIONS} sections, got {sections}")
+    for ids in (names, bundled):
+        if len(set(ids)) < len(ids) or not set(ids) <= set(names):
+            raise ServingError(f"offer: expected a BUNDLE group of its sections {names}, each once, got {bundled}")
     return "\r\n".join(kept) + "\r\n"
 
 
