@@ -1,6 +1,7 @@
 """Trials are seeded, complete and fair; blind agents do what they say; nothing of the labels reaches an agent."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,7 +91,9 @@ def test_an_agent_gets_sound_picture_and_typed_text_only(trial: Trial) -> None:
     assert [unit.text for unit in typed.units()][int(event["start"] / UNIT_S)] == event["label"]
 
 
-def test_a_long_conversation_is_long_enough() -> None:
+def test_a_long_conversation_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stimuli, "_voice", ToneVoice)
+    monkeypatch.setattr(stimuli, "make_episode", functools.partial(stimuli.make_episode, pictures=False))
     parts = list(long_conversation(0, 20.0))
     assert sum(part.episode.units for part in parts) * UNIT_S >= 20
     assert len({part.name for part in parts}) == len(parts)
