@@ -3,17 +3,18 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from test_codecs import part_of, tensors_of
 from tiny_world import bouncing_square, hum
 from torch import Tensor
 
-from wan_streamer.codecs.causal import ConvNeXt1d, MemoryBlock
+from wan_streamer.codecs.causal import MemoryBlock
 from wan_streamer.codecs.folder import load_codec
 from wan_streamer.codecs.video_vae import VideoVAE, frames_to_video
 from wan_streamer.model.pretrained import EMBEDDED
@@ -108,19 +109,16 @@ def test_traced_equals_eager(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_layers_equal_eager() -> None:
-    """With kernels, the layers that the parts are made of."""
+def test_compiled_layer_equals_eager() -> None:
+    """With kernels, a layer with all that is hard for a compiler: its state is added in place. Plain ones, in this
+    process: to try what the processor knows would take most of the time."""
     g = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sound, film = ConvNeXt1d(4, 3), MemoryBlock(4)
-
-    def run(x: Sequence[Tensor], state: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
-        (y, heard), (z, seen) = sound(x[0], state[0]), film(x[1], state[1])
-        return [y, z], [heard, seen]
-
-    units = [(torch.randn(1, 4, 4, generator=g), torch.randn(1, 4, 4, 8, 8, generator=g)) for _ in range(3)]
-    assert_same_compiled(run, units, [None, None], "inductor")
+        block = MemoryBlock(4)
+    films = torch.randn(3, 1, 4, 4, 8, 8, generator=g)
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": False}):
+        assert_same_compiled(block, films, None, "inductor")
 
 
 # ---- an hour

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of emp
 PUPIL = dataclasses.replace(
     TALKER, backbone=dataclasses.replace(TALKER.backbone, dim=64, mlp_dim=128), text=TextConfig(vocab_size=400)
 )
-TRIED = 6  # tasks of each name, of which the shortest is taken: quick to draw and to learn
+TRIED = 20  # tasks of each name, of which the shortest is taken: quick to draw and to learn
 
 
 def short_task(name: str) -> Episode:
