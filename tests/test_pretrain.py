@@ -82,7 +82,7 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def new_stage(data: Path, text: TextCodec, **options: float) -> PretrainStage:
-    config = TrainConfig(steps=144, lr=2e-2, muon_lr=5e-2, batch=4, warmup=10, ema=0.95, validate_every=1000)
+    config = TrainConfig(steps=160, lr=2e-2, muon_lr=5e-2, batch=4, warmup=10, ema=0.95, validate_every=1000)
     torch.manual_seed(0)
     return PretrainStage(Streamer(PUPIL), text, data, dataclasses.replace(config, **options))
 
@@ -93,7 +93,8 @@ def assert_same(one: Example, two: Example) -> None:
     assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in MASKS)
 
 
-LEARNED = ("asr", "tts", "caption_image", "generate_image", "generate_audio", "generate_av")  # every set of targets
+# One task for each set of targets: what the others train, these train as well.
+LEARNED = ("asr_natural", "tts", "caption_image", "generate_audio", "generate_image", "generate_av")
 
 
 @pytest.mark.slow
