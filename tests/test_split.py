@@ -105,7 +105,7 @@ def test_two_ranks_equal_one() -> None:
     line, pipes = [sys.executable, str(here / "split_ranks.py")], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     ranks = [subprocess.Popen(line, text=True, env={**environment, "RANK": rank}, **pipes) for rank in "01"]
     try:
-        said = [rank.communicate(timeout=120) for rank in ranks]
+        said = [rank.communicate(timeout=300) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
