@@ -1,6 +1,6 @@
-"""A run of the tiny agent, started by tests/test_parallel.py alone or under torchrun.
+"""Runs of the tiny agent, one after the other, started by tests/test_parallel.py alone or under torchrun.
 
-parallel_run.py DATA OUT STEPS [--resume]
+parallel_run.py DATA OUT STEPS[,resume] [OUT STEPS[,resume] ...]
 """
 
 import dataclasses
@@ -34,11 +34,17 @@ AGENT = dataclasses.replace(TALKER, cache=dataclasses.replace(TALKER.cache, text
 
 
 def main(arguments: list[str]) -> None:
-    data, out, steps = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    data, *runs = arguments
+    for out, how in zip(runs[::2], runs[1::2], strict=True):
+        steps, _, resume = how.partition(",")
+        train(Path(data), Path(out), int(steps), bool(resume))
+
+
+def train(data: Path, out: Path, steps: int, resume: bool) -> None:
     torch.manual_seed(0)
     stage = DuplexStage(Streamer(AGENT), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1))
     trainer = Trainer(stage, out, join("cpu"))
-    if "--resume" in arguments:
+    if resume:
         trainer.resume()
     while trainer.step < steps:  # the schedule is that of the whole run
         trainer._log("train", trainer._train_step(False)[0])

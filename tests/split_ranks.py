@@ -1,6 +1,6 @@
 """Thinker (rank 0) and performer (rank 1) as two ranks of torch.distributed; rank 0 compares with one process.
 
-torchrun --nproc-per-node 2 tests/split_ranks.py
+torchrun --nproc-per-node 2 tests/split_ranks.py; tests/test_split.py starts it twice itself
 """
 
 import torch

@@ -21,7 +21,7 @@ from wan_streamer.config import VideoDecoderConfig, VideoVAEConfig
 from wan_streamer.errors import ShapeError
 from wan_streamer.units import SAMPLES_PER_FRAME
 
-SIDE = 96  # of the codec's pictures; the video VAE is convolutional, so any checkpoint takes it
+SIDE = 48  # of the codec's pictures; the video VAE is convolutional, so any checkpoint takes it
 
 
 @dataclasses.dataclass(frozen=True)

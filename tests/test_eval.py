@@ -1,9 +1,10 @@
 """The evaluation from end to end, through the command line, and what it says about known agents."""
 
+import dataclasses
 import io
 import json
-import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,42 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from wan_streamer.cli.app import main
 from wan_streamer.evaluation.records import Case, Observation
 from wan_streamer.evaluation.stats import Metric
 from wan_streamer.evaluation.suite import run as suite_run
+from wan_streamer.evaluation.suite import stimuli
 from wan_streamer.evaluation.suite.results import DESCRIBED, print_table
 from wan_streamer.evaluation.suite.run import SuiteResult, _entry, run_suite
-from wan_streamer.evaluation.suite.stimuli import TrialSpec, make_trial, trial_list
+from wan_streamer.evaluation.suite.stimuli import SUITES, TrialSpec, make_trial, trial_list
 
 pytest.importorskip("faster_whisper")
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "wan_streamer", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+def run(*arguments: str | Path) -> int:
+    """The exit code of the command line in this process: another one would load for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["wan-streamer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    return int(end.value.code or 0)
+
+
+# Of every axis what a blind agent fails at; test_stimuli.py makes all kinds.
+FEW = ("pause", "pause", "stop", "mhm", "story", "show", "decoy", "idle", "colour", "typed")
 
 
 @pytest.fixture(scope="module")
 def timer(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A silence timer, measured as if it were an agent, on one trial of every kind."""
+    """A silence timer, measured as if it were an agent, on a few trials."""
     folder = tmp_path_factory.mktemp("eval")
-    done = run(
-        "eval", "--checkpoint", "timer_0.5", "--limit", "26", "--json", folder / "r.json", "--html", folder / "r.html"
-    )
-    assert done.returncode == 0, done.stderr
+    outputs = ("--json", folder / "r.json", "--html", folder / "r.html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stimuli, "VARIANTS", 1)  # a rendering of a sentence takes the synthesiser half a second
+        patch.setitem(SUITES, "quick", dataclasses.replace(SUITES["quick"], trials=Counter(FEW)))
+        patch.setattr(suite_run, "STORIES", 2)
+        limit = ("--limit", str(len(FEW)), "--processes", "1")  # this process
+        assert run("eval", "--checkpoint", "timer_0.5", *limit, *outputs) == 0
     return json.loads((folder / "r.json").read_text()), folder
 
 
@@ -72,7 +86,7 @@ def test_what_the_command_writes(timer: tuple[dict[str, Any], Path]) -> None:
         for entry in metrics.values():
             assert {"value", "low", "high", "n", "better", "informative", "baselines"} <= set(entry)
     lines = [json.loads(line) for line in (folder / "r.jsonl").read_text().splitlines()]
-    assert len(lines) == results["trials"] == 26
+    assert len(lines) == results["trials"] == len(FEW)
     assert set(results["machine"]) == {"cores", "load_start", "load_end"}
     page = (folder / "r.html").read_text()
     assert f"{results['machine']['load_start']} at the start" in page
@@ -80,16 +94,16 @@ def test_what_the_command_writes(timer: tuple[dict[str, Any], Path]) -> None:
     assert "data:video/mp4;base64," in page
 
 
-def test_bad_requests(tmp_path: Path) -> None:
+def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         (["--json", tmp_path / "r.json"], "expected --checkpoint or --pairs"),
         (["--checkpoint", "nobody", "--json", tmp_path / "r.json"], "nobody"),
         (["--pairs", tmp_path / "nowhere", "--json", tmp_path / "r.json"], "nowhere"),
     ):
-        done = run("eval", *arguments)
-        assert done.returncode == 2
-        assert expected in done.stderr
-        assert "Traceback" not in done.stderr
+        assert run("eval", *arguments) == 2
+        said = capsys.readouterr().err
+        assert expected in said
+        assert "Traceback" not in said
 
 
 # ---------------------------------------------------------------- verdicts

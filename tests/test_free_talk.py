@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_scenarios import events, said, tone
 
-from wan_streamer.simulation.conversation.dialogue import GAP, Dialogue, Scene, episode_rng, episode_units
+from wan_streamer.simulation.conversation.dialogue import GAP, Dialogue, Scene, Speak, episode_rng, episode_units
 from wan_streamer.simulation.conversation.facts import EARLIER_TURNS, FACTS, earlier
 from wan_streamer.simulation.conversation.free import TOPICS, free_texts, order_text, reply_to
 from wan_streamer.simulation.conversation.hesitation import perform, plan_pieces
@@ -120,10 +120,14 @@ def ends_and_pauses() -> tuple[np.ndarray, np.ndarray]:
     """(loudness before the silence, against the turn's, length of the turn so far, elapsed time; whether it is an
     end) of every silence in or after a user's turn."""
     texts, rows, ends = free_texts("train"), [], []
-    for i in range(60):
-        voice = UserVoice.sample(np.random.default_rng(i))
-        rng = episode_rng(8, "train", i, 2)
-        dialogue = plan_dialogue(episode_units(8, "train", i), tone, voice.speak, True, rng, texts)
+
+    def plan(i: int, voice: Speak) -> Dialogue:
+        return plan_dialogue(episode_units(8, "train", i), tone, voice, True, episode_rng(8, "train", i, 2), texts)
+
+    # only dialogues with many pauses are spoken: a third of the time for as many pauses
+    paused = [i for i in range(120) if len(events(plan(i, tone), "pause")) >= 2]
+    for i in paused:
+        dialogue = plan(i, UserVoice.sample(np.random.default_rng(i)).speak)
         sound_T = mix_track(dialogue, "user", np.random.default_rng(0))
         for turn in said(dialogue, "user"):
             moments = [(turn.start + start, False) for start, _ in turn.pauses] + [(turn.end, True)]

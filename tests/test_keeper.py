@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from test_session import user_units
-from tiny import EXACT, tiny_weights
+from tiny import tiny_agent
 
-from wan_streamer import AgentUnit, UserUnit, WanStreamer
+from wan_streamer import AgentUnit, UserUnit
 from wan_streamer.errors import DataError, ServingError
 from wan_streamer.runtime.keeper import Keeper
 from wan_streamer.runtime.processes import ModelProcess, ModelSession
@@ -29,11 +29,6 @@ LEISURE_S = 3600  # until a unit is due: a driver in a hurry takes fewer solver 
 def same(a: AgentUnit, b: AgentUnit) -> bool:
     """But for the number: a driver counts its own units."""
     return a.text == b.text and np.array_equal(a.audio, b.audio) and np.array_equal(a.video, b.video)
-
-
-def tiny_agent() -> WanStreamer:
-    """In the model process."""
-    return WanStreamer(tiny_weights(), "tiny", formats=EXACT)
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_latents(tmp_path_factory.mktemp("latents"), units=8, episodes=2)
 
 
-def start(processes: int, data: Path, out: Path, steps: int, *more: str) -> None:
-    """One process is this one."""
-    arguments = [str(data), str(out), str(steps), *more]
+def start(processes: int, data: Path, *runs: str | Path) -> None:
+    """One process is this one. runs: see `parallel_run`."""
+    arguments = [str(argument) for argument in (data, *runs)]
     if processes == 1:
         return parallel_run.main(arguments)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -44,39 +44,52 @@ def losses(out: Path, kind: str = "train") -> list[float]:
     return [entry["loss"] for entry in read_log(out) if entry["kind"] == kind]
 
 
+WHOLE = str(CONFIG.steps)
+
+
 @pytest.fixture(scope="module")
 def alone(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
-    start(1, latents, out, CONFIG.steps)
+    start(1, latents, out, WHOLE)
     return out
 
 
+@pytest.fixture(scope="module")
+def together(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What two processes leave of a whole run, and of one that a single process began. Started once: that is slow."""
+    whole, changed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("changed")
+    start(1, latents, changed, "2")
+    start(2, latents, whole, WHOLE, changed, "4,resume")
+    return whole, changed
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(latents: Path, alone: Path, tmp_path: Path) -> None:
-    start(2, latents, tmp_path, CONFIG.steps)
+def test_two_processes_equal_one(alone: Path, together: tuple[Path, Path]) -> None:
+    out, _ = together
     assert len(losses(alone)) == CONFIG.steps
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
-    assert losses(tmp_path, "valid") == pytest.approx(losses(alone, "valid"), rel=1e-5)
-    one, two = (load_file(out / "model.safetensors") for out in (alone, tmp_path))
+    assert losses(out) == pytest.approx(losses(alone), rel=1e-5)
+    assert losses(out, "valid") == pytest.approx(losses(alone, "valid"), rel=1e-5)
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, out))
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert value.shape == two[name].shape
         torch.testing.assert_close(two[name].float(), value.float(), atol=2e-2, rtol=2e-2)  # stored as bfloat16
-    index = json.loads((tmp_path / "trainer.json").read_text())
-    files = sorted(path.name for path in (tmp_path / index["folder"]).iterdir())
+    index = json.loads((out / "trainer.json").read_text())
+    files = sorted(path.name for path in (out / index["folder"]).iterdir())
     assert len(files) == 2
     assert all(name.endswith(".safetensors") for name in files)  # nothing to unpickle
-    assert not (tmp_path / "trainer.safetensors").exists()
+    assert not (out / "trainer.safetensors").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process reads what two wrote
-def test_a_run_goes_on_with_another_number(latents: Path, alone: Path, tmp_path: Path) -> None:
-    start(1, latents, tmp_path, 2)
-    for processes, steps, states in ((2, 4, 2), (1, CONFIG.steps, 1)):
-        start(processes, latents, tmp_path, steps, "--resume")
-        assert len(list(tmp_path.glob("trainer*"))) == states
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+def test_a_run_goes_on_with_another_number(latents: Path, alone: Path, together: tuple[Path, Path]) -> None:
+    """1, 2 and 1 processes."""
+    _, out = together
+    assert len(list(out.glob("trainer*"))) == 2
+    start(1, latents, out, f"{WHOLE},resume")
+    assert len(list(out.glob("trainer*"))) == 1
+    assert losses(out) == pytest.approx(losses(alone), rel=1e-5)
 
 
 def stage(latents: Path, **options: int) -> DuplexStage:

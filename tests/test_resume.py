@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import standin
 from test_call_clock import SilentModel
-from test_keeper import tiny_agent
 from test_serving import Visitor, application, until, with_application
+from tiny import tiny_agent
 
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.worker import UnitOut

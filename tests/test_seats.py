@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 import standin
 import torch
-from test_keeper import answer, same, tiny_agent
+from test_keeper import answer, same
 from test_session import user_units
+from tiny import tiny_agent
 
 from wan_streamer.errors import ServingError
 from wan_streamer.runtime.processes import ModelProcess

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_scenarios import tone
+from test_scenarios import ToneVoice, tone
 from test_session import user_units
 from tiny import EXACT, tiny_weights
 
@@ -20,11 +20,12 @@ from wan_streamer.evaluation.readers.judges import normalise
 from wan_streamer.evaluation.records import Case, Observation
 from wan_streamer.evaluation.stats import Metric
 from wan_streamer.evaluation.suite import run as suite_run
+from wan_streamer.evaluation.suite import stimuli
 from wan_streamer.evaluation.suite.hearing import SENTENCES, VOICES, hear_trial, sources_of
 from wan_streamer.evaluation.suite.plans import AGES as WANTED
 from wan_streamer.evaluation.suite.plans import plan_quiet, plan_recall
 from wan_streamer.evaluation.suite.run import SuiteResult
-from wan_streamer.evaluation.suite.stimuli import SUITES, Sources, TrialSpec, make_trial, trial_list
+from wan_streamer.evaluation.suite.stimuli import KINDS, SUITES, Sources, TrialSpec, make_trial, trial_list
 from wan_streamer.evaluation.suite.unseen import UNSEEN, unseen_texts
 from wan_streamer.simulation.conversation.dialogue import Dialogue
 from wan_streamer.simulation.conversation.facts import FACTS
@@ -77,7 +78,9 @@ def test_free_sentences_and_orders_are_said_in_no_other_split() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pause", "free", "order", "memory", "mhm", "free_topic"])
-def test_a_trial_says_unseen_things_in_an_unseen_voice(kind: str) -> None:
+def test_a_trial_says_unseen_things_in_an_unseen_voice(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stimuli, "_voice", ToneVoice)  # what the agent says is not looked at, nor are the pictures
+    monkeypatch.setitem(KINDS, kind, dataclasses.replace(KINDS[kind], pictures=False))
     episode = make_trial(TrialSpec(kind, 0, 0, unseen=True)).episode
     texts = [said for said in sentences(episode) if said]
     assert texts

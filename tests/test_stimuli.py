@@ -1,13 +1,17 @@
 """Trials are seeded, complete and fair; blind agents do what they say; nothing of the labels reaches an agent."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from test_scenarios import ToneVoice
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.evaluation.readers.observe import Observer, loudness, speech_of
 from wan_streamer.evaluation.records import Recording, Trial
+from wan_streamer.evaluation.suite import stimuli
 from wan_streamer.evaluation.suite.baselines import BLIND, Replay, SilenceTimer, canned, open_baseline
 from wan_streamer.evaluation.suite.play import play
 from wan_streamer.evaluation.suite.run import APART
@@ -15,6 +19,14 @@ from wan_streamer.evaluation.suite.stimuli import KINDS, SUITES, TrialSpec, long
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, AgentUnit, UserUnit
 
 UNIT = UserUnit(audio=np.zeros(SAMPLES_PER_UNIT, np.float32))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rendering() -> Iterator[None]:
+    """Of each sentence of the agent: the synthesiser needs half a second for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stimuli, "VARIANTS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +57,16 @@ def test_trials_are_pure_functions_of_their_specification(trial: Trial) -> None:
     assert again.labels["split"] == "test"
 
 
+@pytest.mark.parametrize("kind", SUITES["quick"].trials)
+def test_every_kind_can_be_made(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stimuli, "_voice", ToneVoice)
+    monkeypatch.setitem(KINDS, kind, dataclasses.replace(KINDS[kind], pictures=False))
+    made = make_trial(TrialSpec(kind, 0, 0))
+    assert made.axis == KINDS[kind].axis
+    assert set(KINDS[kind].scenarios) <= set(made.episode.labels["scenarios"])
+    assert any(event["side"] == "user" for event in made.episode.labels["events"])
+
+
 @pytest.mark.parametrize(
     ("kind", "event"), [("pause", "pause"), ("aside", "side_talk"), ("noise", "noise"), ("typed", "typed")]
 )
@@ -69,7 +91,9 @@ def test_an_agent_gets_sound_picture_and_typed_text_only(trial: Trial) -> None:
     assert [unit.text for unit in typed.units()][int(event["start"] / UNIT_S)] == event["label"]
 
 
-def test_a_long_conversation_is_long_enough() -> None:
+def test_a_long_conversation_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stimuli, "_voice", ToneVoice)
+    monkeypatch.setattr(stimuli, "make_episode", functools.partial(stimuli.make_episode, pictures=False))
     parts = list(long_conversation(0, 20.0))
     assert sum(part.episode.units for part in parts) * UNIT_S >= 20
     assert len({part.name for part in parts}) == len(parts)

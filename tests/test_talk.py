@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from films import make_film
 from rich.console import Console
+from tiny import tiny_weights
 
+from wan_streamer import WanStreamer
 from wan_streamer.data.film import FAR, NEAR
 from wan_streamer.data.media import read_units
 from wan_streamer.runtime import talk as talk_module
@@ -24,16 +27,17 @@ from wan_streamer.units import UNIT_MS, AgentUnit, UserUnit
 COMMAND = str(Path(sys.executable).with_name("wan-streamer"))
 HELLO = Path(__file__).parent.parent / "examples" / "hello.mp4"
 HEIGHT, WIDTH = 192, 336
-UNITS = 40  # of the example: it is greeted and answers
+UNITS = 26  # of the example: it is greeted and answers
+SHORT = 15  # where nobody has to answer
 KEYS = {
     "units", "unit_ms", "seconds", "fps", "realtime_factor", "deadline_misses", "model_latency_ms", "event_latency_ms",
     "stage_ms", "transcript", "checkpoint", "device", "seed",
 }  # fmt: skip
 
 
-def spoken(path: Path, size: tuple[int, int] | None, fps: int, rate: int | None, layout: str) -> Path:
+def spoken(path: Path, size: tuple[int, int] | None, fps: int, rate: int | None, layout: str, count: int) -> Path:
     """The first units of the example in another container: other size, frame rate, sample rate and channels."""
-    units = list(read_units(HELLO))[:UNITS]
+    units = list(islice(read_units(HELLO), count))
     with av.open(str(path), "w") as film:
         if size is not None:
             video = film.add_stream("mpeg4", rate=fps)
@@ -64,16 +68,28 @@ def run(user: Path, folder: Path, *options: str) -> tuple[list[np.ndarray], np.n
     result = subprocess.run(line, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
     assert "film" in result.stdout
+    return *decoded(film), json.loads(report.read_text())
+
+
+def decoded(film: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """(frames, stereo sound [2, T]) of a reply."""
     with av.open(str(film)) as reply:
         video, audio = reply.streams.video[0], reply.streams.audio[0]
         assert video.average_rate == 25
-        assert (video.height, video.width) == (HEIGHT, 2 * WIDTH)
         assert audio.sample_rate >= 24_000
         assert audio.channels == 2
         frames = [frame.to_ndarray(format="rgb24") for frame in reply.decode(video=0)]
     with av.open(str(film)) as reply:
         sound = np.concatenate([frame.to_ndarray() for frame in reply.decode(audio=0)], axis=1)
-    return frames, sound, json.loads(report.read_text())
+    return frames, sound
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small agent with random weights, where nothing depends on what an agent has learned."""
+    folder = tmp_path_factory.mktemp("tiny")
+    WanStreamer(tiny_weights(), "tiny").save_pretrained(folder)
+    return str(folder)
 
 
 def agent_sound(sound: np.ndarray) -> np.ndarray:
@@ -83,6 +99,7 @@ def agent_sound(sound: np.ndarray) -> np.ndarray:
 
 def assert_alive(frames: list[np.ndarray], sound: np.ndarray) -> None:
     """The agent's face is a lit picture that moves, and its voice has the loudness and the pauses of speech."""
+    assert frames[0].shape == (HEIGHT, 2 * WIDTH, 3)
     face = np.stack([frame[:, WIDTH + 2 :] for frame in frames]).astype(np.float32)
     assert face.mean() > 30  # not black
     assert face[0].std() > 20  # not one colour
@@ -94,49 +111,66 @@ def assert_alive(frames: list[np.ndarray], sound: np.ndarray) -> None:
     assert np.percentile(loudness, 98) > 5 * np.percentile(loudness, 10)  # and is quiet when it does not
 
 
+def assert_whole(report: dict, frames: list[np.ndarray], sound: np.ndarray, units: int) -> None:
+    """The reply is as long as the recording, and the report says so."""
+    assert set(report) >= KEYS
+    assert report["unit_ms"] == 160
+    assert report["fps"] == 25
+    assert report["seed"] == 3
+    assert report["units"] == units
+    for seconds in (report["seconds"], len(frames) / 25, sound.shape[1] / 24_000):
+        assert abs(seconds - units * UNIT_MS / 1000) <= 0.16
+    assert report["stage_ms"]
+    assert all(0 < stage["p50"] <= stage["p95"] for stage in report["stage_ms"].values())
+    assert {entry["lane"] for entry in report["transcript"]} <= {"response", "transcript"}
+
+
+@pytest.mark.slow
+def test_reply_to_a_recording(tmp_path: Path) -> None:
+    """Large, 30 fps, stereo 44.1 kHz."""
+    user = spoken(tmp_path / "a.mkv", (480, 640), 30, 44_100, "stereo", UNITS)
+    frames, sound, report = run(user, tmp_path, "--pace", "fast", "--seed", "3")
+    assert_whole(report, frames, sound, UNITS)
+    assert_alive(frames, sound)
+    assert any(entry["lane"] == "response" and entry["text"].strip() for entry in report["transcript"])
+
+
 VARIANTS = {
-    "large, 30 fps, stereo 44.1 kHz": ("a.mkv", (480, 640), 30, 44_100, "stereo"),
     "small, 50 fps, 8 kHz": ("b.mkv", (90, 122), 50, 8000, "mono"),
     "sound only": ("c.wav", None, 25, 48_000, "stereo"),
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_reply_to_a_recording(variant: str, tmp_path: Path) -> None:
+def test_recordings_of_other_shapes(variant: str, tiny: str, tmp_path: Path) -> None:
+    """What the agent gets of them is in test_media.py; here, that they are answered and shown to their end."""
     name, *shape = VARIANTS[variant]
-    user = spoken(tmp_path / name, *shape)
-    frames, sound, report = run(user, tmp_path, "--pace", "fast", "--seed", "3")
-    assert set(report) >= KEYS
-    assert report["unit_ms"] == 160
-    assert report["fps"] == 25
-    assert report["seed"] == 3
-    assert report["units"] == UNITS
-    for seconds in (report["seconds"], len(frames) / 25, sound.shape[1] / 24_000):
-        assert abs(seconds - UNITS * UNIT_MS / 1000) <= 0.16
-    assert report["stage_ms"]
-    assert all(0 < stage["p50"] <= stage["p95"] for stage in report["stage_ms"].values())
-    assert_alive(frames, sound)
-    assert {entry["lane"] for entry in report["transcript"]} <= {"response", "transcript"}
-    assert any(entry["lane"] == "response" and entry["text"].strip() for entry in report["transcript"])
+    user, film = spoken(tmp_path / name, *shape, SHORT), tmp_path / "reply.mp4"
+    report = talk(user, film, checkpoint=tiny, pace="fast", seed=3, console=Console(quiet=True))
+    frames, sound = decoded(film)
+    assert_whole(report, frames, sound, SHORT)
+    own, agent = np.split(np.stack(frames), 2, axis=2)
+    assert own.shape[1:] == agent.shape[1:] == (96, 96, 3)
+    assert (own.std() > 20) == (shape[0] is not None)  # black where there is no picture
+    assert agent.std() > 1
+    assert np.abs(sound).max() > 0.05
 
 
 def test_picture_without_sound(tmp_path: Path) -> None:
     """Nobody speaks; the agent is still there."""
-    frames, _, report = run(make_film(tmp_path / "mute.mp4", seconds=3.2, rate=None), tmp_path, "--pace", "fast")
-    assert report["units"] == 20
-    face = np.stack([frame[:, WIDTH + 2 :] for frame in frames]).astype(np.float32)
+    user, film = make_film(tmp_path / "mute.mp4", seconds=1.6, rate=None), tmp_path / "reply.mp4"
+    assert talk(user, film, pace="fast", console=Console(quiet=True))["units"] == 10
+    face = np.stack([frame[:, WIDTH + 2 :] for frame in decoded(film)[0]]).astype(np.float32)
     assert face.mean() > 30
     assert np.abs(face[-1] - face[0]).mean() > 0.1
 
 
-@pytest.mark.slow
-def test_real_time(tmp_path: Path) -> None:
+def test_real_time(tiny: str, tmp_path: Path) -> None:
     """Paced by the clock: as long as the recording, and no later at its end than a unit and a step, however slow the
     machine is."""
-    user = spoken(tmp_path / "user.mkv", (192, 336), 25, 24_000, "mono")
-    _, _, report = run(user, tmp_path, "--pace", "realtime")
-    assert report["units"] == UNITS
+    user = spoken(tmp_path / "user.mkv", (192, 336), 25, 24_000, "mono", SHORT)
+    _, _, report = run(user, tmp_path, "--pace", "realtime", "--checkpoint", tiny)
+    assert report["units"] == SHORT
     latency, event = report["model_latency_ms"], report["event_latency_ms"]
     assert 0 <= report["seconds"] / report["realtime_factor"] - report["seconds"] <= 0.3 + latency["p99"] / 1000
     assert report["backlog_max"] <= 1 + latency["p99"] // UNIT_MS
@@ -144,15 +178,16 @@ def test_real_time(tmp_path: Path) -> None:
     assert 60 <= event["p50"] - latency["p50"] <= 110
 
 
-@pytest.mark.slow
-def test_same_seed_same_film(tmp_path: Path) -> None:
+def test_same_seed_same_film(tiny: str, tmp_path: Path) -> None:
+    """In this process and in another."""
     user = make_film(tmp_path / "user.mp4", seconds=1.6)
+    other, _, _ = run(user, tmp_path, "--pace", "fast", "--seed", "1", "--checkpoint", tiny)
     replies = []
-    for folder, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        (tmp_path / folder).mkdir()
-        replies.append(run(user, tmp_path / folder, "--pace", "fast", "--seed", seed)[0])
-    assert all((one == two).all() for one, two in zip(replies[0], replies[1], strict=True))
-    assert any((one != two).any() for one, two in zip(replies[0], replies[2], strict=True))
+    for seed in (1, 2):
+        talk(user, tmp_path / f"{seed}.mp4", checkpoint=tiny, pace="fast", seed=seed, console=Console(quiet=True))
+        replies.append(decoded(tmp_path / f"{seed}.mp4")[0])
+    assert all((one == two).all() for one, two in zip(replies[0], other, strict=True))
+    assert any((one != two).any() for one, two in zip(*replies, strict=True))
 
 
 class StandInSession:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_scenarios import TONE_T
 
 from wan_streamer.data.shards import check_labels, read_shard, write_shard
 from wan_streamer.errors import ConfigError
@@ -51,7 +52,7 @@ class Tone:
     def speak(self, text: str, rng: np.random.Generator) -> Speech:
         words = text.split()
         spans = [(0.25 * i + 0.02, 0.25 * i + 0.25) for i in range(len(words))]
-        audio_T = 0.1 * np.sin(np.arange(round(0.25 * len(words) * SAMPLE_RATE)) * 0.1).astype(np.float32)
+        audio_T = TONE_T[: round(0.25 * len(words) * SAMPLE_RATE)]
         timed = tuple(TimedWord(word, *span) for word, span in zip(words, spans, strict=True))
         return Speech(text, audio_T, timed, tuple(TimedPhoneme("a", *span) for span in spans))
 

@@ -29,6 +29,7 @@ from wan_streamer.training.codecs.audio import AudioCodecStage
 from wan_streamer.training.codecs.run import STAGES, train_codec
 from wan_streamer.training.codecs.stage import load_array
 from wan_streamer.training.codecs.video import VideoCodecStage
+from wan_streamer.training.examples import conversations
 from wan_streamer.training.examples.clips import stack
 from wan_streamer.training.loop.curves import Board, read_log, write_curves
 from wan_streamer.training.loop.optimisers import Float32Muon
@@ -442,6 +443,8 @@ def test_where_clips_begin(latents: Path, monkeypatch: pytest.MonkeyPatch) -> No
     talks = duplex_stage(latents, clip_units=4).train_talks
     example, begins = talks.reader.read(0, 0), []
     monkeypatch.setattr(talks.reader, "read", lambda number, first, *rest, **named: begins.append(first) or example)
+    monkeypatch.setattr(conversations, "vary", lambda example, rng: example)  # every row draws from its own generator
+    monkeypatch.setattr(conversations, "stack", list)
     talks.batch(0, 0, range(3000))
     shares = np.bincount(begins) / len(begins)
     assert shares == pytest.approx([0.15 + 0.85 / 5, *[0.85 / 5] * 4], abs=0.03)

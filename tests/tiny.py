@@ -6,6 +6,7 @@ import functools
 import torch
 from torch import nn
 
+from wan_streamer import WanStreamer
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
@@ -78,6 +79,18 @@ def shared_weights(name: str) -> Weights:
     for module in (weights.streamer, weights.audio_vae, weights.video_vae):
         module.eval().requires_grad_(False)
     return weights
+
+
+# What other processes make. It is here, since a process imports the module of it: a test's takes seconds longer.
+
+
+def tiny_agent() -> WanStreamer:
+    return WanStreamer(tiny_weights(), "tiny", formats=EXACT)
+
+
+def tiny_streamer() -> Streamer:
+    torch.set_num_threads(1)
+    return tiny_agent().weights.streamer
 
 
 def assert_close(got: Latents, expected: Latents, atol: float = 1e-12) -> None:

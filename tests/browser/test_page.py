@@ -4,7 +4,6 @@ import http.server
 import json
 import re
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -35,6 +34,18 @@ LISTEN = """() => {
     if (!text.includes('"ping"')) window.sent.push(JSON.parse(text));
     return send.call(this, text);
   };
+}"""
+# The clock of the page jumps while the timer goes off that looks after the connection, before what came meanwhile is
+# delivered: as if nothing had run for so long.
+JUMPY = """() => {
+  const now = performance.now.bind(performance), repeat = window.setInterval;
+  let ahead = 0;
+  window.jump = 0;
+  performance.now = () => now() + ahead;
+  window.setInterval = (done, ms) => repeat(() => {
+    if (ms === 1000) [ahead, window.jump] = [ahead + window.jump, 0];
+    done();
+  }, ms);
 }"""
 AXE = REPO / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -142,6 +153,9 @@ def test_captions_follow_until_somebody_scrolls_up(standin_server: Server, open_
     page.set_viewport_size({"width": 1280, "height": 600})
     start_call(page)
     captions, latest = page.get_by_test_id("captions"), page.get_by_role("button", name="Latest")
+    for text in ("one", "two", "three"):  # fills the list faster
+        page.get_by_label("Type to the agent").fill(text)
+        page.keyboard.press("Enter")
     expect(captions.locator("li").nth(11)).to_be_visible(timeout=READY_MS)
     gap = "e => e.scrollHeight - e.clientHeight - e.scrollTop"
     assert captions.evaluate(gap) < 2
@@ -245,22 +259,13 @@ def test_a_device_that_the_system_takes_away_is_seen_and_told(standin_server: Se
     assert page.problems == []
 
 
-def test_a_lost_network_is_told_apart_from_a_lost_connection(standin_server: Server, open_page) -> None:
-    page = open_page(standin_server.url)
-    start_call(page)
-    page.context.set_offline(True)
-    page.evaluate("window.peers.at(-1).close()")
-    expect(page.get_by_test_id("status")).to_contain_text("No network", timeout=READY_MS)
-    page.context.set_offline(False)
-    expect(page.get_by_test_id("status")).to_have_text("Live", timeout=READY_MS)
-    assert page.evaluate("window.peers.length") >= 2
-
-
 def test_a_page_that_was_held_up_is_not_taken_for_a_lost_one(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
+    page.evaluate(JUMPY)
     start_call(page)
-    page.evaluate("() => { const end = performance.now() + 9000; while (performance.now() < end); }")
-    page.wait_for_timeout(2000)
+    page.evaluate("() => { window.jump = 9000; const end = Date.now() + 1000; while (Date.now() < end); }")
+    page.wait_for_timeout(2500)
+    assert page.evaluate("window.jump") == 0
     expect(page.get_by_test_id("status")).to_have_text("Live")
     assert page.evaluate("window.peers.length") == 1
     page.get_by_test_id("stop").click()
@@ -337,21 +342,22 @@ def test_a_call_at_a_sub_path_asks_no_other_host(open_page, sub_path, tmp_path: 
 
 
 @pytest.mark.skipif(not AXE.is_file(), reason="needs `npm ci` in web/")
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_serious_is_in_the_way_of_anybody(standin_server: Server, open_page, theme: str) -> None:
+def test_nothing_serious_is_in_the_way_of_anybody(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
-    page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     page.add_script_tag(path=str(AXE))
 
     def serious(where: str) -> list[str]:
-        page.wait_for_timeout(500)  # what fades has faded
-        result = page.evaluate("axe.run()")
-        return [
-            f"{where}: {found['id']} {node['html'][:120]} {node['failureSummary']}"
-            for found in result["violations"]
-            if found["impact"] in ("serious", "critical")
-            for node in found["nodes"]
-        ]
+        findings: list[str] = []
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            page.wait_for_timeout(500)  # what fades has faded
+            findings += [
+                f"{where}, {theme}: {found['id']} {node['html'][:120]} {node['failureSummary']}"
+                for found in page.evaluate("axe.run()")["violations"]
+                if found["impact"] in ("serious", "critical")
+                for node in found["nodes"]
+            ]
+        return findings
 
     findings = serious("before")
     start_call(page)
@@ -366,26 +372,3 @@ def test_nothing_serious_is_in_the_way_of_anybody(standin_server: Server, open_p
     expect(page.get_by_role("alert")).to_be_visible()
     findings += serious("after")
     assert findings == []
-
-
-def test_numbers_of_the_call_survive_a_restart_of_the_model(standin_server: Server, open_page) -> None:
-    page = open_page(standin_server.url)
-    start_call(page)
-    facts = page.locator("#facts")
-
-    def type_in(text: str) -> None:
-        page.get_by_label("Type to the agent").fill(text)
-        page.keyboard.press("Enter")
-
-    def missed() -> int:
-        return int((facts.text_content() or "0").split()[0])
-
-    type_in("slow")
-    expect(facts).to_contain_text(re.compile(r"^[1-9]\d* of"), timeout=READY_MS)
-    time.sleep(2)  # the numbers come once a second
-    before = missed()
-    type_in("crash")
-    expect(page.get_by_role("alert")).to_contain_text("restarted", timeout=READY_MS)
-    time.sleep(3)
-    assert missed() >= before > 0
-    assert page.problems == []

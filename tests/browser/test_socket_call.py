@@ -21,7 +21,7 @@ def assert_call(page: Page) -> None:
     """The stand-in's tone and moving block arrive, and what it is sent is heard and seen."""
     time.sleep(2)
     assert page.evaluate("window.probe()") == "running"
-    time.sleep(5)
+    time.sleep(4)
     result = page.evaluate("window.probeResult()")
     sound, frames = audio_of(result), result["frames"]
     levels = np.sqrt(np.mean(sound[: len(sound) // 480 * 480].reshape(-1, 480) ** 2, axis=1))
