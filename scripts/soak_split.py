@@ -70,9 +70,12 @@ def same(one: AgentUnit, other: AgentUnit) -> bool:
 
 def compared(agent: WanStreamer, partner: Partner, units: int) -> dict[str, Any]:
     """The first `units` of two processes beside those of one."""
-    alone, split = agent.session(3), SplitSession(agent.weights, partner, seed=3, pictures=False)
-    pairs = ((alone.step(unit), split.step(unit)) for unit in itertools.islice(user(), units))
-    equal = sum(same(one, other) for one, other in pairs)
+    alone, split = agent.session(3, pictures=False), SplitSession(agent.weights, partner, seed=3, pictures=False)
+    equal = 0
+    for number, unit in enumerate(itertools.islice(user(), units)):
+        equal += same(alone.step(unit), split.step(unit))
+        if number % 2:
+            split.settle()
     latents = all(torch.equal(a, b) for a, b in zip(alone.last, split.last, strict=True))
     return {"units": units, "equal": equal, "last_latents_equal": latents, "solved_by_the_thinker": partner.alone}
 
@@ -80,7 +83,7 @@ def compared(agent: WanStreamer, partner: Partner, units: int) -> dict[str, Any]
 def over_threads(agent: WanStreamer, units: int) -> dict[str, Any]:
     here, there = local_pair()
     threading.Thread(target=perform, args=(there, Performer(agent.weights.streamer)), daemon=True).start()
-    partner = Partner(lambda: here)
+    partner = Partner(lambda: here, patience_s=PATIENCE_S)
     partner.wait_ready(PATIENCE_S)
     found = compared(agent, partner, units)
     partner.close()
@@ -93,7 +96,7 @@ def performer_of(checkpoint: str) -> PerformerProcess:
 
 def over_shared_memory(agent: WanStreamer, checkpoint: str, units: int) -> dict[str, Any]:
     process = performer_of(checkpoint)
-    partner = Partner(process.connect)
+    partner = Partner(process.connect, patience_s=PATIENCE_S)
     partner.wait_ready(PATIENCE_S)
     found = compared(agent, partner, units)
     partner.close()
@@ -109,7 +112,7 @@ def rank(checkpoint: str, units: int) -> None:
     if distributed.get_rank() == 1:
         perform(link, Performer(agent.weights.streamer))
     else:
-        partner = Partner(lambda: link, patience_s=30)
+        partner = Partner(lambda: link, patience_s=PATIENCE_S)
         partner.wait_ready(PATIENCE_S)
         print(json.dumps(compared(agent, partner, units)), flush=True)
         partner.close()
@@ -126,7 +129,7 @@ def over_ranks(checkpoint: str, units: int) -> dict[str, Any]:
 def killed_performers(agent: WanStreamer, checkpoint: str, kills: int) -> dict[str, Any]:
     process, rng = performer_of(checkpoint), random.Random(1)
     partner = Partner(process.connect)
-    alone, split = agent.session(4), SplitSession(agent.weights, partner, seed=4, pictures=False)
+    alone, split = agent.session(4, pictures=False), SplitSession(agent.weights, partner, seed=4, pictures=False)
     equal = 0
     for number, unit in zip(range(kills * EVERY), user(), strict=False):
         if number % EVERY == 0:
