@@ -70,7 +70,7 @@ def same(one: AgentUnit, other: AgentUnit) -> bool:
 
 def compared(agent: WanStreamer, partner: Partner, units: int) -> dict[str, Any]:
     """The first `units` of two processes beside those of one."""
-    alone, split = agent.session(3, pictures=False), SplitSession(agent.weights, partner, seed=3, pictures=False)
+    alone, split = agent.session(3), SplitSession(agent.weights, partner, seed=3, pictures=False)
     equal = 0
     for number, unit in enumerate(itertools.islice(user(), units)):
         equal += same(alone.step(unit), split.step(unit))
@@ -129,7 +129,7 @@ def over_ranks(checkpoint: str, units: int) -> dict[str, Any]:
 def killed_performers(agent: WanStreamer, checkpoint: str, kills: int) -> dict[str, Any]:
     process, rng = performer_of(checkpoint), random.Random(1)
     partner = Partner(process.connect)
-    alone, split = agent.session(4, pictures=False), SplitSession(agent.weights, partner, seed=4, pictures=False)
+    alone, split = agent.session(4), SplitSession(agent.weights, partner, seed=4, pictures=False)
     equal = 0
     for number, unit in zip(range(kills * EVERY), user(), strict=False):
         if number % EVERY == 0:
