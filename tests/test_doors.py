@@ -17,6 +17,7 @@ import psutil
 import pytest
 import standin
 import uvicorn
+from aiortc import RTCConfiguration, RTCPeerConnection
 from test_serving import Visitor, application, until
 
 from wan_streamer.errors import ServingError
@@ -26,7 +27,7 @@ from wan_streamer.serving.doors.access import Access, plan_access
 from wan_streamer.serving.doors.connections import limited_protocol
 from wan_streamer.serving.doors.limits import Limits, Rates, who
 from wan_streamer.serving.doors.tls import load_tls, self_signed_tls
-from wan_streamer.serving.peers.offers import check_offer
+from wan_streamer.serving.peers.offers import check_bundle, check_offer
 from wan_streamer.serving.peers.webrtc import use_loopback_candidates
 from wan_streamer.serving.settings import ServingConfig
 
@@ -203,14 +204,31 @@ def test_candidates_are_checked() -> None:
     assert check_offer(offer.replace("8.8.8.8", "127.0.0.1"), "127.0.0.1").count("a=candidate") == 8
     with pytest.raises(ServingError, match="sections"):
         check_offer("m=audio 9 x\r\n" * 5, "")
-    sections = "m=audio 9 x\r\na=mid:0\r\nm=video 9 x\r\na=mid:1\r\n"
-    for group in ("0 1", "1 0", "0"):
-        assert "BUNDLE" in check_offer(f"a=group:BUNDLE {group}\r\n{sections}", "")
-    for offer in (f"a=group:BUNDLE {group}\r\n{sections}" for group in ("7 0 1", "0 1 1", "0 2")):
-        with pytest.raises(ServingError, match="BUNDLE"):
-            check_offer(offer, "")
-    with pytest.raises(ServingError, match="each once"):
-        check_offer(sections.replace("mid:1", "mid:0"), "")
+
+
+def test_an_offer_bundles_its_own_sections() -> None:
+    async def offer() -> str:
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        peer.addTransceiver("audio")
+        peer.addTransceiver("video")
+        peer.createDataChannel("events")
+        await peer.setLocalDescription(await peer.createOffer())
+        await peer.close()
+        return peer.localDescription.sdp
+
+    sdp = asyncio.run(offer())
+    check_bundle(sdp)
+    assert "BUNDLE 0 1 2" in sdp
+    check_bundle(sdp.replace("BUNDLE 0 1 2", "BUNDLE 1 0"))
+    for old, new in (
+        ("BUNDLE 0 1 2", "BUNDLE 7 0 1 2"),
+        ("BUNDLE 0 1 2", "BUNDLE 0 1 2 1"),
+        ("a=mid:0", "a=mid:1"),
+        ("a=mid:0", "a=dim:0"),
+        ("m=audio", "m=oidua"),
+    ):
+        with pytest.raises(ServingError, match="each once"):
+            check_bundle(sdp.replace(old, new))
 
 
 @pytest.mark.parametrize(("came_from", "checked"), [("127.0.0.1", True), ("9.9.9.9", False)])

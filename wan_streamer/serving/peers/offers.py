@@ -1,6 +1,7 @@
 """What strangers may put into a connection.
 
 `check_offer`     an SDP offer of sane size, with candidates that the server may send to
+`check_bundle`    a BUNDLE group that names sections of its own
 `guard_channels`  one data channel, whose messages cannot end the connection
 """
 
@@ -9,6 +10,7 @@ import ipaddress
 from collections.abc import Callable, Collection
 
 from aiortc import RTCSctpTransport
+from aiortc.sdp import SessionDescription
 
 from wan_streamer.errors import ServingError
 
@@ -25,18 +27,11 @@ def check_offer(sdp: str, address: str, relays: Collection[str] = ()) -> str:
 
     address  where the offer came from; "": unknown, as in tests
     relays   addresses of TURN servers that the page was told
-    Raises `ServingError` if the offer has too many sections, or bundles what is none of them: aiortc would connect, and
-    fail where nobody can be told.
+    Raises `ServingError` if the offer has too many sections.
     """
     kept: list[str] = []
-    names: list[str] = []
-    bundled: list[str] = []
     sections = candidates = 0
     for line in sdp.splitlines():
-        if line.startswith("a=mid:"):
-            names.append(line[len("a=mid:") :].strip())
-        if line.startswith("a=group:BUNDLE"):
-            bundled += line.split()[1:]
         if line.startswith("m="):
             sections, candidates = sections + 1, 0
         if line.startswith("a=candidate:"):
@@ -46,10 +41,19 @@ def check_offer(sdp: str, address: str, relays: Collection[str] = ()) -> str:
         kept.append(line)
     if sections > MAX_SECTIONS:
         raise ServingError(f"offer: expected at most {MAX_SECTIONS} sections, got {sections}")
+    return "\r\n".join(kept) + "\r\n"
+
+
+def check_bundle(sdp: str) -> None:
+    """Raises `ServingError` if an offer bundles what is none of its sections: aiortc would take it, connect, and fail
+    where nobody can be told. And what aiortc's parser raises.
+    """
+    offer = SessionDescription.parse(sdp)
+    names = [section.rtp.muxId for section in offer.media if section.kind in ("audio", "video", "application")]
+    bundled = [name for group in offer.group if group.semantic == "BUNDLE" for name in map(str, group.items)]
     for ids in (names, bundled):
         if len(set(ids)) < len(ids) or not set(ids) <= set(names):
             raise ServingError(f"offer: expected a BUNDLE group of its sections {names}, each once, got {bundled}")
-    return "\r\n".join(kept) + "\r\n"
 
 
 def _may_send_to(line: str, came_from: str, relays: Collection[str]) -> bool:

@@ -31,7 +31,7 @@ from wan_streamer.serving.conversation import Conversation
 from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.peers import jitter
 from wan_streamer.serving.peers.base import EVENTS_KEPT, Peer
-from wan_streamer.serving.peers.offers import check_offer, guard_channels
+from wan_streamer.serving.peers.offers import check_bundle, check_offer, guard_channels
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
 from wan_streamer.serving.watch.metrics import Metrics
@@ -82,6 +82,7 @@ class WebRtcPeer(Peer):
         try:
             if self._config.video_playout_ms is not None:
                 jitter.accept_playout_delay()
+            check_bundle(sdp)
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp=sdp, type="offer"))
             if self._pc.sctp is not None:
                 guard_channels(self._pc.sctp, self._refuse)
