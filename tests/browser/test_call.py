@@ -263,7 +263,7 @@ def test_fourteen_seconds_with_the_embedded_checkpoint(playwright: Playwright, t
         before = units_and_held(server)
         result = record(page, 12)  # more than the whole film of the user
         units, held = np.subtract(units_and_held(server), before)
-        assert held < 0.3 * units, "too slow for a call"
+        assert held < 0.5 * units, "too slow for a call"
         assert_smooth(result, held / units)
         frames = result["frames"]
         assert {(f["width"], f["height"]) for f in frames} == {(336, 192)}
