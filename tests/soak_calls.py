@@ -28,10 +28,10 @@ import numpy as np
 import psutil
 import standin
 from aiortc import RTCConfiguration, RTCPeerConnection
-from wan_streamer.client.heard import Sound
-from wan_streamer.client.socket import LiveSocket
 
 from wan_streamer.client import LiveClient
+from wan_streamer.client.heard import Sound
+from wan_streamer.client.socket import LiveSocket
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UserUnit
 
 MANY = 1e6
