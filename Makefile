@@ -28,13 +28,13 @@ call: setup  ## open a page on which you can call the agent
 demo: setup  ## let the agent answer a short recording in real time; prints latencies and where the film is
 	@$(BIN)/wan-streamer talk examples/hello.mp4 --pace realtime --out $(DEMO)/reply.mp4 --report $(DEMO)/report.json $(ARGS)
 
-# A worker for each core, each with one thread; then, alone, what a real browser calls in real time. 5: nothing to run.
+# A worker for each core, each with one thread; then what judges calls in real time. 5: nothing to run.
 test: setup  ## run all tests
 	@bash scripts/system-packages.sh
 	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
-		$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not browser' $(ARGS); many=$$?; \
-		$(BIN)/python -m pytest -m browser $(ARGS); browser=$$?; \
-		case $$many-$$browser in 0-0 | 0-5 | 5-0) ;; *) exit 1 ;; esac
+		$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS); many=$$?; \
+		$(BIN)/python -m pytest -m alone $(ARGS); alone=$$?; \
+		case $$many-$$alone in 0-0 | 0-5 | 5-0) ;; *) exit 1 ;; esac
 
 lint: setup  ## style, types and the order of imports
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import standin
 from harness import CAMERA_COLOUR, REPO, Server, audio_of, film_devices, launch, pages, run_server, start_call
 from playwright.sync_api import Page, Playwright, expect
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.alone]
 
 CHECKPOINT = os.environ.get("WAN_STREAMER_TEST_CHECKPOINT", "nano")
 WINDOW = 480  # samples: 10 ms at 48 kHz

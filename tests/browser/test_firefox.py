@@ -7,7 +7,7 @@ import standin
 from firefox import FirefoxPage, firefox
 from harness import Server
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.alone]
 
 VIDEO = "document.querySelector('[data-testid=agent-video]')"
 CAPTIONS = "document.querySelector('[data-testid=captions]').innerText"

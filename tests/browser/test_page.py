@@ -16,7 +16,7 @@ import standin
 from harness import HURRY, REPO, Server, run_server, start_call
 from playwright.sync_api import Page, Request, expect
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 READY_MS = 30_000
 REFUSE = """(kinds) => {

@@ -8,7 +8,7 @@ import standin
 from harness import CAMERA_COLOUR, HURRY, Server, audio_of, start_call
 from playwright.sync_api import Page, expect
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.alone]
 
 READY_MS = 40_000
 # Chromium has no switch that blocks UDP to this machine: WebRTC may use relays only here, and there are none.

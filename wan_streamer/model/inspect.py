@@ -209,7 +209,7 @@ def _megabytes(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> 
     return {name: round(value / 1e6, 3) for name, value in read.items()}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _gflop(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict[str, float]:
     """10^9 operations (a multiplication and an addition are two) of matrix products and convolutions, by stage.
 
