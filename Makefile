@@ -33,7 +33,7 @@ test: setup  ## run all tests
 	@bash scripts/system-packages.sh
 	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
 		$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS); many=$$?; \
-		$(BIN)/python -m pytest -m alone $(ARGS); alone=$$?; \
+		$(BIN)/python -m pytest -o testpaths=tests/browser -m alone $(ARGS); alone=$$?; \
 		case $$many-$$alone in 0-0 | 0-5 | 5-0) ;; *) exit 1 ;; esac
 
 lint: setup  ## style, types and the order of imports

@@ -145,12 +145,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="serve this instead of a stand-in")
     parser.add_argument("--agent", choices=("StandInAgent", "EchoAgent", "ClapAgent"), default="StandInAgent")
     parser.add_argument("--transport", default="", help="aiortc, own, or own+MS with that video playout delay")
+    parser.add_argument("--relay", action="store_true", help="WebRTC media come back as they are, without the agent")
     parser.add_argument("--resume-s", type=float, default=5.0, help="how long a lost caller's place is kept")
     parser.add_argument("--token", help="what callers must know")
     parser.add_argument("--public-url", action="append", default=[])
     parser.add_argument("--proxy", action="append", default=[])
     parser.add_argument("--log-format")
     options = parser.parse_args()
+    if options.relay:
+        from media_relay import RelayPeer
+
+        from wan_streamer.serving import desk
+
+        desk.WebRtcPeer = RelayPeer  # type: ignore[misc]
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
     about = None if options.checkpoint else About(name="Stand-in", about=ABOUT, examples=EXAMPLES)

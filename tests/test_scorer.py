@@ -27,7 +27,7 @@ def trials() -> list[tuple[Trial, Recording]]:
     with pytest.MonkeyPatch.context() as patch:
         for kind in KINDS:  # nothing is drawn: only the sound is scored
             patch.setitem(stimuli.KINDS, kind, dataclasses.replace(stimuli.KINDS[kind], pictures=False))
-        specs = [TrialSpec(kind, 0, number) for kind in KINDS for number in range(3 if kind == "stop" else 2)]
+        specs = [TrialSpec(kind, 0, number) for kind in KINDS for number in range({"stop": 3, "mhm": 2}.get(kind, 1))]
         made = [make_trial(spec) for spec in specs]
     return [(trial, play(Replay(trial), trial.units(), False)) for trial in made]
 

@@ -1,16 +1,22 @@
 """Measures a call from the visitor's side, in a real browser: how late an answer is, how far sound and picture part.
 
     python tests/browser/measure_latency.py [--seconds 60] [--transport aiortc own own+0] [--json OUT.json]
+    python tests/browser/measure_latency.py --relay [--codec H264] [--loss 2]
 
 An echo agent (20 ms of work per unit) gives back what it hears and sees. The made-up camera flashes and the microphone
 clicks at irregular times; the page's own picture and sound of them are compared with the agent's. The figures hold
 everything from there on: encoding, network, jitter buffers, 0 to 160 ms until the unit is full, the agent, the playout
-queue, decoding and rendering. Run it on an idle machine and state which.
+queue, decoding and rendering. With --relay every frame comes back as it is, without an agent: what the transport alone
+costs. With --loss one UDP packet in so many is dropped in either direction, in a network namespace of its own (Linux,
+root, iptables). Run it on an idle machine and state which.
 """
 
 import argparse
 import itertools
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +27,7 @@ from playwright.sync_api import Page
 
 RATE = 48_000
 FILM_S = 21.0
+LOSSY = "WAN_STREAMER_LOSSY"  # set where the network already loses packets
 EVENTS_S = np.cumsum(np.random.default_rng(7).uniform(0.9, 1.5, 17))
 EVENTS_S = EVENTS_S[EVENTS_S < FILM_S - 1]
 
@@ -65,6 +72,22 @@ TAP = """async () => {
 }"""
 
 
+ONLY = """(codec) => {
+  const known = RTCRtpReceiver.getCapabilities.bind(RTCRtpReceiver), kept = [`video/${codec}`, "video/rtx"];
+  RTCRtpReceiver.getCapabilities = (kind) =>
+    kind === "audio" ? known(kind) : { codecs: known(kind).codecs.filter(({ mimeType }) => kept.includes(mimeType)) };
+  const set = RTCRtpTransceiver.prototype.setCodecPreferences;
+  RTCRtpTransceiver.prototype.setCodecPreferences = function () {
+    set.call(this, RTCRtpReceiver.getCapabilities("video").codecs);
+  };
+}"""
+USED = """async () => {
+  const stats = [...(await window.peers.at(-1).getStats()).values()];
+  const codec = (type) => stats.find((s) => s.id === stats.find((s) => s.type === type && s.kind === "video").codecId);
+  return [codec("outbound-rtp").mimeType, codec("inbound-rtp").mimeType];
+}"""
+
+
 def flashes_and_clicks(folder: Path) -> list[str]:
     pcm = np.zeros(int(FILM_S * RATE), np.float32)
     noise = np.random.default_rng(1).uniform(-0.7, 0.7, RATE // 12)
@@ -88,39 +111,59 @@ def summary(values: np.ndarray) -> dict[str, float]:
     return {"n": len(values), "p50": round(float(p50), 1), "p95": round(float(p95), 1)}
 
 
-def call(page: Page, seconds: float) -> dict:
+def call(page: Page, seconds: float, codec: str) -> dict:
+    page.evaluate(ONLY, codec)
     page.get_by_test_id("start").click()
     page.wait_for_function("document.body.dataset.state === 'live'", timeout=20_000)
     time.sleep(6)  # the buffers settle
     page.evaluate(TAP)
     time.sleep(seconds)
     result = page.evaluate("({ seen, heard })")
+    result["codecs"] = page.evaluate(USED)
     result["page"] = page.get_by_test_id("latency").inner_text().split()
     page.get_by_test_id("stop").click()
     time.sleep(1)
     return result
 
 
+def with_loss(percent: float) -> int:
+    """This command again where the network loses so many packets; its exit code."""
+    drop = f"iptables -A INPUT -i lo -p udp -m statistic --mode random --probability {percent / 100} -j DROP"
+    line = ["unshare", "--net", "sh", "-c", f'ip link set lo up && {drop} && exec "$@"', "sh", sys.executable]
+    return subprocess.run([*line, *sys.argv], env={**os.environ, LOSSY: "1"}).returncode
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--transport", nargs="+", default=["aiortc", "own", "own+0"], help="see standin.py")
+    parser.add_argument("--relay", action="store_true")
+    parser.add_argument("--codec", choices=("VP8", "H264"), default="VP8")
+    parser.add_argument("--loss", type=float, default=0.0, help="percent of the UDP packets")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.loss and not os.environ.get(LOSSY):
+        sys.exit(with_loss(options.loss))
     report: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         devices = flashes_and_clicks(folder)
-        for transport, agent in itertools.product(options.transport, ("EchoAgent", "ClapAgent")):
-            arguments = ("--agent", agent, "--transport", transport)
+        agents = ("EchoAgent",) if options.relay else ("EchoAgent", "ClapAgent")
+        for transport, agent in itertools.product(options.transport, agents):
+            arguments = ["--agent", agent, "--transport", transport, *(["--relay"] if options.relay else [])]
             with run_server(folder, *arguments) as server, chromium(devices) as open_page:
-                result = call(open_page(server.url), options.seconds)
+                result = call(open_page(server.url), options.seconds, options.codec)
             seen, heard = result["seen"], result["heard"]
             if agent == "EchoAgent":
-                row = {
-                    "audio": summary(delays(heard["self"], heard["agent"])),
-                    "video": summary(delays(seen["self"], seen["agent"])),
-                }
+                row = {"codecs": result["codecs"]}
+                for name, of in (("audio", heard), ("video", seen)):
+                    found = delays(of["self"], of["agent"])
+                    thirds = [summary(part) for part in np.array_split(found, 3)]
+                    row[name] = {
+                        "of": len(of["self"]),
+                        **summary(found),
+                        "thirds": [part.get("p50") for part in thirds],
+                    }
             else:
                 lags = delays([t - 400 for t in seen["agent"]], heard["agent"]) - 400
                 row = {"audio after video": summary(lags)}

@@ -80,7 +80,10 @@ class _Unallocated(TorchFunctionMode):
     """Modules made in this context have their weights on the meta device; the few constants they compute are real."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return func(*args, **(kwargs or {}) | ({"device": META} if func is torch.empty else {}))
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, nn.init.kaiming_uniform_):  # seconds, for numbers that are not kept
+            return kwargs.get("tensor", *args[:1])
+        return func(*args, **kwargs | ({"device": META} if func is torch.empty else {}))
 
 
 def _parameters(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict[str, int]:
