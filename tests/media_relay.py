@@ -1,6 +1,7 @@
 """WebRTC calls whose sound and pictures come back as they are, frame by frame: what the transport alone costs."""
 
 import asyncio
+import contextlib
 
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
@@ -26,21 +27,20 @@ class Returned(MediaStreamTrack):
         return await self._frames.get()
 
 
-class RelayPeer(WebRtcPeer):
-    """Its agent runs as ever, unseen and unheard."""
+def relay_media() -> None:
+    """In this process. The agent runs as ever, unseen and unheard."""
+    attach = WebRtcPeer._attach
 
-    def _attach(self, track: MediaStreamTrack) -> None:
+    def attach_returned(self: WebRtcPeer, track: MediaStreamTrack) -> None:
         self.returned = {**getattr(self, "returned", {}), track.kind: Returned(track.kind)}
-        super()._attach(self.returned[track.kind])
+        attach(self, self.returned[track.kind])
 
-    def _on_track(self, track: MediaStreamTrack) -> None:
-        self._spawn(self._relay(track))
-
-    async def _relay(self, track: MediaStreamTrack) -> None:
-        try:
+    async def relay(self: WebRtcPeer, track: MediaStreamTrack) -> None:
+        with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
                 if track.kind in (returned := getattr(self, "returned", {})):
                     returned[track.kind].put(frame)
-        except MediaStreamError:
-            pass
+
+    WebRtcPeer._attach = attach_returned
+    WebRtcPeer._on_track = lambda self, track: self._spawn(relay(self, track))

@@ -153,11 +153,9 @@ def main() -> None:
     parser.add_argument("--log-format")
     options = parser.parse_args()
     if options.relay:
-        from media_relay import RelayPeer
+        from media_relay import relay_media
 
-        from wan_streamer.serving import desk
-
-        desk.WebRtcPeer = RelayPeer  # type: ignore[misc]
+        relay_media()
     buffers, _, delay = options.transport.partition("+")
     changed = {"own_jitter_buffers": buffers == "own", "video_playout_ms": int(delay) if delay else None}
     about = None if options.checkpoint else About(name="Stand-in", about=ABOUT, examples=EXAMPLES)
