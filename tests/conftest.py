@@ -1,8 +1,15 @@
-"""Tests marked `moonshine` need the package moonshine-voice: they run only when asked for, with `-m moonshine`."""
+"""Tests marked `moonshine` need the package moonshine-voice: they run only when asked for, with `-m moonshine`.
+
+`model`   a process with the stand-in agent
+"""
+
+from collections.abc import Iterator
 
 import pytest
+import standin
 
 from wan_streamer.process import tune_process
+from wan_streamer.runtime.processes import ModelProcess
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,3 +27,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelProcess]:
+    model = ModelProcess(standin.StandInAgent)
+    model.wait_ready(30)
+    yield model
+    model.shutdown()

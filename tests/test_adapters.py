@@ -5,14 +5,14 @@ import asyncio
 import importlib
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import standin
-from test_protocol import GUARDED, TOKEN, served
+from protocol import GUARDED, TOKEN, served
 from test_serving import until
 from test_socket import block
 
@@ -26,14 +26,6 @@ from wan_streamer.serving.playout import Playout
 PATIENCE_S = 30
 GREEN = (20, 200, 30)
 RATE = 48_000
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent)
-    model.wait_ready(PATIENCE_S)
-    yield model
-    model.shutdown()
 
 
 def tone(index: int) -> np.ndarray:

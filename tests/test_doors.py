@@ -36,14 +36,6 @@ OFFER = {"sdp": "v=0", "type": "offer"}
 TOKEN = "correct-horse-battery"
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent)
-    model.wait_ready(PATIENCE_S)
-    yield model
-    model.shutdown()
-
-
 def ask(model: ModelProcess, access: Access, method: str, path: str, body: object = None, limits: Limits | None = None,
         came_from: str = "127.0.0.1", **headers: str) -> httpx.Response:  # fmt: skip
     """One request to a new application."""

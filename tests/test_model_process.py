@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 import standin
@@ -15,14 +14,6 @@ from wan_streamer.serving.server import bind, is_loopback, serve
 from wan_streamer.units import UserUnit
 
 PATIENCE_S = 30
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent)
-    model.wait_ready(PATIENCE_S)
-    yield model
-    model.shutdown()
 
 
 def test_model_process_answers_in_order_and_reports(model: ModelProcess) -> None:

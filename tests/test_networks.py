@@ -19,14 +19,13 @@ import av
 import httpx
 import numpy as np
 import pytest
-import standin
 from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnection, RTCRtpSender
 from aiortc.codecs.h264 import H264Encoder, H264PayloadDescriptor
 from aiortc.codecs.vpx import Vp8Encoder, VpxPayloadDescriptor
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.mediastreams import VideoStreamTrack
 from aiortc.rtp import RtpPacket
-from test_protocol import served
+from protocol import served
 from test_serving import Tone, Visitor, application, until
 
 from wan_streamer.client import LiveClient
@@ -41,14 +40,6 @@ from wan_streamer.serving.settings import ServingConfig
 PATIENCE_S = 30
 SECRET = "shared with the relay"
 TOKEN = "correct-horse-battery"
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent)
-    model.wait_ready(PATIENCE_S)
-    yield model
-    model.shutdown()
 
 
 # -------------------------------------------------------------------------------------------------------- ICE servers

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import standin
 import websockets
-from test_protocol import PATIENT, SESSIONS, served
+from protocol import PATIENT, SESSIONS, served
 from test_serving import until
 
 from wan_streamer.client import LiveClient, LiveSocket

@@ -4,7 +4,7 @@ import asyncio
 import fractions
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
@@ -24,14 +24,6 @@ from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
 
 PATIENCE_S = 30
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent)
-    model.wait_ready(PATIENCE_S)
-    yield model
-    model.shutdown()
 
 
 class Tone(AudioStreamTrack):

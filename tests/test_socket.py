@@ -7,7 +7,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -21,8 +21,8 @@ import psutil
 import pytest
 import standin
 import websockets
+from protocol import GUARDED, PATIENT, TOKEN, Served, part, served
 from test_doors import server
-from test_protocol import GUARDED, PATIENT, TOKEN, Served, part, served
 from test_serving import until
 
 from wan_streamer.runtime.processes import ModelProcess
@@ -35,14 +35,6 @@ from wan_streamer.serving.settings import ServingConfig
 PATIENCE_S = 30
 SIZE = (240, 320)
 GREEN = (20, 200, 30)
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelProcess]:
-    model = ModelProcess(standin.StandInAgent)
-    model.wait_ready(PATIENCE_S)
-    yield model
-    model.shutdown()
 
 
 def opus_packets(seconds: float) -> list[bytes]:
