@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch._inductor.config
 from test_codecs import part_of, tensors_of
 from tiny_world import bouncing_square, hum
 from torch import Tensor
@@ -112,6 +111,8 @@ def test_traced_equals_eager(name: str) -> None:
 def test_compiled_layer_equals_eager() -> None:
     """With kernels, a layer with all that is hard for a compiler: its state is added in place. Plain ones, in this
     process: to try what the processor knows would take most of the time."""
+    import torch._inductor.config  # seconds, which no other test needs to wait for
+
     g = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)

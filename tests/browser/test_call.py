@@ -16,7 +16,7 @@ import standin
 from harness import CAMERA_COLOUR, REPO, Server, audio_of, film_devices, launch, pages, run_server, start_call
 from playwright.sync_api import Page, Playwright, expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.alone]
+pytestmark = pytest.mark.browser
 
 CHECKPOINT = os.environ.get("WAN_STREAMER_TEST_CHECKPOINT", "nano")
 WINDOW = 480  # samples: 10 ms at 48 kHz
@@ -75,6 +75,7 @@ def levels(samples: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW) ** 2, axis=1))
 
 
+@pytest.mark.alone
 def test_the_stand_in_is_seen_and_heard_exactly(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
     expect(page.get_by_test_id("stop")).to_be_disabled()
@@ -174,6 +175,7 @@ def test_a_page_that_is_loaded_again_goes_on_with_the_call(standin_server: Serve
     assert page.problems == []
 
 
+@pytest.mark.alone
 def test_a_lost_connection_is_made_again(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
     start_call(page)
@@ -197,6 +199,7 @@ def test_a_lost_connection_is_made_again(standin_server: Server, open_page) -> N
     assert page.evaluate("window.peers.length") >= 3
 
 
+@pytest.mark.alone
 def test_the_call_and_its_numbers_survive_a_dead_model_process(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
     start_call(page)
@@ -249,6 +252,7 @@ def test_a_token_opens_the_call_and_leaves_the_address_and_a_lost_server_is_told
     expect(guest.get_by_test_id("start")).to_be_enabled()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_fourteen_seconds_with_the_embedded_checkpoint(playwright: Playwright, tmp_path) -> None:
     devices = film_devices(tmp_path, REPO / "examples" / "hello.mp4")

@@ -8,7 +8,7 @@ import standin
 from harness import CAMERA_COLOUR, HURRY, Server, audio_of, start_call
 from playwright.sync_api import Page, expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.alone]
+pytestmark = pytest.mark.browser
 
 READY_MS = 40_000
 # Chromium has no switch that blocks UDP to this machine: WebRTC may use relays only here, and there are none.
@@ -45,6 +45,7 @@ def assert_call(page: Page) -> None:
     assert max(heard) > 0.02
 
 
+@pytest.mark.alone
 def test_where_udp_is_blocked_the_socket_is_taken_by_itself(standin_server: Server, open_page) -> None:
     page = open_page(standin_server.url)
     page.add_init_script(NO_WAY)
