@@ -72,21 +72,31 @@ class UnitLayout:
         return slice(self.noisy_video.start, self.noisy_audio.stop)
 
     def part(self, history: bool = True, noisy: bool = True) -> "UnitLayout":
-        """The same block without what the agent has made, or without its noisy latents, which nothing else sees."""
-        kept = slice(0 if history else self.agent_audio.stop, None if noisy else self.noisy_video.start)
-        count, first = len(self.kind_N[kept]), kept.start
+        """The same block without its noisy latents, which nothing else sees, or without what the agent has made and the
+        user shows.
+        """
+        kept_N = self.kept(history, noisy)
 
         def moved(old: slice) -> slice:
-            return slice(*(min(max(edge - first, 0), count) for edge in (old.start, old.stop)))
+            return slice(*(int(kept_N[:edge].sum()) for edge in (old.start, old.stop)))
 
         slices = {f.name: moved(getattr(self, f.name)) for f in fields(self) if f.type is slice}
         return UnitLayout(
-            self.kind_N[kept],
-            self.rank_N[kept],
-            self.position_N3[kept],
+            self.kind_N[kept_N],
+            self.rank_N[kept_N],
+            self.position_N3[kept_N],
             slots=tuple(moved(slot) for slot in self.slots),
             **slices,
         )
+
+    def kept(self, history: bool, noisy: bool) -> Tensor:
+        """Which tokens `part` keeps: bool [N]."""
+        kept_N = torch.ones(len(self.kind_N), dtype=torch.bool)
+        if not history:
+            kept_N[self.clean] = kept_N[self.user_video] = False
+        if not noisy:
+            kept_N[self.noisy] = False
+        return kept_N
 
     @property
     def clean(self) -> slice:

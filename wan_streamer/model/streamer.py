@@ -127,12 +127,13 @@ class Streamer(nn.Module):
         return self.tau_in(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
     def _embed_user(
-        self, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text: Tensor
+        self, heard: Tensor, microphone: Tensor, seen: Tensor | None, camera: Tensor, text: Tensor
     ) -> list[Tensor]:
         """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S] -> parts of [..., n, D]."""
-        audio = torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))
-        video = torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))
-        return [audio, video, self.text_in(text)]
+        parts = [torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))]
+        if seen is not None:
+            parts += [torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))]
+        return [*parts, self.text_in(text)]
 
     def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor) -> list[Tensor]:
         """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
@@ -167,21 +168,18 @@ class Streamer(nn.Module):
         """One pass over a clip.
 
         history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]; None leaves
-                     out what the agent has made, and the eyes with it
+                     out what the agent has made and what the user shows
         history_tau  [B, K, 2] how much, told to the model
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         K = batch.microphone_BK.shape[1]
         lead = self.config.perception.lead_units
-        layout = self.layout.part(history is not None, noisy is not None)
+        shown = history is not None, noisy is not None
+        layout = self.layout.part(*shown)
         with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need a lead are not trained
             heard, _ = self.hearing(batch.user_audio_BT)
-        if history is None:
-            tokens = layout.user_video.stop - layout.user_video.start
-            seen = heard.new_zeros(*batch.camera_BK.shape, tokens, self.config.perception.video_features)
-        else:
-            seen = self.seeing(batch.user_video)[0].unflatten(1, (K, -1)).flatten(2, 3)
+        seen = None if history is None else self.seeing(batch.user_video)[0].unflatten(1, (K, -1)).flatten(2, 3)
         user = self._embed_user(
             heard.unflatten(1, (lead + K, -1))[:, lead:],
             batch.microphone_BK,
@@ -196,7 +194,7 @@ class Streamer(nn.Module):
         if noisy is not None:
             parts += self._embed_latents(*noisy, tau_BK2)
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
-        place = self.place[0 if history is not None else self.layout.agent_audio.stop :][: len(layout.kind_N)]
+        place = self.place[self.layout.kept(*shown).to(self.device)]
         hidden = self.backbone(torch.cat(parts, dim=2) + place, *memory, layout)
         asking = hidden[:, :, layout.lane_start.start : layout.slots[-1].start]
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))

@@ -166,7 +166,7 @@ class _History:
         """What was added [X, K, N, d]."""
         start = 0
         for part, size in zip(self.kinds, self.sizes, strict=True):
-            self.own_XKNd[:, :, start : start + size] += part.unflatten(1, (-1, size))
+            self.own_XKNd[:, :, start : start + size] += part.unflatten(1, (self.own_XKNd.shape[1], size))
             start += size
         return self.own_XKNd
 

@@ -27,6 +27,7 @@ from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
 SAYS = {"agent": "response", "user": "transcript"}  # lane of what a side says
+MEMORY_STEP = 64  # tokens; a compiled layer is made for every length that it meets
 MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
 
 
@@ -56,10 +57,13 @@ class Example:
 
 
 def stack(examples: Iterable[Example]) -> Example:
-    """Examples of the same length as one batch."""
+    """Examples of the same length as one batch, whose memory is as long as the longest, up to `MEMORY_STEP`."""
     rows = list(examples)
     names = [field.name for field in dataclasses.fields(ClipBatch)]
     clips = ClipBatch(*(torch.cat([getattr(row.clips, name) for row in rows]) for name in names))
+    there = int((clips.memory_BM2[..., 0] != PADDING).sum(1).max())
+    kept = -(-there // MEMORY_STEP) * MEMORY_STEP
+    clips = dataclasses.replace(clips, memory_BM2=clips.memory_BM2[:, max(0, clips.memory_BM2.shape[1] - kept) :])
     return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
 
 
