@@ -1,6 +1,7 @@
 """Rules 1, 3 and 4 of the design on the Transformer: causality, train = serve, peek or commit."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -128,11 +129,13 @@ def test_training_pass_equals_cached_rollout(model: Streamer) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("history", [True, False])
-def test_a_part_of_a_block_is_read_like_the_whole(history: bool, model: Streamer) -> None:
-    """Noisy tokens are seen by nobody else; without the agent's past, all ways of attention still agree."""
+@pytest.mark.parametrize(("history", "seen"), [(True, True), (False, True), (True, False), (False, False)])
+def test_a_part_of_a_block_is_read_like_the_whole(history: bool, seen: bool, model: Streamer) -> None:
+    """Noisy tokens are seen by nobody else; without the agent's past or the eyes, all ways of attention still agree."""
     clip = random_clip(model.config)
-    clip = dataclasses.replace(clip, camera_BK=clip.camera_BK & history)  # without it the eyes are closed
+    noisy = noisy_latents(clip)
+    if not seen:
+        clip = dataclasses.replace(clip, user_video=clip.user_video[:, :0])
     past, zero = Latents(clip.video_BKNP[:, :-1], clip.audio_BKTC[:, :-1]), torch.zeros(1, K, 2)
 
     def read() -> torch.Tensor:
@@ -145,8 +148,8 @@ def test_a_part_of_a_block_is_read_like_the_whole(history: bool, model: Streamer
 
     logits = read()
     with torch.inference_mode():
-        whole = one_pass(model, clip, *noisy_latents(clip))[1]
-    assert torch.allclose(logits, whole, atol=1e-5) == history  # the past matters
+        whole = one_pass(model, random_clip(model.config), *noisy)[1]
+    assert torch.allclose(logits, whole, atol=1e-5) == (history and seen)  # both matter
     model.backbone.attention = "dense"
     dense = read()
     torch.testing.assert_close(dense, logits, atol=1e-5, rtol=0)
@@ -156,26 +159,23 @@ def test_a_part_of_a_block_is_read_like_the_whole(history: bool, model: Streamer
         torch.testing.assert_close(read(), logits, atol=1e-5, rtol=0)
 
 
-def test_parts_of_a_block_keep_their_places() -> None:
+@pytest.mark.parametrize("there", list(itertools.product([True, False], repeat=3)))
+def test_parts_of_a_block_keep_their_places(there: tuple[bool, bool, bool]) -> None:
     layout = unit_layout(TINY)
-    for history, noisy in ((True, False), (False, True), (False, False)):
-        part, kept_N = layout.part(history, noisy), layout.kept(history, noisy)
-        assert torch.equal(part.position_N3, layout.position_N3[kept_N])
-        left_out = ["agent_video", "agent_audio", "user_video"] * (not history) + ["noisy_video", "noisy_audio"] * (
-            not noisy
-        )
-        for field in dataclasses.fields(UnitLayout):
-            pairs = [(getattr(layout, field.name), getattr(part, field.name))]
-            if field.name == "slots":
-                pairs = list(zip(layout.slots, part.slots, strict=True))
-            for old, new in pairs:
-                if isinstance(old, slice):
-                    expected = [] if field.name in left_out else list(range(*old.indices(len(kept_N))))
-                    assert kept_N.nonzero()[new].flatten().tolist() == expected, field.name
-        assert part.noisy.stop == len(part.kind_N)
-        assert (
-            part.noisy.start == part.context.stop == len(part.kind_N) - noisy * len(range(*layout.noisy.indices(999)))
-        )
+    part, kept_N = layout.part(*there), layout.kept(*there)
+    assert torch.equal(part.position_N3, layout.position_N3[kept_N])
+    parts = (("agent_video", "agent_audio"), ("user_video",), ("noisy_video", "noisy_audio"))
+    left_out = [name for names, here in zip(parts, there, strict=True) if not here for name in names]
+    for field in dataclasses.fields(UnitLayout):
+        pairs = [(getattr(layout, field.name), getattr(part, field.name))]
+        if field.name == "slots":
+            pairs = list(zip(layout.slots, part.slots, strict=True))
+        for old, new in pairs:
+            if isinstance(old, slice):
+                expected = [] if field.name in left_out else list(range(*old.indices(len(kept_N))))
+                assert kept_N.nonzero()[new].flatten().tolist() == expected, field.name
+    assert part.noisy.start == part.context.stop
+    assert part.noisy.stop == len(part.kind_N)
 
 
 def view_of(kind: str, config: StreamerConfig, device: torch.device = CPU, memory: int = 0) -> ClipView | FlatView:

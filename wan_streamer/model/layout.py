@@ -71,11 +71,11 @@ class UnitLayout:
     def noisy(self) -> slice:
         return slice(self.noisy_video.start, self.noisy_audio.stop)
 
-    def part(self, history: bool = True, noisy: bool = True) -> "UnitLayout":
-        """The same block without its noisy latents, which nothing else sees, or without what the agent has made and the
-        user shows.
+    def part(self, history: bool, seen: bool, noisy: bool) -> "UnitLayout":
+        """The same block without what the agent has made, what the user shows, or its noisy latents, which nothing else
+        sees.
         """
-        kept_N = self.kept(history, noisy)
+        kept_N = self.kept(history, seen, noisy)
 
         def moved(old: slice) -> slice:
             return slice(*(int(kept_N[:edge].sum()) for edge in (old.start, old.stop)))
@@ -89,13 +89,11 @@ class UnitLayout:
             **slices,
         )
 
-    def kept(self, history: bool, noisy: bool) -> Tensor:
+    def kept(self, history: bool, seen: bool, noisy: bool) -> Tensor:
         """Which tokens `part` keeps: bool [N]."""
         kept_N = torch.ones(len(self.kind_N), dtype=torch.bool)
-        if not history:
-            kept_N[self.clean] = kept_N[self.user_video] = False
-        if not noisy:
-            kept_N[self.noisy] = False
+        for where, there in ((self.clean, history), (self.user_video, seen), (self.noisy, noisy)):
+            kept_N[where] = there
         return kept_N
 
     @property

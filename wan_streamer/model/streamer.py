@@ -40,7 +40,7 @@ class ClipBatch:
     audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
     user_audio_BT float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
     microphone_BK bool: False where it is off
-    user_video    uint8 [B, 4 K, h, w, 3];   camera_BK bool
+    user_video    uint8 [B, 4 K, h, w, 3], or [B, 0, h, w, 3] to leave the eyes out;   camera_BK bool
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
     written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance); where
                   it is False anywhere in a clip, so are its words in the memory
@@ -168,18 +168,20 @@ class Streamer(nn.Module):
         """One pass over a clip.
 
         history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]; None leaves
-                     out what the agent has made and what the user shows
+                     out what the agent has made
         history_tau  [B, K, 2] how much, told to the model
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         K = batch.microphone_BK.shape[1]
         lead = self.config.perception.lead_units
-        shown = history is not None, noisy is not None
-        layout = self.layout.part(*shown)
+        parts_read = history is not None, batch.user_video.shape[1] > 0, noisy is not None
+        layout = self.layout.part(*parts_read)
         with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need a lead are not trained
             heard, _ = self.hearing(batch.user_audio_BT)
-        seen = None if history is None else self.seeing(batch.user_video)[0].unflatten(1, (K, -1)).flatten(2, 3)
+        seen = None
+        if batch.user_video.shape[1]:
+            seen = self.seeing(batch.user_video)[0].unflatten(1, (K, -1)).flatten(2, 3)
         user = self._embed_user(
             heard.unflatten(1, (lead + K, -1))[:, lead:],
             batch.microphone_BK,
@@ -194,7 +196,7 @@ class Streamer(nn.Module):
         if noisy is not None:
             parts += self._embed_latents(*noisy, tau_BK2)
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
-        place = self.place[self.layout.kept(*shown).to(self.device)]
+        place = self.place[self.layout.kept(*parts_read).to(self.device)]
         hidden = self.backbone(torch.cat(parts, dim=2) + place, *memory, layout)
         asking = hidden[:, :, layout.lane_start.start : layout.slots[-1].start]
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))

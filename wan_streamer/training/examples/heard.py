@@ -16,11 +16,10 @@ from wan_streamer.model.memory import latest, spoken
 from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
-from wan_streamer.units import FRAMES_PER_UNIT
 
 
 class HeardClips:
-    """Clips of `units` units; the camera is off, the agent idle and its past hidden. Raises `DataError`."""
+    """Clips of `units` units; the eyes are left out, the agent is idle and its past hidden. Raises `DataError`."""
 
     def __init__(self, folder: Path, split: str, config: StreamerConfig, text: TextCodec, units: int) -> None:
         self.config, self.text, self.units = config, text, units
@@ -50,7 +49,7 @@ class HeardClips:
             torch.zeros(1, K + 1, config.audio_tokens, config.audio_vae.latent_dim),
             torch.from_numpy(stream.audio_T)[None],
             ~off,
-            torch.full((1, K * FRAMES_PER_UNIT, *size), 128, dtype=torch.uint8),
+            torch.zeros(1, 0, *size, dtype=torch.uint8),
             off,
             torch.full((1, K, config.text.slots), SILENCE),
             lanes[None, self.lead :],
