@@ -28,11 +28,13 @@ call: setup  ## open a page on which you can call the agent
 demo: setup  ## let the agent answer a short recording in real time; prints latencies and where the film is
 	@$(BIN)/wan-streamer talk examples/hello.mp4 --pace realtime --out $(DEMO)/reply.mp4 --report $(DEMO)/report.json $(ARGS)
 
-# A worker for each core, each with one thread; then what judges calls in real time. 5: nothing to run.
+# Workers with one thread each, one more than cores, since many tests wait for browsers; then what judges calls in real
+# time. 5: nothing to run.
 test: setup  ## run all tests
 	@bash scripts/system-packages.sh
 	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
-		$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS); many=$$?; \
+		workers=$$($(BIN)/python -c 'import os; print(min(4, 1 + os.cpu_count()))'); \
+		$(BIN)/python -m pytest -n $$workers --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS); many=$$?; \
 		$(BIN)/python -m pytest -o testpaths=tests/browser -m alone $(ARGS); alone=$$?; \
 		case $$many-$$alone in 0-0 | 0-5 | 5-0) ;; *) exit 1 ;; esac
 

@@ -4,7 +4,8 @@
 #   recipes/gpu.sh WORK [OUT]       go on for LIMIT seconds; the weights that are finished come into OUT
 #
 # Call it again until it says "done": each call takes the next steps of recipes/nano.sh, whose variables it takes, too. It
-# stops them as Ctrl-C does, so nothing is lost but the work since the last conversation or the last step of training.
+# stops them as Ctrl-C does, so nothing is lost but the work since the last conversation, the last shard of tasks or the
+# last step of training.
 #
 #   LIMIT=510                       seconds
 #   PART=15M                        weights go into OUT in parts of this size: cat model.part* > model.safetensors

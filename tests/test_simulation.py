@@ -3,14 +3,16 @@
 import functools
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_scenarios import ToneVoice, tone
 
-from wan_streamer.data.shards import Episode
+from wan_streamer.config import StreamerConfig
+from wan_streamer.data.shards import Episode, episode_key
 from wan_streamer.errors import ConfigError
-from wan_streamer.simulation import simulate
+from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation.dialogue import episode_rng, split_of
 from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, USER, is_german, wording
@@ -171,6 +173,33 @@ def test_codec_sentences_are_different_and_held_out():
     held_out = codec_sentences(20, np.random.default_rng(0), frozenset(train))
     assert len(set(train)) == 50
     assert not set(train) & set(held_out)
+
+
+def test_encoded_conversations_go_on_after_the_last_whole_one(tmp_path, monkeypatch):
+    made = []
+
+    class Encoder:
+        def write(self, episode, path):
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            made.append(episode)
+            path.touch()
+
+    monkeypatch.setattr(generate, "_encoder", lambda *_: Encoder())
+    monkeypatch.setattr(generate, "agent_texts", dict)
+    monkeypatch.setattr(
+        generate, "make_episode", lambda seed, split, index, *_: SimpleNamespace(key=episode_key(index))
+    )
+    latents = generate.Latents(tmp_path, StreamerConfig())
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tmp_path, 0.05, 1, latents=latents)
+    assert not list(tmp_path.glob("*.done"))
+    monkeypatch.setattr(Encoder, "write", lambda self, episode, path: made.append(episode))
+    simulate(tmp_path, 0.05, 1, latents=latents)
+    assert [episode.key for episode in made] == [f"ep{index:06d}" for index in range(generate.EPISODES_PER_SHARD)]
+    assert list(tmp_path.glob("*.done"))
+    simulate(tmp_path, 0.05, 1, latents=latents)
+    assert len(made) == generate.EPISODES_PER_SHARD
 
 
 def test_simulate_refuses_bad_arguments(tmp_path):

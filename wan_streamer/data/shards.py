@@ -68,6 +68,10 @@ class Episode:
         return int(self.labels["units"])
 
 
+def episode_key(index: int) -> str:
+    return f"ep{index:06d}"
+
+
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.tar"
 

@@ -14,7 +14,7 @@ from wan_streamer.codecs.folder import load_codecs
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.encode import Encoder, make_encoder, target_name
-from wan_streamer.data.shards import Episode, shard_name, write_shard
+from wan_streamer.data.shards import Episode, episode_key, shard_name, write_shard
 from wan_streamer.device import find_device
 from wan_streamer.errors import ConfigError
 from wan_streamer.files import remove_halves
@@ -99,11 +99,12 @@ class _MakeShard:
     def __call__(self, number: int) -> None:
         path = self.out / shard_name(number)
         if self.latents is not None:
-            self.latents.write(self._episodes(number), path)
+            self.latents.write(self._episodes(number, path), path)
         elif not path.exists():
             write_shard(path, self._episodes(number))
 
-    def _episodes(self, number: int) -> Iterator[Episode]:
+    def _episodes(self, number: int, latents: Path | None = None) -> Iterator[Episode]:
+        """Those of shard `number`; of conversations only what is not encoded yet beside `latents`."""
         voice = AgentVoice(self.cache)
         natural = None if self.natural is None else NaturalVoices(self.natural, self.cache)
         if self.tasks:
@@ -111,7 +112,8 @@ class _MakeShard:
             return
         first = number * EPISODES_PER_SHARD
         for index in range(first, first + EPISODES_PER_SHARD):
-            yield make_episode(self.seed, self.split, index, voice, natural)
+            if latents is None or not (self.out / target_name(latents, episode_key(index))).exists():
+                yield make_episode(self.seed, self.split, index, voice, natural)
 
 
 def simulate(
@@ -136,7 +138,8 @@ def simulate(
     latents   write encoded conversations (`wan_streamer.data.latents`) instead of shards
     progress  called with (shards done, shards in all)
 
-    Shards that are already there are kept, so an interrupted run goes on where it stopped.
+    What is already there is kept, so an interrupted run goes on where it stopped: after the last whole shard, and with
+    `latents` after the last conversation.
     """
     check_request(hours, seed, split, kind, natural)
     out, folder = Path(out_dir), Path(cache) if cache is not None else default_cache()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wan_streamer.data.shards import SCHEMA, Episode
+from wan_streamer.data.shards import SCHEMA, Episode, episode_key
 from wan_streamer.errors import DataError
 from wan_streamer.evaluation.suite.unseen import unseen_texts
 from wan_streamer.simulation.conversation.dialogue import episode_rng
@@ -98,7 +98,7 @@ def hear_trial(kind: str, seed: int, number: int, index: int, speech: Path | Non
         "units": len(user_T) // SAMPLES_PER_UNIT, "scenarios": [kind], "events": events,
         "words": {"user": words, "agent": []}, "user": {"voice": asdict(voice), "microphone": microphone},
     }  # fmt: skip
-    return Episode(f"ep{index:06d}", user_T, np.zeros_like(user_T), None, None, labels)
+    return Episode(episode_key(index), user_T, np.zeros_like(user_T), None, None, labels)
 
 
 def _of_corpus(folder: Path, source: str, seed: int, number: int) -> list[_Said]:

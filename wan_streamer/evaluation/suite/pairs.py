@@ -31,7 +31,7 @@ from wan_streamer.data.media import read_units
 from wan_streamer.data.recordings.labels import Talk, episode_labels, read_talk
 from wan_streamer.data.recordings.media import HEIGHT, WIDTH
 from wan_streamer.data.recordings.sources import PICTURE, SIDES, SOUND, Side, find_items
-from wan_streamer.data.shards import Episode, check_labels
+from wan_streamer.data.shards import Episode, check_labels, episode_key
 from wan_streamer.data.voice_activity import EnergyMeter
 from wan_streamer.errors import DataError, MediaError
 from wan_streamer.evaluation.records import Recording, Trial
@@ -199,7 +199,7 @@ def _read_pair(files: _Files, index: int) -> Pair:
     labels = labels or _found_labels(files, index, units, talks, {s: v.video is not None for s, v in streams.items()})
     labels["notes"] = notes
     axis = labels.get("axis", AXIS)
-    episode = Episode(f"ep{index:06d}", user.audio, np.zeros_like(user.audio), user.video, None, labels)
+    episode = Episode(episode_key(index), user.audio, np.zeros_like(user.audio), user.video, None, labels)
     text = [(word["start"], " " + word["text"]) for word in talks["agent"].words]
     trial = Trial(files.name, axis if isinstance(axis, str) else AXIS, episode)
     return trial, Recording(agent.audio, agent.video, text)

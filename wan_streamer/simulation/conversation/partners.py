@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from wan_streamer.config import to_dict
-from wan_streamer.data.shards import SCHEMA, SIDES, Episode
+from wan_streamer.data.shards import SCHEMA, SIDES, Episode, episode_key
 from wan_streamer.simulation.conversation.dialogue import (
     CUT_FADE,
     Dialogue,
@@ -170,7 +170,7 @@ def make_episode(
         labels["before"] = dialogue.before
     user_video = acting["user"].film(identity) if pictures and camera else None
     agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures else None
-    return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
+    return Episode(episode_key(index), user_T, agent_T, user_video, agent_video, labels)
 
 
 def _natural_speaker(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wan_streamer.config import to_dict
-from wan_streamer.data.shards import SCHEMA, SIDES, Episode
+from wan_streamer.data.shards import SCHEMA, SIDES, Episode, episode_key
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.conversation.dialogue import episode_rng
 from wan_streamer.simulation.conversation.partners import (
@@ -153,7 +153,7 @@ def make_task(
         labels["agent"]["shown"] = to_dict(plan.shown.identity)
     user_video = shots["user"][0].film() if pictures and plan.user else None
     agent_video = np.concatenate([shot.film() for shot in shots["agent"]]) if pictures else None
-    return Episode(f"ep{index:06d}", user_T, agent_T, user_video, agent_video, labels)
+    return Episode(episode_key(index), user_T, agent_T, user_video, agent_video, labels)
 
 
 def _fitting(make: Make, stage: Stage, name: str) -> tuple[Plan, int]:

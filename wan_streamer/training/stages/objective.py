@@ -84,8 +84,8 @@ def streamer_loss(
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
     recycled  go on from the model's own mistakes (`recycle`), for a third more time
-    drawn     False: nothing is drawn, only the text is learned, for two thirds of the time
-    remembered  False: nor is there anything that the agent has made, or that the user shows; for a quarter of the time
+    drawn     False: nothing is drawn, only the text is learned
+    remembered  False: there is nothing that the agent has made
     """
     clips = example.clips
     sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
