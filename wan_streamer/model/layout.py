@@ -75,7 +75,9 @@ class UnitLayout:
         """The same block without what the agent has made, what the user shows, or its noisy latents, which nothing else
         sees.
         """
-        kept_N = self.kept(history, seen, noisy)
+        kept_N = torch.zeros(len(self.kind_N), dtype=torch.bool)
+        for where in self.kept(history, seen, noisy):
+            kept_N[where] = True
 
         def moved(old: slice) -> slice:
             return slice(*(int(kept_N[:edge].sum()) for edge in (old.start, old.stop)))
@@ -89,12 +91,11 @@ class UnitLayout:
             **slices,
         )
 
-    def kept(self, history: bool, seen: bool, noisy: bool) -> Tensor:
-        """Which tokens `part` keeps: bool [N]."""
-        kept_N = torch.ones(len(self.kind_N), dtype=torch.bool)
-        for where, there in ((self.clean, history), (self.user_video, seen), (self.noisy, noisy)):
-            kept_N[where] = there
-        return kept_N
+    def kept(self, history: bool, seen: bool, noisy: bool) -> list[slice]:
+        """Which tokens `part` keeps, in order."""
+        text = slice(self.user_text.start, self.noisy.start)
+        parts = (self.clean, self.user_audio, self.user_video, text, self.noisy)
+        return [where for where, there in zip(parts, (history, True, seen, True, noisy), strict=True) if there]
 
     @property
     def clean(self) -> slice:

@@ -196,7 +196,7 @@ class Streamer(nn.Module):
         if noisy is not None:
             parts += self._embed_latents(*noisy, tau_BK2)
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
-        place = self.place[self.layout.kept(*parts_read).to(self.device)]
+        place = torch.cat([self.place[where] for where in self.layout.kept(*parts_read)])
         hidden = self.backbone(torch.cat(parts, dim=2) + place, *memory, layout)
         asking = hidden[:, :, layout.lane_start.start : layout.slots[-1].start]
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
