@@ -16,6 +16,7 @@ from wan_streamer.model.layers import rotary_table, rotate
 from wan_streamer.model.layout import Kind, Latents, effective_distance
 from wan_streamer.model.memory import PADDING, MemoryKV, attend_memory, clip_memory, latest, readable, spoken
 from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.training.examples import clips as examples
 
 SIZE = 12
 LENGTHS = (0, 5, SIZE)  # of the memories of a batch
@@ -265,3 +266,16 @@ def test_without_a_memory_nothing_changes() -> None:
     assert off.open().cache.bytes < on.open().cache.bytes
     with pytest.raises(ConfigError, match="memory_tokens: expected more than 0"):
         answer(off, clip_with(off, random_memory(3)))
+
+
+@pytest.mark.parametrize(("lengths", "places"), [((0, 0), 4), ((0, 3), 4), ((5, 1), 8), ((SIZE, 0), SIZE)])
+def test_a_batch_has_the_places_that_it_needs(
+    lengths: tuple[int, ...], places: int, model: Streamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole steps, and never none: the processes of a step have to train the same parameters."""
+    monkeypatch.setattr(examples, "MEMORY_STEP", 4)
+    memories = [random_memory(length) for length in lengths]
+    rows = [clip_with(model, memory) for memory in memories]
+    one = torch.ones(1, K)
+    stacked = examples.stack(examples.Example(row, one, one, torch.ones(1, K, 2), one.bool()) for row in rows)
+    assert torch.equal(stacked.clips.memory_BM2, torch.stack([latest(memory, places) for memory in memories]))

@@ -62,7 +62,8 @@ def stack(examples: Iterable[Example]) -> Example:
     names = [field.name for field in dataclasses.fields(ClipBatch)]
     clips = ClipBatch(*(torch.cat([getattr(row.clips, name) for row in rows]) for name in names))
     there = int((clips.memory_BM2[..., 0] != PADDING).sum(1).max())
-    kept = -(-there // MEMORY_STEP) * MEMORY_STEP
+    # Never nothing: the processes of a step have to train the same parameters.
+    kept = max(1, -(-there // MEMORY_STEP)) * MEMORY_STEP
     clips = dataclasses.replace(clips, memory_BM2=clips.memory_BM2[:, max(0, clips.memory_BM2.shape[1] - kept) :])
     return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
 
