@@ -57,7 +57,7 @@ class Example:
 
 
 def stack(examples: Iterable[Example]) -> Example:
-    """Examples of the same length as one batch, whose memory is as long as the longest, up to `MEMORY_STEP`."""
+    """Examples of the same length as one batch, with whole steps of memory for the longest one."""
     rows = list(examples)
     names = [field.name for field in dataclasses.fields(ClipBatch)]
     clips = ClipBatch(*(torch.cat([getattr(row.clips, name) for row in rows]) for name in names))

@@ -70,9 +70,7 @@ class DuplexStage(StreamerStage):
         # In tasks, what the model makes of streams that are no targets means nothing.
         drawn = tasks or step % self.config.draw_every == 0
         recycled = late and step % RECYCLE_EVERY == 0 and drawn and not tasks
-        return streamer_loss(
-            self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled, drawn, drawn
-        )
+        return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled, drawn)
 
     def validate(self) -> dict[str, float]:
         batches, rows = VALIDATION

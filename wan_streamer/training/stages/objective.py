@@ -79,19 +79,17 @@ def streamer_loss(
     autocast: AbstractContextManager,
     recycled: bool = False,
     drawn: bool = True,
-    remembered: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
     recycled  go on from the model's own mistakes (`recycle`), for a third more time
-    drawn     False: nothing is drawn, only the text is learned
-    remembered  False: there is nothing that the agent has made
+    drawn     False: only the text is learned; nothing is drawn, and what was drawn before is left out
     """
     clips = example.clips
     sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
     if recycled:
         sample = recycle(streamer, clips, sample, noise, move, autocast)
-    history, noisy = sample.history if remembered else None, sample.noisy if drawn else None
+    history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
     with autocast:
         velocity, logits = streamer(clips, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
     text_B, numbers = text_errors(logits, example)

@@ -79,9 +79,8 @@ class StreamerStage(Stage):
         return False
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        alone = not self.listens(step)
-        example = batch.map(self.move)
-        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), drawn=alone, remembered=alone)
+        example, drawn = batch.map(self.move), not self.listens(step)
+        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), drawn=drawn)
 
     def read_loss(self, example: Example, noise: RowNoise) -> dict[str, float]:
         """Loss and numbers of one batch, for validation."""
