@@ -16,7 +16,7 @@ def example(microphone: bool = True, camera: bool = True) -> Example:
     clips, on = made.clips, made.clips.microphone_BK
     clips = dataclasses.replace(clips, microphone_BK=on & microphone, camera_BK=on & camera)
     if not microphone:
-        clips = dataclasses.replace(clips, user_audio_BT=torch.zeros_like(clips.user_audio_BT))
+        clips = dataclasses.replace(clips, user_audio=torch.zeros_like(clips.user_audio))
     return dataclasses.replace(made, clips=clips)
 
 
@@ -32,8 +32,8 @@ def test_only_what_the_user_sends_changes_and_never_in_time() -> None:
     before = example()
     for seed in range(8):
         after = vary(before, np.random.default_rng(seed))
-        assert lag(before.clips.user_audio_BT[0], after.clips.user_audio_BT[0]) == 0
-        assert not torch.equal(before.clips.user_audio_BT, after.clips.user_audio_BT)
+        assert lag(before.clips.user_audio[0], after.clips.user_audio[0]) == 0
+        assert not torch.equal(before.clips.user_audio, after.clips.user_audio)
         assert not torch.equal(before.clips.user_video, after.clips.user_video)
         assert after.clips.user_video.dtype == torch.uint8
         for name in ("video_BKNP", "audio_BKTC", "user_text_BKS", "slot_BKSL", "microphone_BK", "written_BK"):
@@ -59,11 +59,11 @@ def test_a_picture_is_moved_and_lit_but_not_mixed() -> None:
 def test_the_same_seed_gives_the_same_and_what_is_off_stays_off() -> None:
     before = example()
     one, other = (vary(before, np.random.default_rng(3)) for _ in range(2))
-    assert torch.equal(one.clips.user_audio_BT, other.clips.user_audio_BT)
+    assert torch.equal(one.clips.user_audio, other.clips.user_audio)
     assert torch.equal(one.clips.user_video, other.clips.user_video)
     off = example(microphone=False, camera=False)
     after = vary(off, np.random.default_rng(3))
-    assert torch.equal(after.clips.user_audio_BT, torch.zeros_like(after.clips.user_audio_BT))
+    assert torch.equal(after.clips.user_audio, torch.zeros_like(after.clips.user_audio))
     assert torch.equal(after.clips.user_video, off.clips.user_video)
 
 

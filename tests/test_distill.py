@@ -92,7 +92,7 @@ def test_rollout_equals_a_live_session(teacher: Weights) -> None:
     clips = ClipBatch(
         video_BKNP=zero.video.expand(1, UNITS + 1, -1, -1),
         audio_BKTC=zero.audio.expand(1, UNITS + 1, -1, -1),
-        user_audio_BT=sound.flatten()[None],
+        user_audio=sound.flatten()[None],
         microphone_BK=(torch.arange(UNITS) != off)[None],
         user_video=frames.flatten(0, 1)[None],
         camera_BK=torch.full((1, UNITS), True),

@@ -187,7 +187,7 @@ def test_fresh_parts_have_the_scale_of_the_embedding(variant: str, tmp_path: Pat
     streamer, _ = start(save_reference(make_reference(variant), tmp_path))
     rms = streamer.text_in.weight.square().mean().sqrt()
     clip = random_clip(streamer.config)
-    heard, _ = streamer.hearing(clip.user_audio_BT)
+    heard, _ = streamer.hearing(clip.user_audio)
     seen, _ = streamer.seeing(clip.user_video)
     parts = {
         "place": streamer.place / 0.3,

@@ -97,7 +97,7 @@ def test_some_clips_have_forgotten(latents: Path) -> None:
     assert forgotten.float().mean() == pytest.approx(0.1, abs=0.05)
     del reader.read
     for one, other in ((talks.batch(0, 1, range(8)), others.batch(0, 1, range(8))),):
-        for name in ("user_audio_BT", "user_video", "slot_BKSL", "written_BK"):
+        for name in ("user_audio", "user_video", "slot_BKSL", "written_BK"):
             assert torch.equal(getattr(one.clips, name), getattr(other.clips, name)), name
     valid = ConversationClips(stage.valid_clips, latents).valid(0, range(100)).clips
     assert ((valid.memory_BM2[..., 0] == PADDING).all(1) == False).any()  # noqa: E712

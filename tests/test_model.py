@@ -62,7 +62,7 @@ def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
     return ClipBatch(
         video_BKNP=torch.randn(1, K + 1, n, config.patch_dim, generator=g),
         audio_BKTC=torch.randn(1, K + 1, 4, d, generator=g),
-        user_audio_BT=torch.randn(1, K * SAMPLES_PER_UNIT, generator=g) * 0.1,
+        user_audio=torch.randn(1, K * SAMPLES_PER_UNIT, generator=g) * 0.1,
         microphone_BK=torch.arange(K)[None] % 4 != 2,
         user_video=torch.randint(0, 256, (1, 4 * K, p.video_height, p.video_width, 3), generator=g, dtype=torch.uint8),
         camera_BK=torch.arange(K)[None] % 5 != 3,
@@ -79,7 +79,7 @@ def off_is_blank(clip: ClipBatch) -> ClipBatch:
     picture = clip.camera_BK.repeat_interleave(4, dim=1)[..., None, None, None]
     return dataclasses.replace(
         clip,
-        user_audio_BT=torch.where(sound, clip.user_audio_BT, 0.0),
+        user_audio=torch.where(sound, clip.user_audio, 0.0),
         user_video=torch.where(picture, clip.user_video, torch.tensor(128, dtype=torch.uint8)),
     )
 
@@ -267,10 +267,10 @@ def test_user_input_cannot_reach_earlier_units(model: Streamer) -> None:
     clip = off_is_blank(random_clip(model.config))
     noisy, tau = noisy_latents(clip)
     changed_unit = 5
-    sound, frames = clip.user_audio_BT.clone(), clip.user_video.clone()
+    sound, frames = clip.user_audio.clone(), clip.user_video.clone()
     sound[:, changed_unit * SAMPLES_PER_UNIT :] *= -0.5
     frames[:, 4 * changed_unit :] = 255 - frames[:, 4 * changed_unit :]
-    changed = dataclasses.replace(clip, user_audio_BT=sound, user_video=frames)
+    changed = dataclasses.replace(clip, user_audio=sound, user_video=frames)
     for run in (one_pass, unit_by_unit):
         before, after = run(model, clip, noisy, tau), run(model, changed, noisy, tau)
         assert torch.equal(before[0].video[:, :changed_unit], after[0].video[:, :changed_unit])
@@ -290,7 +290,7 @@ def test_peek_never_changes_the_cache(model: Streamer) -> None:
     live = model.open()
     with torch.inference_mode():
         for k in range(4):
-            sound = UserInput(clip.user_audio_BT[0, :SAMPLES_PER_UNIT], None, model.quiet_slots())
+            sound = UserInput(clip.user_audio[0, :SAMPLES_PER_UNIT], None, model.quiet_slots())
             live_unit(model, live, model.silence(), sound, say_nothing, lambda velocity, last: last)
             cache = live.cache
             before = [t[..., : cache.length, :, :].clone() for t in (cache.raw, cache.rotated)]

@@ -188,7 +188,7 @@ def test_encoded_conversations_go_on_after_the_last_whole_one(tmp_path, monkeypa
     monkeypatch.setattr(generate, "_encoder", lambda *_: Encoder())
     monkeypatch.setattr(generate, "agent_texts", dict)
     monkeypatch.setattr(
-        generate, "make_episode", lambda seed, split, index, *_: SimpleNamespace(key=episode_key(index))
+        generate, "make_episode", lambda seed, split, index, *_, **__: SimpleNamespace(key=episode_key(index))
     )
     latents = generate.Latents(tmp_path, StreamerConfig())
     with pytest.raises(KeyboardInterrupt):

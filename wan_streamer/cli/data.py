@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from wan_streamer.config import StreamerConfig
 
 PREVIEWS = 4  # conversations to film
+Ears = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Frozen ears: keep what they make of the user's sound, instead of it."),
+]
+Eyes = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Frozen eyes: keep what they make of the user's pictures, instead of them."),
+]
 MADE = ("shard-*", "*.npy", "voice_cache/*")  # by `simulate`, and whole
 
 
@@ -69,6 +77,12 @@ def simulate(
         ),
     ] = None,
     preset: Preset = "nano",
+    ears: Ears = None,
+    eyes: Eyes = None,
+    film_every: Annotated[
+        int,
+        typer.Option(min=1, help="With --encode: film the agent in one conversation of so many; the rest teach text."),
+    ] = 1,
     device: Annotated[str, typer.Option(help="Where the codecs of --encode run: cpu, cuda or cuda:1.")] = "cpu",
     workers: Workers = Workers(),
     preview: Annotated[
@@ -89,6 +103,8 @@ def simulate(
         raise ConfigError("simulate: --speech goes with --codecs")
     if encode and (codecs or preview):
         raise ConfigError("simulate: --encode goes with --hours, and keeps no films that --preview could show")
+    if not encode and (ears or eyes or film_every > 1):
+        raise ConfigError("simulate: --ears, --eyes and --film-every go with --encode")
     from rich.progress import Progress
 
     from wan_streamer.presets import get_preset
@@ -102,6 +118,7 @@ def simulate(
     latents = None
     if encode is not None:
         from wan_streamer.model.pretrained import find_checkpoint
+        from wan_streamer.perception.senses import load_senses
         from wan_streamer.simulation.generate import Latents
 
         above, config = out_dir.resolve().parent, get_preset(preset)
@@ -111,7 +128,8 @@ def simulate(
             codecs_in = Path(encode)
             need(codecs_in, "codec")
         copy_codecs(config, [codecs_in], above)
-        latents = Latents(above, config, device)
+        load_senses(ears, eyes, config.perception)  # before anything is made
+        latents = Latents(above, config, device, ears, eyes, film_every)
     with filling(out_dir, MADE), Progress(transient=True) as progress:
         task = progress.add_task("simulating", total=None)
         if codecs:
@@ -212,6 +230,8 @@ def encode(
         typer.Option(metavar="DIR", help="Result of [b]train codec[/b], once for sound and once for pictures."),
     ] = None,
     preset: Preset = "nano",
+    ears: Ears = None,
+    eyes: Eyes = None,
     workers: Workers = Workers(),
 ) -> None:
     """Turn conversations into what [b]train duplex[/b] reads. The codecs are kept beside them.
@@ -224,9 +244,11 @@ def encode(
     from rich.progress import Progress
 
     from wan_streamer.data.latents import encode_shards
+    from wan_streamer.perception.senses import Senses, load_senses
     from wan_streamer.presets import get_preset
 
     config, engine = get_preset(preset), workers.open()
+    senses = load_senses(ears, eyes, config.perception)
     with filling(out_dir, [f"*/{LATENTS}"]):
         audio_vae, video_vae = copy_codecs(config, codecs or [], out_dir)
         for split in SPLITS:
@@ -240,6 +262,7 @@ def encode(
                     config.perception,
                     engine,
                     progress=lambda done, all_, update=update: update(completed=done, total=all_),  # type: ignore[misc]
+                    senses=senses if split == "train" else Senses(),  # what is held out is also called, and watched
                 )
             typer.echo(f"{split}: {written} conversations encoded")
 

@@ -8,8 +8,9 @@
 
 A file holds user_audio i16 [U x 3840], audio f16 [U, 4, C] and, if there is a film of the agent, video f16
 [U, C, h, w] (standardised agent latents), and user_video u8 [4 U, h, w, 3] in the size of the perception encoder
-(absent if the camera is off). Its metadata are the labels and the `stamp`: format of the file, hash of the codecs,
-size of the user's pictures and hash of the source.
+(absent if the camera is off). With frozen `Senses` it holds what they make of the user instead: heard f16 [U, tokens,
+features] for user_audio, seen f16 [U, tokens, features] for user_video. Its metadata are the labels and the `stamp`:
+format of the file, hash of the codecs, size of the user's pictures, hash of the source, and of the senses.
 """
 
 import copy
@@ -17,7 +18,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from wan_streamer.data.shards import Episode, read_shard
 from wan_streamer.device import working_dtype
 from wan_streamer.errors import DataError
 from wan_streamer.files import parse_json
+from wan_streamer.perception.senses import Senses
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.tensors import save_atomically
 from wan_streamer.units import FRAMES_PER_UNIT
@@ -41,7 +43,7 @@ FORMAT = "2"  # of the files; 1 had no source and no size
 CHUNK_UNITS = 4  # encoded at once: its features stay in the cache of a core; state is carried over
 STAMP = {  # key of the metadata -> how an error begins
     "format": "written in format", "codecs": "made by codecs", "perception": "made for pictures of",
-    "source": "made from source",
+    "source": "made from source", "ears": "heard with ears", "eyes": "seen with eyes",
 }  # fmt: skip
 
 
@@ -53,27 +55,35 @@ class Encoder:
     video_vae: VideoVAE
     perception: PerceptionConfig
     fingerprint: str
+    senses: Senses = field(default_factory=Senses)
 
     def write(self, episode: Episode, path: Path, source: str | None = None) -> None:
         """The file of one conversation; `source` is its hash in `source_hashes`, None if it is in no shard."""
-        tensors = encode_episode(episode, self.audio_vae, self.video_vae, self.perception)
-        metadata = stamp(self.fingerprint, self.perception, source) | {"labels": json.dumps(episode.labels)}
+        tensors = encode_episode(episode, self.audio_vae, self.video_vae, self.perception, self.senses)
+        metadata = self.stamp(source) | {"labels": json.dumps(episode.labels)}
         save_atomically(tensors, path, metadata)
+
+    def stamp(self, source: str | None) -> dict[str, str]:
+        return stamp(self.fingerprint, self.perception, source) | self.senses.fingerprints
 
 
 def make_encoder(
-    audio_vae: AudioVAE, video_vae: VideoVAE, perception: PerceptionConfig, device: torch.device | None = None
+    audio_vae: AudioVAE,
+    video_vae: VideoVAE,
+    perception: PerceptionConfig,
+    device: torch.device | None = None,
+    senses: Senses = Senses(),
 ) -> Encoder:
     """Copies of the codecs on `device` (default: where they are); the video codec as in a session there."""
     fingerprint, device = codec_hash(audio_vae, video_vae), device or video_vae.device
     audio_vae, video_vae = copy.deepcopy(audio_vae).to(device), copy.deepcopy(video_vae).to(device)
-    return Encoder(audio_vae, video_vae.to(working_dtype(device)), perception, fingerprint)
+    return Encoder(audio_vae, video_vae.to(working_dtype(device)), perception, fingerprint, senses.to(device))
 
 
 def stamp(fingerprint: str, perception: PerceptionConfig | None = None, source: str | None = None) -> dict[str, str]:
     """The metadata that decide whether a file is stale; what is None is left out."""
     size = None if perception is None else f"{perception.video_height}x{perception.video_width}"
-    values = dict(zip(STAMP, (FORMAT, fingerprint, size, source), strict=True))
+    values = {"format": FORMAT, "codecs": fingerprint, "perception": size, "source": source}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -102,8 +112,8 @@ def parse_labels(metadata: Mapping[str, str], path: Path) -> dict:
 def stale_reason(metadata: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
     """The first difference, as "made by codecs X, expected Y"; None if the file is as wanted."""
     for key, value in wanted.items():
-        if metadata.get(key) != value:
-            return f"{STAMP[key]} {metadata.get(key, 'unknown')}, expected {value}"
+        if (found := metadata.get(key, "none")) != value:
+            return f"{STAMP[key]} {found}, expected {value}"
     return None
 
 
@@ -134,22 +144,32 @@ def target_name(shard: Path, key: str) -> str:
 
 @torch.inference_mode()
 def encode_episode(
-    episode: Episode, audio_vae: AudioVAE, video_vae: VideoVAE, perception: PerceptionConfig
+    episode: Episode,
+    audio_vae: AudioVAE,
+    video_vae: VideoVAE,
+    perception: PerceptionConfig,
+    senses: Senses = Senses(),
 ) -> dict[str, Tensor]:
     """The tensors of one conversation (see the module's docstring). Raises `DataError` for a film of another size."""
     device = video_vae.device
     audio, _ = audio_vae.encode(torch.from_numpy(episode.agent_audio)[None].to(device))
-    tensors = {
-        "audio": audio[0].unflatten(0, (episode.units, -1)).half().cpu(),
-        "user_audio": torch.from_numpy((episode.user_audio.clip(-1, 1) * 32767).astype(np.int16)),
-    }
+    tensors = {"audio": audio[0].unflatten(0, (episode.units, -1)).half().cpu()}
+    sound_T = torch.from_numpy(episode.user_audio.clip(-1, 1))
+    if senses.ears is not None:
+        tensors["heard"] = senses.hear(sound_T.to(device))
+    else:
+        tensors["user_audio"] = (sound_T * 32767).to(torch.int16)
     if episode.agent_video is not None:
         size = (video_vae.config.height, video_vae.config.width)
         if episode.agent_video.shape[1:3] != size:
             raise DataError(f"{episode.key}: expected a film of {size}, got {episode.agent_video.shape[1:3]}")
         tensors["video"] = _encode_video(episode.agent_video, video_vae)
     if episode.user_video is not None:
-        tensors["user_video"] = scale_frames(torch.from_numpy(episode.user_video).to(device), perception).cpu()
+        frames = scale_frames(torch.from_numpy(episode.user_video).to(device), perception)
+        if senses.eyes is not None:
+            tensors["seen"] = senses.see(frames)
+        else:
+            tensors["user_video"] = frames.cpu()
     return tensors
 
 
@@ -165,9 +185,7 @@ def _encode_video(film_THWC: np.ndarray, video_vae: VideoVAE) -> Tensor:
 
 def encode_shard(shard: Path, out_dir: Path, encoder: Encoder) -> tuple[int, int]:
     """Write what `out_dir` lacks of a shard. Returns the conversations written and those in the shard."""
-    wanted = {
-        key: stamp(encoder.fingerprint, encoder.perception, source) for key, source in source_hashes(shard).items()
-    }
+    wanted = {key: encoder.stamp(source) for key, source in source_hashes(shard).items()}
     stale = {key for key, values in wanted.items() if _is_stale(out_dir / target_name(shard, key), values)}
     if not stale:
         return 0, len(wanted)

@@ -38,9 +38,10 @@ class ClipBatch:
 
     video_BKNP    float [B, K + 1, video tokens, patch_dim]: standardised agent latents; entry 0 is before the clip
     audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
-    user_audio_BT float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
+    user_audio    float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
     microphone_BK bool: False where it is off
     user_video    uint8 [B, 4 K, h, w, 3], or [B, 0, h, w, 3] to leave the eyes out;   camera_BK bool
+                  Of both, also what frozen ears or eyes made of them: float [B, K, tokens, features]
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
     written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance); where
                   it is False anywhere in a clip, so are its words in the memory
@@ -50,7 +51,7 @@ class ClipBatch:
 
     video_BKNP: Tensor
     audio_BKTC: Tensor
-    user_audio_BT: Tensor
+    user_audio: Tensor
     microphone_BK: Tensor
     user_video: Tensor
     camera_BK: Tensor
@@ -173,22 +174,10 @@ class Streamer(nn.Module):
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
-        K = batch.microphone_BK.shape[1]
-        lead = self.config.perception.lead_units
         parts_read = history is not None, batch.user_video.shape[1] > 0, noisy is not None
         layout = self.layout.part(*parts_read)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need a lead are not trained
-            heard, _ = self.hearing(batch.user_audio_BT)
-        seen = None
-        if batch.user_video.shape[1]:
-            seen = self.seeing(batch.user_video)[0].unflatten(1, (K, -1)).flatten(2, 3)
-        user = self._embed_user(
-            heard.unflatten(1, (lead + K, -1))[:, lead:],
-            batch.microphone_BK,
-            seen,
-            batch.camera_BK,
-            batch.user_text_BKS,
-        )
+        heard, seen = self._perceive(batch)
+        user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, batch.user_text_BKS)
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*user, self._starts(slots), slots]
         if history is not None:
@@ -201,6 +190,17 @@ class Streamer(nn.Module):
         asking = hidden[:, :, layout.lane_start.start : layout.slots[-1].start]
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
         return None if noisy is None else self._velocity(hidden[:, :, layout.noisy], noisy, tau_BK2), logits
+
+    def _perceive(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
+        """What is heard and seen in clips [B, K, tokens, features]; None for what is left out."""
+        K, lead = batch.microphone_BK.shape[1], self.config.perception.lead_units
+        heard, seen = batch.user_audio, batch.user_video if batch.user_video.shape[1] else None
+        if heard.ndim == 2:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need one are not trained
+                heard = self.hearing(heard)[0].unflatten(1, (lead + K, -1))[:, lead:]
+        if seen is not None and seen.ndim == 5:
+            seen = self.seeing(seen)[0].unflatten(1, (K, -1)).flatten(2, 3)
+        return heard, seen
 
     def _clip_memory(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The memories of clips: [B, M, D], and where they are [B, M]."""

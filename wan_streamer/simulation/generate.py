@@ -18,6 +18,7 @@ from wan_streamer.data.shards import Episode, episode_key, shard_name, write_sha
 from wan_streamer.device import find_device
 from wan_streamer.errors import ConfigError
 from wan_streamer.files import remove_halves
+from wan_streamer.perception.senses import load_senses
 from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
 from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german
@@ -50,27 +51,33 @@ def shard_count(hours: float, seed: int, split: str) -> int:
 class Latents:
     """Encode what is made at once, instead of keeping films: what training reads, in a fourth of the time.
 
-    folder  of both codecs;  config  of the model that is to be trained;  device  of the codecs
+    folder      of both codecs;  config  of the model that is to be trained;  device  where they run
+    ears, eyes  folders of frozen ones, whose features are kept instead of what the user says and shows
+    film_every  one conversation of so many has the agent's film; the others teach its text alone
     """
 
     folder: Path
     config: StreamerConfig
     device: str = "cpu"
+    ears: Path | None = None
+    eyes: Path | None = None
+    film_every: int = 1
 
     def write(self, episodes: Iterator[Episode], shard: Path) -> None:
         """The files of a shard, unless all of them are there already."""
         done = shard.with_suffix(".done")
         if done.exists():
             return
-        encoder = _encoder(self.folder, self.config, self.device)
+        encoder = _encoder(self.folder, self.config, self.device, self.ears, self.eyes)
         for episode in episodes:
             encoder.write(episode, shard.parent / target_name(shard, episode.key))
         done.touch()
 
 
 @functools.cache
-def _encoder(folder: Path, config: StreamerConfig, device: str) -> Encoder:
-    return make_encoder(*load_codecs(config, folder), config.perception, find_device(device))
+def _encoder(folder: Path, config: StreamerConfig, device: str, ears: Path | None, eyes: Path | None) -> Encoder:
+    senses = load_senses(ears, eyes, config.perception)
+    return make_encoder(*load_codecs(config, folder), config.perception, find_device(device), senses)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ class _MakeShard:
         first = number * EPISODES_PER_SHARD
         for index in range(first, first + EPISODES_PER_SHARD):
             if latents is None or not (self.out / target_name(latents, episode_key(index))).exists():
-                yield make_episode(self.seed, self.split, index, voice, natural)
+                drawn = self.latents is None or index % self.latents.film_every == 0
+                yield make_episode(self.seed, self.split, index, voice, natural, drawn=drawn)
 
 
 def simulate(

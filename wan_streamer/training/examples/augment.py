@@ -3,7 +3,8 @@
 `vary`  other loudness, another microphone and some hiss; another lamp, the camera moved a little
 `lit`   the other lamp alone
 
-Nothing moves in time, and what the words and labels of a clip say stays true.
+Nothing moves in time, and what the words and labels of a clip say stays true. What frozen ears and eyes made of the
+user stays as it is.
 """
 
 import dataclasses
@@ -24,9 +25,9 @@ SHIFT = 0.06  # of the picture's height and width
 def vary(example: Example, rng: np.random.Generator) -> Example:
     """`example` (one row) as another microphone and another camera in the same place would have recorded it."""
     clips = example.clips
-    if clips.microphone_BK.all():
-        clips = dataclasses.replace(clips, user_audio_BT=_heard(clips.user_audio_BT, rng))
-    if clips.camera_BK.all():
+    if clips.microphone_BK.all() and clips.user_audio.ndim == 2:
+        clips = dataclasses.replace(clips, user_audio=_heard(clips.user_audio, rng))
+    if clips.camera_BK.all() and clips.user_video.dtype == torch.uint8:
         clips = dataclasses.replace(clips, user_video=_seen(clips.user_video[0], rng)[None])
     return dataclasses.replace(example, clips=clips)
 

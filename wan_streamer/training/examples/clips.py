@@ -26,6 +26,7 @@ from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
+MADE = {"audio", "video"}
 SAYS = {"agent": "response", "user": "transcript"}  # lane of what a side says
 MEMORY_STEP = 64  # tokens; a compiled layer is made for every length that it meets
 MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
@@ -115,7 +116,7 @@ class ClipReader:
     ) -> Example:
         """One clip of conversation `number` from unit `first`; beyond its end there is silence that nothing learns.
 
-        typed       the user writes instead of speaking
+        typed       the user writes instead of speaking (and the microphone is off, if only what ears heard is known)
         microphone  False: it is off;   camera  False: it is off, as where the recording has no picture
         units       length of the clip (default: the reader's)
         """
@@ -125,13 +126,14 @@ class ClipReader:
         whole = [torch.from_numpy(part) for part in self._lanes(number, typed)]
         user_text, lanes = (part[first : first + known] for part in whole)
         before = torch.cat([whole[1][:first], whole[0][:first, :, None]], dim=2)
-        sound = clip["user_audio"]
-        if typed:
+        sound, shown = clip["user_audio"], clip.get("user_video")
+        if typed and self.store.hears:
+            microphone = False
+        elif typed:
             hiss = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number)) * 1e-3
             sound = hiss * microphone
-        camera = camera and "user_video" in clip
-        size = (config.perception.video_height, config.perception.video_width, 3)
-        grey = torch.full((K * FRAMES_PER_UNIT, *size), 128, dtype=torch.uint8)
+        camera = camera and shown is not None
+        nothing = self._unseen(K)
         seen = "video" in clip
         latents = clip["video"] if seen else torch.zeros(known + 1, *self._latent_size())
         transcribed = labels.get("transcribed", {})
@@ -145,9 +147,9 @@ class ClipReader:
         clips = ClipBatch(
             _pad(patchify(latents, config), K + 1),
             _pad(clip["audio"], K + 1),
-            _pad(sound, (lead + K) * SAMPLES_PER_UNIT),
+            _pad(sound, K if self.store.hears else (lead + K) * SAMPLES_PER_UNIT),
             torch.full((K,), microphone),
-            _pad(clip["user_video"], len(grey)) if camera else grey,
+            nothing if shown is None or not camera else _pad(shown, len(nothing)),
             torch.full((K,), camera),
             _pad(user_text, K),
             _pad(lanes, K),
@@ -172,6 +174,15 @@ class ClipReader:
         """The first unit of the clip of a conversation in which the agent says most."""
         words_K = (self._lanes(number, False)[1][..., LANES.index("response")] > HOLD).sum(1)
         return int(np.convolve(words_K, np.ones(self.units, int))[self.units - 1 : len(words_K)].argmax())
+
+    def _unseen(self, units: int) -> Tensor:
+        """What takes the place of the user's pictures while the camera is off."""
+        perception = self.config.perception
+        if self.store.sees:
+            rows, columns = perception.video_grid
+            return torch.zeros(units, perception.video_ticks * rows * columns, perception.video_features)
+        size = (perception.video_height, perception.video_width, 3)
+        return torch.full((units * FRAMES_PER_UNIT, *size), 128, dtype=torch.uint8)
 
     def _latent_size(self) -> tuple[int, int, int]:
         vae = self.config.video_vae

@@ -13,13 +13,12 @@ from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.folders import KINDS
 from wan_streamer.training.examples.augment import vary
-from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack
+from wan_streamer.training.examples.clips import MADE, ClipReader, Example, hide, stack
 from wan_streamer.training.loop.means import mean_of
 
 LENGTHS = (16, 24, 32, 40)  # units of a batch; a task goes with the shortest that holds it
 TEXT_HIDDEN, USER_HIDDEN, HISTORY_HIDDEN, ALL_HIDDEN = 0.1, 0.1, 0.05, 0.05  # of tasks that make sound or pictures
 VALID_TASKS = 6  # held-out tasks of each name; a batch each
-MADE = {"audio", "video"}
 
 
 class TaskClips:

@@ -54,7 +54,7 @@ class DuplexStage(StreamerStage):
         clips, seed = self._tasks_of(step) or (self.heard.train if self.listens(step) else None), self.config.seed
         if clips is not None:
             return clips.batch(seed, step, rows)
-        return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE)
+        return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE, self.draws(step))
 
     def _tasks_of(self, step: int) -> TaskClips | None:
         """What a step of tasks draws from; None for a step of conversations."""
@@ -63,12 +63,16 @@ class DuplexStage(StreamerStage):
     def listens(self, step: int) -> bool:
         return self.heard.train is not None and step % 10 in HEARD_STEPS
 
+    def draws(self, step: int) -> bool:
+        """Whether a step of conversation learns sound and pictures, too."""
+        return step % self.config.draw_every == 0
+
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         if self.listens(step):
             return super().loss(batch, step, noise)
         tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
-        drawn = tasks or step % self.config.draw_every == 0
+        drawn = tasks or self.draws(step)
         recycled = late and step % RECYCLE_EVERY == 0 and drawn and not tasks
         return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled, drawn)
 

@@ -34,7 +34,7 @@ def roll_out(
     memory_N2 = readable(clips.memory_BM2[row : row + 1], written_B)[0]
     live = streamer.open(memory_N2[memory_N2[:, 0] != PADDING])
     K, lead = len(microphone), streamer.config.perception.lead_units
-    before_LT, audio_KT = clips.user_audio_BT[row].unflatten(0, (lead + K, -1)).split([lead, K])
+    before_LT, audio_KT = clips.user_audio[row].unflatten(0, (lead + K, -1)).split([lead, K])
     if lead:
         _, live.hearing = streamer.hearing(before_LT.flatten()[None])
     frames_KTHWC = clips.user_video[row].unflatten(0, (K, -1))

@@ -140,6 +140,8 @@ def run(stage: StreamerStage, options: RunOptions, world: World) -> dict[str, fl
     """
     if options.start is not None and not options.resume and not options.new_codecs:
         check_codecs(find_checkpoint(options.start), stage.audio_vae, stage.video_vae)
+    if not options.resume:  # the weights of a resumed run are not there yet
+        stage.check_senses()
     for streamer in stage.streamers():
         if world.device.type == "cuda":
             streamer.backbone.attention = "windows"

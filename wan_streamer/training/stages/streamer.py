@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from wan_streamer.codecs.folder import codec_hash, load_codecs, load_light
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import StreamerConfig
+from wan_streamer.data.encode import stale_reason
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.perception.senses import senses_of
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.heard import HeardClips
 from wan_streamer.training.loop.means import means
@@ -52,6 +54,7 @@ class StreamerStage(Stage):
     def __init__(self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig, units: int) -> None:
         self.config, self.streamer, self.text, self.units = config, streamer, text, units
         self.models: dict[str, nn.Module] = {"streamer": streamer}
+        self.stores: list[LatentStore] = []  # all that is read
         self.audio_vae, self.video_vae = load_codecs(streamer.config, data)
         self.light_vae = load_light(data, self.video_vae)
         self.train_clips, self.valid_clips = (self.reader(Path(data) / split, units) for split in ("train", "valid"))
@@ -59,7 +62,8 @@ class StreamerStage(Stage):
     def reader(self, folder: Path, units: int) -> ClipReader:
         """Clips of the conversations or tasks in `folder`, which must be encoded by the codecs of this stage."""
         fingerprint, perception = codec_hash(self.audio_vae, self.video_vae), self.streamer.config.perception
-        return ClipReader(LatentStore(folder, fingerprint, perception), self.streamer.config, self.text, units)
+        self.stores.append(LatentStore(folder, fingerprint, perception))
+        return ClipReader(self.stores[-1], self.streamer.config, self.text, units)
 
     @property
     def served(self) -> StreamerConfig:
@@ -69,6 +73,18 @@ class StreamerStage(Stage):
     def streamers(self) -> list[Streamer]:
         """All models whose passes a step runs, trained or only read."""
         return [self.streamer]
+
+    def check_senses(self) -> None:
+        """Raise `DataError` if what is trained on was heard or seen with others than the model's own ears and eyes."""
+        streamer = self.streamer
+        own = senses_of(streamer.config.perception, streamer.hearing, streamer.seeing)
+        for store in self.stores:
+            perceived = {name: value for name, value in store.senses.items() if value != "none"}
+            reason = stale_reason(perceived, {name: own[name] for name in perceived})
+            if reason:
+                raise DataError(f"{store.folder}: {reason}; make the data again, with the model's own")
+            if store.folder.name == "valid" and perceived:
+                raise DataError(f"{store.folder}: expected sound and pictures, which samples are made from")
 
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         inside = name.startswith(("streamer.backbone.layers.", "streamer.hearing.blocks."))
