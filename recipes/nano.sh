@@ -7,6 +7,7 @@
 # Ctrl-C, a crash or a reboot, start the same command again. Sizes come from the environment:
 #
 #   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
+#   FILM_EVERY=1                    conversations of which one has the agent's film; the others teach its text alone
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
 #   PRESET=nano                     size of the model; nano-ears has ears and eyes that are trained before it
@@ -26,7 +27,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 WORK=${1:-runs/nano-recipe}
-HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} CODECS=${CODECS:-wan_streamer/checkpoints/nano}
+HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} FILM_EVERY=${FILM_EVERY:-1}
+CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
 EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
@@ -57,7 +59,7 @@ train() { # STAGE OUT OPTIONS...: the same for a stage of the model
     run "$@" --device "$DEVICE" $TRAIN_FLAGS
 }
 
-# ---- data
+# ---- codecs
 
 if [ "$CODECS" = train ]; then
     step codec-data wan-streamer simulate "$WORK/codec-data" --codecs --seed 1
@@ -67,20 +69,10 @@ if [ "$CODECS" = train ]; then
     step codecs cp "$WORK"/codec-audio/audio_vae.* "$WORK"/codec-video/video_vae.* "$WORK/codecs/"
     CODECS=$WORK/codecs
 fi
-tenth() { awk "BEGIN { print $1 / 10 }"; }
-simulate() { # OUT OPTIONS...: what training reads, encoded at once; no films are kept
-    local device=$DEVICE
-    [ "$device" = auto ] && device=cpu
-    wan-streamer simulate "$@" --seed 1 --encode "$CODECS" --preset "$PRESET" --device "$device" "${KOKORO[@]}"
-}
-step talk-train simulate "$WORK/talk/train" --hours "$HOURS"
-step talk-valid simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --split valid
-step task-train simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS"
-step task-valid simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --split valid
 
-# ---- ears and eyes, which stay as they are in the model
+# ---- ears and eyes, which stay as they are in the model, and so hear and see conversations once
 
-SENSES=(--preset "$PRESET")
+SENSES=(--preset "$PRESET") PERCEIVED=()
 if [ "$PRESET" = nano-ears ]; then
     if [ -n "${TEXTS-}" ]; then
         step corpus wan-streamer corpus "$WORK/corpus" --texts "$TEXTS" ${PEOPLE:+--people "$PEOPLE"} \
@@ -95,8 +87,22 @@ if [ "$PRESET" = nano-ears ]; then
         step eyes run eyes "$WORK/eyes" --steps "$EYES_STEPS" --device "$DEVICE"
         EYES=$WORK/eyes/eyes
     fi
-    SENSES+=(${EARS:+--ears "$EARS"} ${EYES:+--eyes "$EYES"})
+    PERCEIVED=(${EARS:+--ears "$EARS"} ${EYES:+--eyes "$EYES"})
+    SENSES+=("${PERCEIVED[@]}")
 fi
+
+# ---- data
+
+tenth() { awk "BEGIN { print $1 / 10 }"; }
+simulate() { # OUT OPTIONS...: what training reads, encoded at once; no films are kept
+    local device=$DEVICE
+    [ "$device" = auto ] && device=cpu
+    wan-streamer simulate "$@" --seed 1 --encode "$CODECS" --preset "$PRESET" --device "$device" "${KOKORO[@]}"
+}
+step talk-train simulate "$WORK/talk/train" --hours "$HOURS" --film-every "$FILM_EVERY" "${PERCEIVED[@]}"
+step talk-valid simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --split valid
+step task-train simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" "${PERCEIVED[@]}"
+step task-valid simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --split valid
 
 # ---- stages
 

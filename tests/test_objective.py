@@ -5,13 +5,22 @@ import dataclasses
 import pytest
 import torch
 from tiny import TALKER
+from torch.nn import functional as F
 
 from wan_streamer.benchmarks.training import random_example
+from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.flow.joint import each, mix
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.training.examples.clips import Example
-from wan_streamer.training.stages.objective import draw_flow, flow_errors, recycle, streamer_loss
+from wan_streamer.training.stages.objective import (
+    decisions,
+    draw_flow,
+    flow_errors,
+    recycle,
+    streamer_loss,
+    text_errors,
+)
 
 UNITS, ROWS = 8, 3
 
@@ -122,3 +131,22 @@ def test_text_alone_is_learned_without_what_is_drawn() -> None:
     assert other == alone > 0.1  # nothing that noise was put on is read
     assert {"text", "transcript_right"} <= set(numbers)
     assert not {"video", "audio"} & set(numbers)
+
+
+def test_where_it_matters_what_the_agent_does() -> None:
+    """Slots in which it begins, ends, and waits while the user is in a turn; a clip may begin inside an utterance."""
+    response = [[7, 8], [HOLD, END], [SILENCE, SILENCE], [SILENCE, 9], [END, 7], [SILENCE, SILENCE]]
+    transcript = [[SILENCE, SILENCE], [SILENCE, SILENCE], [HOLD, 5], [HOLD, END], [SILENCE, SILENCE], [HOLD, SILENCE]]
+    slot_BKSL = torch.stack([torch.tensor(lane) for lane in (response, transcript)], dim=-1)[None]
+    found = {name: where.nonzero()[:, 1].tolist() for name, where in decisions(slot_BKSL).items()}
+    assert found == {"begin": [7, 9], "end": [3, 8], "wait": [4, 6, 10]}
+    logits = F.one_hot(slot_BKSL, TALKER.text.vocab_size).float()
+    logits[0, 3, 1, 0] = logits[0, 3, 0, 0] = F.one_hot(torch.tensor(4), TALKER.text.vocab_size)
+    example = random_example(TALKER, len(response), 1)
+    clips = dataclasses.replace(example.clips, slot_BKSL=slot_BKSL, written_BK=torch.ones(1, len(response)).bool())
+    lanes = torch.ones(1, len(response), 2)
+    _, scores = text_errors(logits, dataclasses.replace(example, clips=clips, lane_BKL=lanes))
+    assert [round(scores[f"{name}_right"].item(), 3) for name in ("begin", "end", "wait")] == [0.5, 1.0, 0.667]
+    lanes[:, :4, 0] = 0  # what is no target is not counted
+    _, scores = text_errors(logits, dataclasses.replace(example, clips=clips, lane_BKL=lanes))
+    assert [scores[f"{name}_right"].item() for name in ("begin", "end", "wait")] == [1.0, 1.0, 1.0]

@@ -105,6 +105,8 @@ def simulate(
         raise ConfigError("simulate: --encode goes with --hours, and keeps no films that --preview could show")
     if not encode and (ears or eyes or film_every > 1):
         raise ConfigError("simulate: --ears, --eyes and --film-every go with --encode")
+    if tasks and film_every > 1:
+        raise ConfigError("simulate: --film-every is for conversations; a task without its film would be none")
     from rich.progress import Progress
 
     from wan_streamer.presets import get_preset

@@ -43,12 +43,16 @@ PING_S = 4.0  # a caller without devices is no stranger
 FAREWELL_S = 1.0
 PIECE = SAMPLE_RATE // 50  # 20 ms: fewer messages than the server takes
 PIECE_US, PAUSE_US = 20_000, 600_000
+RETRY_S = (0.2, 2.0)  # after a lost connection: the first pause between two tries, and the longest
 UNSENT = 25  # pieces, half a second: what a slow connection does not take is dropped, the oldest first
 PICTURE_S = 0.75 / FPS  # pictures that come sooner after another are left out
 
 
 class LiveSocket:
     """One call. Use as `async with`; it is over when `events` ends.
+
+    A lost connection is made again for as long as the server keeps the conversation (half a minute): `events` gives a
+    `SessionEvent` "recovering", and "live" when it goes on. Words wait; sound and pictures of this time are lost.
 
     url      of the server, http or https
     token    the server's; not needed on localhost
@@ -65,6 +69,8 @@ class LiveSocket:
         self._inbox = Inbox()
         self._live = asyncio.Event()
         self.id = ""
+        self._resume, self._resume_s = "", 0.0
+        self._open = asyncio.Event()  # whether there is a connection that takes something
         self._problem = ""
         self._closing = False
         self._arrays: MonoArrays | None = None
@@ -97,7 +103,7 @@ class LiveSocket:
             while not (await ask(self._url, "GET", "/api/queue", bearer=ticket, tls=self._tls))["ready"]:
                 pass  # the server holds its answer
         assert self._connection is not None
-        self._reader = asyncio.create_task(self._read(self._connection))
+        self._reader = asyncio.create_task(self._read())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._live.wait(), CONNECT_S)
         if self.session.state != "live":
@@ -111,18 +117,20 @@ class LiveSocket:
             raise ServingError(f"{self._url}: expected an address such as http://localhost:8080")
         address = f"ws{self._url.removeprefix('http')}/api/socket"
         more: dict[str, Any] = {"ssl": self._tls} if self._tls else {}
-        if ticket:
-            more["additional_headers"] = {SESSION: ticket}
+        if ticket or self._resume:
+            more["additional_headers"] = {SESSION: ticket or self._resume}
         try:
             self._connection = await websockets.connect(
                 address, max_size=2**20, open_timeout=CONNECT_S, compression=None, **more
             )
-            await self._connection.send(json.dumps({"type": "start", "token": self._token, "queue": ticket}))
+            start = {"type": "start", "token": self._token, "queue": ticket, "resume": self._resume}
+            await self._connection.send(json.dumps(start))
             answer = parse_json(await asyncio.wait_for(self._connection.recv(), CONNECT_S))
         except (OSError, ValueError, websockets.WebSocketException) as error:  # a timeout too
             raise ServingError(f"{self._url}: {error or 'no answer'}") from None
         if answer["type"] == "started":
-            self.id = answer["session"]
+            self.id, self._resume, self._resume_s = answer["session"], answer["resume"], answer["resume_s"]
+            self._open.set()
             return ""
         await self._connection.close()
         if answer["type"] == "refused":
@@ -131,7 +139,7 @@ class LiveSocket:
 
     def events(self) -> AsyncIterator[AgentEvent]:
         """Sound, pictures and what the server tells, until the call is over. Raises `ServingError` if the connection is
-        lost. Who reads late misses old media and no words."""
+        lost for good. Who reads late misses old media and no words."""
         return self._inbox.read()
 
     def push_audio(self, samples: object, rate: int = SAMPLE_RATE) -> None:
@@ -195,13 +203,25 @@ class LiveSocket:
         self._unsent.set()
 
     async def _write(self) -> None:
+        while True:
+            await self._unsent.wait()
+            self._unsent.clear()
+            while self._words or self._pieces:
+                if not self._words:
+                    await self._give(self._pieces.popleft())
+                elif await self._give(self._words[0]):
+                    self._words.popleft()
+
+    async def _give(self, message: str | bytes) -> bool:
+        """Whether it was sent, over the next connection if there is none."""
+        await self._open.wait()
         assert self._connection is not None
-        with contextlib.suppress(websockets.ConnectionClosed):
-            while True:
-                await self._unsent.wait()
-                self._unsent.clear()
-                while self._words or self._pieces:
-                    await self._connection.send((self._words or self._pieces).popleft())
+        try:
+            await self._connection.send(message)
+        except websockets.ConnectionClosed:
+            self._open.clear()
+            return False
+        return True
 
     async def _ping(self) -> None:
         while True:
@@ -210,36 +230,62 @@ class LiveSocket:
 
     async def _show(self) -> None:
         """Encode the newest picture; what came meanwhile is left out before it costs anything."""
-        assert self._connection is not None
-        scale, write = Scaler(fit), PictureWriter()
-        with contextlib.suppress(websockets.ConnectionClosed):
-            while True:
-                await self._seen.wait()
-                self._seen.clear()
-                if self._picture is None:
-                    continue
-                (image, at), self._picture = self._picture, None
-                for packet in await asyncio.to_thread(_encode, image, at, scale, write):
-                    await self._connection.send(packet.pack())  # nothing is dropped after its encoding
+        scale, write, call = Scaler(fit), PictureWriter(), self.id
+        while True:
+            await self._seen.wait()
+            self._seen.clear()
+            await self._open.wait()
+            if self._picture is None:
+                continue
+            (image, at), self._picture = self._picture, None
+            if call != self.id:  # another connection begins with a key frame
+                write, call = PictureWriter(), self.id
+            for packet in await asyncio.to_thread(_encode, image, at, scale, write):
+                await self._give(packet.pack())  # nothing is dropped after its encoding
 
-    async def _read(self, connection: websockets.ClientConnection) -> None:
-        hear, see, mono = SoundReader(), PictureReader(), Mono()
-        over, problem = False, ""
+    async def _read(self) -> None:
+        problem, lost = "", False
         try:
-            async for message in connection:  # ends when the server closes it as it should be
+            while await self._listen():
+                lost = not await self._again()
+                if lost:
+                    problem = "the connection was lost, and the call with it"
+                    break
+        except (ValueError, TypeError, LookupError) as error:
+            problem, lost = f"expected an event of its protocol, got something else ({error})", True
+        self._problem = self._problem or problem
+        self._inbox.end(ServingError(f"{self._url}: {problem}") if lost and not self._closing else None)
+        self._live.set()
+
+    async def _listen(self) -> bool:
+        """Read until the connection ends. Whether it was lost, and the call is not over."""
+        assert self._connection is not None
+        hear, see, mono = SoundReader(), PictureReader(), Mono()
+        over = False
+        try:
+            async for message in self._connection:  # ends when the server closes it as it should be
                 if isinstance(message, str):
                     over = self._take(read_event(message)) or over
                     continue
                 with contextlib.suppress(EventError):  # the next key frame shows the picture again
                     self._perceive(Packet.unpack(message), hear, see, mono)
         except websockets.ConnectionClosed:
-            problem = "the connection was lost, and the call with it"
-        except (ValueError, TypeError, LookupError) as error:
-            problem = f"expected an event of its protocol, got something else ({error})"
-        lost = bool(problem) and not (over or self._closing)
-        self._problem = self._problem or problem
-        self._inbox.end(ServingError(f"{self._url}: {problem}") if lost else None)
-        self._live.set()
+            return not (over or self._closing)
+        return False
+
+    async def _again(self) -> bool:
+        """Whether the call goes on over another connection. Raises what `_start` does not know how to read."""
+        self._open.clear()
+        if self.session.state != "live":
+            return False  # there never was a call
+        self._inbox.put(SessionEvent("recovering", "The connection was lost. Trying again."))
+        end, pause = time.monotonic() + self._resume_s, RETRY_S[0]
+        while time.monotonic() < end and not self._closing:
+            with contextlib.suppress(ServingError):
+                return await self._start("") == ""  # a place in the line: the conversation is gone
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_S[1])
+        return False
 
     def _take(self, event: AgentEvent | None) -> bool:
         """Whether the call is over."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wan_streamer.codecs.text import HOLD, SILENCE
+from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
 from wan_streamer.flow.noise import RowNoise
@@ -22,6 +22,7 @@ from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.examples.clips import Example
 
+RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
 TEXT_WEIGHT = 0.25
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
@@ -147,7 +148,13 @@ def flow_errors(velocity: Latents, sample: FlowSample, example: Example) -> tupl
 
 
 def text_errors(logits_BKSLV: Tensor, example: Example) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted cross-entropy of the slots [B], and the share of words that each lane gets right."""
+    """Weighted cross-entropy of the slots [B], and shares of slots that are right.
+
+    Of each lane, its words and turn ends; and of what the agent does when, in slots of the response lane:
+
+    begin  the first word of an utterance;   end  where one ends
+    wait   silence while the user is in a turn and says nothing new, as in a pause
+    """
     clips = example.clips
     target_BKSL = clips.slot_BKSL
     weight_V = torch.ones(logits_BKSLV.shape[-1], device=target_BKSL.device)
@@ -157,9 +164,29 @@ def text_errors(logits_BKSLV: Tensor, example: Example) -> tuple[Tensor, dict[st
     error = F.cross_entropy(logits_BKSLV.flatten(0, -2), target_BKSL.flatten(), reduction="none").view_as(target_BKSL)
     loss_B = mean_of_targets(error, weight_V[target_BKSL] * counts)
     spoken = (target_BKSL > HOLD) & (counts > 0)
-    right = (logits_BKSLV.argmax(-1) == target_BKSL) & spoken
-    scores = {f"{name}_right": right[..., i].sum() / spoken[..., i].sum() for i, name in enumerate(LANES)}
-    return loss_B, scores  # not a number where nothing is spoken
+    guessed = logits_BKSLV.argmax(-1) == target_BKSL
+    scores = {f"{name}_right": _share(guessed[..., i], spoken[..., i]) for i, name in enumerate(LANES)}
+    of_agent, own = guessed[..., RESPONSE].flatten(1), (counts[..., RESPONSE] > 0).expand(target_BKSL.shape[:3])
+    for name, where_BT in decisions(target_BKSL).items():
+        scores[f"{name}_right"] = _share(of_agent, where_BT & own.flatten(1))
+    return loss_B, scores
+
+
+def decisions(target_BKSL: Tensor) -> dict[str, Tensor]:
+    """The slots in which it matters what the agent does, bool [B, K S]: see `text_errors`."""
+    response_BT, transcript_BT = (target_BKSL[..., lane].flatten(1) for lane in (RESPONSE, TRANSCRIPT))
+    before_BT = F.pad(response_BT[:, :-1], (1, 0), value=HOLD)  # what was before the clip is not known
+    quiet_BT = (before_BT == SILENCE) | (before_BT == END)
+    return {
+        "begin": (response_BT > END) & quiet_BT,
+        "end": response_BT == END,
+        "wait": (response_BT == SILENCE) & (transcript_BT == HOLD),
+    }
+
+
+def _share(right: Tensor, where: Tensor) -> Tensor:
+    """Not a number where there is none."""
+    return (right & where).sum() / where.sum()
 
 
 def _typical(value_BKN: Tensor, counts_BK: Tensor) -> Tensor:
