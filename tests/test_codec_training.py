@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import wave
 from pathlib import Path
 
@@ -12,18 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TALKER, tiny_weights
-from tiny_world import make_codec_arrays
+from tiny_world import make_codec_arrays, save_codecs
 
 from wan_streamer import presets
-from wan_streamer.codecs.folder import load_codec, load_light
+from wan_streamer.codecs.folder import load_codec, load_codecs, load_light
 from wan_streamer.codecs.video_vae import frames_to_video
 from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.device import find_device
-from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.errors import CheckpointError, ConfigError, DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.training.codecs.audio import AudioCodecStage, _stretch
-from wan_streamer.training.codecs.run import train_codec
+from wan_streamer.training.codecs.run import STAGES, train_codec
 from wan_streamer.training.codecs.samples import ERROR_GAIN, FILM_FRAMES, SHOWN, SILENCE, SOUND_SECONDS
+from wan_streamer.training.codecs.stage import load_array
 from wan_streamer.training.codecs.video import VideoCodecStage
 from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.loop.stage import Stage, TrainConfig
@@ -296,3 +298,48 @@ def test_refuses_a_start_that_is_not_there(arrays: Path, tmp_path: Path) -> None
         AudioCodecStage("tiny", arrays, config, None, True)
     with pytest.raises(CheckpointError, match="expected a codec for audio"):
         AudioCodecStage("tiny", arrays, config, str(tmp_path / "nowhere"))
+
+
+# ---- what is learned
+
+
+@pytest.mark.parametrize(
+    ("stage_class", "steps", "score", "better"),
+    [(AudioCodecStage, 20, "agent_mel", -1.0), (VideoCodecStage, 40, "agent_psnr", 2.0)],
+)
+def test_codec_learns(stage_class: type, steps: int, score: str, better: float, arrays: Path, tmp_path: Path) -> None:
+    """A few steps (the last third of the audio codec's with its critic) improve the held-out score."""
+    config = TrainConfig(steps=steps, lr=1e-2, batch=2, warmup=2, ema=0.8)
+    trainer = Trainer(stage_class("tiny", arrays, config), tmp_path)
+    before = trainer.validate()
+    after = trainer.run()
+    assert (after[score] - before[score]) / better > 1, (before, after)
+    assert all(math.isfinite(value) for value in after.values())
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_exported_codec_is_what_was_trained(
+    kind: str, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage_class, config = STAGES[kind]
+    monkeypatch.setitem(STAGES, kind, (stage_class, dataclasses.replace(config, batch=1)))
+    weights = tiny_weights()
+    save_codecs(weights.audio_vae, weights.video_vae, tmp_path)  # the other one comes from an earlier run
+    train_codec(kind, "tiny", arrays, tmp_path, steps=2)
+    scores = train_codec(kind, "tiny", arrays, tmp_path, steps=3, resume=True)
+    assert scores
+    vae = load_codecs(TALKER, tmp_path)[kind == "video"]
+    assert (vae.stats.std_C != 1).all()
+    stored = load_file(tmp_path / f"{kind}_vae.safetensors")
+    ema = load_file(tmp_path / "trainer.safetensors")
+    name = next(name for name in stored if name.endswith("conv.weight"))
+    assert torch.equal(stored[name], ema[f"ema.vae.{name}"])
+
+
+def test_codec_stage_refuses(arrays: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown codec 'smell'"):
+        train_codec("smell", "tiny", arrays, tmp_path)
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for name in ("pickled", "missing"):
+        with pytest.raises(DataError, match=f"{name}.npy"):
+            load_array(tmp_path, name)

@@ -1,0 +1,198 @@
+"""What ears are trained on: the corpus, its texts, and the streams made from it."""
+
+import gzip
+
+import numpy as np
+import pytest
+from tiny_ears import small_corpus, tone
+
+from wan_streamer.errors import ConfigError, DataError, ShapeError
+from wan_streamer.training.ears.corpus import CorpusWriter, load_corpus, read_clip, read_index, save_heard
+from wan_streamer.training.ears.data import StreamConfig, StreamMaker, stretch
+from wan_streamer.training.ears.speakers import SOURCES, Folders, human_split, kokoro_voices, make_corpus, whole_plan
+from wan_streamer.training.ears.texts import for_test, load_sentences
+from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
+
+# ---------------------------------------------------------------- corpus and texts
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return small_corpus(tmp_path)
+
+
+def test_a_corpus_gives_back_what_was_put_in(tmp_path):
+    audio_T = np.linspace(-0.9, 0.9, 5000, dtype=np.float32)
+    CorpusWriter(tmp_path, "a").add(audio_T, "v", "one two", "train")
+    CorpusWriter(tmp_path, "a").add(-audio_T, "w", "", "train", "two")
+    first, second = load_corpus(tmp_path, "train")
+    np.testing.assert_allclose(read_clip(tmp_path, first), audio_T, atol=2e-5)
+    np.testing.assert_allclose(read_clip(tmp_path, second), -audio_T, atol=2e-5)
+    assert (second.voice, second.text, second.slots) == ("w", "", "two")
+    save_heard(tmp_path, "a", {str(second.start): "heard"})
+    assert [clip.text for clip in load_corpus(tmp_path, "train", heard=True)] == ["one two", "heard"]
+
+
+def test_a_stopped_writer_goes_on_after_the_last_whole_utterance(tmp_path):
+    CorpusWriter(tmp_path, "a").add(np.full(100, 0.5, np.float32), "v", "one", "train")
+    with (tmp_path / "a.pcm").open("ab") as file:
+        file.write(b"half an utterance")
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"source": "a", "sta')
+    assert len(read_index(tmp_path / "a.jsonl")) == 1
+    writer = CorpusWriter(tmp_path, "a")
+    writer.add(np.full(50, 0.25, np.float32), "v", "two", "train")
+    clips = load_corpus(tmp_path, "train")
+    assert [clip.text for clip in clips] == ["one", "two"]
+    np.testing.assert_allclose(read_clip(tmp_path, clips[1]), 0.25, atol=2e-5)
+
+
+def test_a_missing_or_short_corpus_is_told(tmp_path, corpus):
+    with pytest.raises(DataError, match="found none"):
+        load_corpus(corpus, "valid")
+    clip = load_corpus(corpus, "train")[-1]
+    (corpus / f"{clip.source}.pcm").write_bytes(b"12")
+    with pytest.raises(DataError, match="make it again"):
+        read_clip(corpus, clip)
+    with pytest.raises(ShapeError):
+        CorpusWriter(tmp_path, "b").add(np.array([np.nan], np.float32), "v", "", "train")
+
+
+def test_what_a_corpus_is_made_of(tmp_path):
+    assert whole_plan(Folders()) == {}
+    assert set(whole_plan(Folders(people=tmp_path))) == {"reader", "orders"}
+    everything = whole_plan(Folders(tmp_path, tmp_path, tmp_path, tmp_path))
+    assert set(SOURCES) - {"flite"} <= set(everything)
+    assert everything["kokoro-test"] == ("kokoro", 4.5, "test")
+
+
+def test_hibari_says_every_sentence_with_another_speaker_until_it_is_enough(tmp_path):
+    (tmp_path / "ami").mkdir()
+    (tmp_path / "talk").mkdir()
+    header = "meeting\tspeaker\tkind\ttext\n"
+    with gzip.open(tmp_path / "ami" / "words.tsv.gz", "wt") as file:
+        file.write(header + "".join(f"m\ta\tw\t{word}\n" for word in ["we", "meet", "here"]) + "m\ta\tpunc\t.\n")
+    for name in ("topical", "orders"):
+        with gzip.open(tmp_path / "talk" / f"{name}.tsv.gz", "wt") as file:
+            file.write("text\nI like the sea. Do you like it too? It is very blue.\n")
+    (tmp_path / "talk" / "chat.tsv").write_text("text\nNice weather today. Is it not?\n")
+    texts = Folders(texts=tmp_path)
+    made = make_corpus(tmp_path / "corpus", "hibari", texts, 0.1)
+    assert 0.1 <= made < 0.2
+    assert make_corpus(tmp_path / "corpus", "hibari", texts, 0.1) == made
+    clips = load_corpus(tmp_path / "corpus", "train")
+    assert len({clip.voice for clip in clips}) == len(clips) > 1
+    assert all(" ".join(word for word, _, _ in clip.words) == clip.text for clip in clips)
+
+
+def test_sources_and_folders_that_are_missing_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="expected one of"):
+        make_corpus(tmp_path, "nobody", Folders(), 1)
+    for source in ("kokoro", "orders", "reader", "extra"):
+        with pytest.raises(ConfigError, match="expected a folder"):
+            make_corpus(tmp_path, source, Folders(), 1)
+    assert set(SOURCES) >= {"kokoro", "piper", "espeak", "orders", "reader"}
+
+
+def test_voices_of_the_splits_are_apart():
+    voices = [set(kokoro_voices(split)) for split in ("train", "valid", "test")]
+    assert [len(v) for v in voices] == [20, 3, 5]
+    assert not voices[0] & voices[1] | voices[0] & voices[2] | voices[1] & voices[2]
+
+
+def test_recordings_are_split_by_their_names():
+    splits = [human_split(f"clip {i}") for i in range(4000)]
+    assert splits.count("test") / 4000 == pytest.approx(0.15, abs=0.02)
+    assert splits.count("valid") / 4000 == pytest.approx(0.03, abs=0.01)
+    assert human_split("clip 7") == splits[7]
+
+
+def test_sentences_are_those_that_can_be_said(tmp_path):
+    (tmp_path / "ami").mkdir()
+    (tmp_path / "talk").mkdir()
+    rows = [("w", "So"), ("w", "we"), ("w", "begin"), ("punc", "."), ("w", "It"), ("w", "costs"), ("disfmarker", "")]
+    table = "meeting\tspeaker\tstart_s\tend_s\tkind\ttext\n"
+    table += "".join(f"M\tA\t0\t0\t{kind}\t{text}\n" for kind, text in [*rows, ("w", "much"), ("punc", ".")])
+    import gzip
+
+    (tmp_path / "ami" / "words.tsv.gz").write_bytes(gzip.compress(table.encode()))
+    typed = "dialogue\tspeaker\ttext\n1\tuser\tOne tall latte please. It is 4 pm now! NASA is a big agency.\n"
+    for name in ("topical", "orders"):
+        (tmp_path / "talk" / f"{name}.tsv.gz").write_bytes(gzip.compress(typed.encode()))
+    (tmp_path / "talk" / "chat.tsv").write_text(typed)
+    sentences = load_sentences(tmp_path)
+    assert sentences["meetings"] == ["So we begin."]
+    assert sentences["orders"] == ["One tall latte please."]
+    (tmp_path / "talk" / "chat.tsv").write_text("speaker\n1\n")
+    with pytest.raises(DataError, match="columns"):
+        load_sentences(tmp_path)
+
+
+def test_texts_of_the_test_are_a_fixed_small_part():
+    chosen = [for_test(f"sentence {i}", 0.1) for i in range(5000)]
+    assert sum(chosen) / 5000 == pytest.approx(0.1, abs=0.015)
+    assert all(for_test(f"sentence {i}", 0.3) for i in range(5000) if chosen[i])
+
+
+# ---------------------------------------------------------------- streams
+
+
+def test_a_stream_is_a_pure_function(corpus):
+    maker = StreamMaker(corpus, "train", StreamConfig(units=30), seed=3)
+    again = StreamMaker(corpus, "train", StreamConfig(units=30), seed=3)
+    ours, theirs = maker.make(5, 1), again.make(5, 1)
+    np.testing.assert_array_equal(ours.audio_T, theirs.audio_T)
+    assert not np.array_equal(ours.audio_T, maker.make(5, 2).audio_T)
+    assert not np.array_equal(ours.audio_T, maker.make(6, 1).audio_T)
+
+
+def test_clips_of_a_stream_are_apart_and_fit(corpus):
+    maker = StreamMaker(corpus, "train", StreamConfig(units=40), seed=0)
+    seen = set()
+    for step in range(20):
+        stream = maker.make(step, 0)
+        assert stream.audio_T.shape == (40 * SAMPLES_PER_UNIT,)
+        assert np.abs(stream.audio_T).max() <= 1
+        assert stream.placed
+        end = 0
+        for one in stream.placed:
+            assert one.first >= end
+            assert one.clip.split == "train"
+            assert len(one.clean_T) % SAMPLES_PER_UNIT == 0
+            end = one.first + one.units
+            seen.add(one.clip.source)
+        assert end <= 40
+    assert seen == {"people", "piper"}
+
+
+def test_a_stream_holds_its_clips(corpus):
+    """Undisturbed, the ears' sound is the teacher's, but for the level."""
+    quiet = StreamConfig(
+        units=30, degraded=0.0, noisy=0.0, equalised=0.0, babble=0.0, echo=0.0, gain_db=(0, 0), level_db=(0, 0)
+    )
+    maker = StreamMaker(corpus, "train", quiet, seed=0)
+    for one in (stream := maker.make(0, 0)).placed:
+        heard_T = stream.audio_T[one.first * SAMPLES_PER_UNIT :][: len(one.clean_T)]
+        assert np.corrcoef(heard_T, one.clean_T)[0, 1] > 0.8
+
+
+def test_a_growing_corpus_joins(corpus):
+    maker = StreamMaker(corpus, "train", StreamConfig(units=30), seed=0)
+    CorpusWriter(corpus, "new").add(np.ones(20_000, np.float32) / 9, "v", "more", "train")
+    before = len(maker.clips)
+    maker.reload()
+    assert len(maker.clips) == before + 1
+
+
+def test_streams_without_clips_are_told(corpus):
+    with pytest.raises(DataError, match="fit 2 units"):
+        StreamMaker(corpus, "train", StreamConfig(units=2), seed=0)
+    with pytest.raises(ConfigError):
+        StreamMaker(corpus, "train", StreamConfig(units=0), seed=0)
+
+
+def test_faster_is_shorter_and_higher():
+    fast_T = stretch(tone(500, SAMPLE_RATE, SAMPLE_RATE)[0].numpy(), 1.1)
+    assert len(fast_T) == pytest.approx(SAMPLE_RATE / 1.1, abs=2)
+    hz = np.abs(np.fft.rfft(fast_T)).argmax() * SAMPLE_RATE / len(fast_T)
+    assert hz == pytest.approx(550, abs=2)
