@@ -12,7 +12,7 @@ import httpx
 import pytest
 import standin
 from prometheus_client.parser import text_string_to_metric_families
-from test_doors import server
+from test_life import server
 from test_serving import Visitor, application, until, with_application
 
 from wan_streamer.errors import ServingError

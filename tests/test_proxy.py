@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_doors import server
+from test_life import server
 from test_serving import Visitor, until
 
 from wan_streamer.serving.doors.tls import self_signed_pem

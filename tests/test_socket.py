@@ -22,7 +22,7 @@ import pytest
 import standin
 import websockets
 from protocol import GUARDED, PATIENT, TOKEN, Served, part, served
-from test_doors import server
+from test_life import server
 from test_serving import until
 
 from wan_streamer.runtime.processes import ModelProcess
