@@ -45,7 +45,7 @@ def duplex_stage(latents: Path, **options: float) -> DuplexStage:
 
 @torch.no_grad()
 def scores(stage: DuplexStage) -> dict[str, float]:
-    numbers = [stage.loss(stage.batch(10_000 + i, range(2)), 0, RowNoise(0, i, range(2)))[1] for i in range(4)]
+    numbers = [stage.errors(stage.batch(10_000 + i, range(2)), 0, RowNoise(0, i, range(2)))[1] for i in range(4)]
     return means(numbers)
 
 

@@ -17,6 +17,7 @@ from wan_streamer.training.stages.objective import (
     decisions,
     draw_flow,
     flow_errors,
+    misread_words,
     recycle,
     streamer_loss,
     text_errors,
@@ -95,9 +96,9 @@ def test_a_right_guess_of_the_clean_latents_costs_nothing() -> None:
         assert all(error_B.min() > 1e-3 for error_B in flow_errors(wrong, at, example))
 
 
-def loss_of(streamer: Streamer, example: Example, recycled: bool = False) -> float:
+def loss_of(streamer: Streamer, example: Example, **options: float) -> float:
     with torch.no_grad():
-        return streamer_loss(streamer, example, RowNoise(0, 0, range(ROWS)), same, fp32(), recycled)[0].item()
+        return streamer_loss(streamer, example, RowNoise(0, 0, range(ROWS)), same, fp32(), **options)[0].item()
 
 
 def test_a_recycled_step_sees_another_history() -> None:
@@ -150,3 +151,28 @@ def test_where_it_matters_what_the_agent_does() -> None:
     lanes[:, :4, 0] = 0  # what is no target is not counted
     _, scores = text_errors(logits, dataclasses.replace(example, clips=clips, lane_BKL=lanes))
     assert [scores[f"{name}_right"].item() for name in ("begin", "end", "wait")] == [1.0, 1.0, 1.0]
+
+
+def test_some_words_of_the_transcript_are_misread() -> None:
+    """Those alone, and only what is read: what is to be written stays."""
+    example, vocabulary = random_example(TALKER, 40, 16), TALKER.text.vocab_size
+    said = example.clips.slot_BKSL
+    said[:, ::3] = torch.tensor([SILENCE, HOLD])[:, None]
+    said[:, 1::9] = END
+    read = misread_words(example.clips, 0.3, vocabulary, RowNoise(0, 0, range(16)), same).slot_BKSL
+    changed, words = read != said, said > END
+    assert not changed[..., 0].any()
+    assert not (changed & ~words).any()
+    assert 0.25 < changed[..., 1].sum() / words[..., 1].sum() < 0.35
+    assert read[changed].min() > END
+    assert read.max() < vocabulary
+    assert len(read[changed].unique()) > 100, "any others"
+    again = misread_words(example.clips, 0.3, vocabulary, RowNoise(0, 0, range(16)), same).slot_BKSL
+    assert torch.equal(read, again)
+
+
+def test_what_is_misread_changes_what_is_read_alone() -> None:
+    streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
+    right, wrong, none = (loss_of(streamer, example, misread=share) for share in (0.0, 1.0, 1e-9))
+    assert wrong != right
+    assert none == right, "times and noise are those of a step without it"

@@ -22,7 +22,7 @@ TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and 
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth goes on from the model's mistakes
-HEARD_STEPS = (1, 5, 8)  # of ten, made of speech to write down, if there is any
+HEARD_STEPS = (1, 3, 5, 7)  # of ten, made of speech to write down, if there is any
 VALIDATION = (8, 4)  # batches and rows of each
 
 
@@ -67,14 +67,17 @@ class DuplexStage(StreamerStage):
         """Whether a step of conversation learns sound and pictures, too."""
         return step % self.config.draw_every == 0
 
-    def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
+    def errors(
+        self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.listens(step):
-            return super().loss(batch, step, noise)
+            return super().errors(batch, step, noise, misread)
         tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
         drawn = tasks or self.draws(step)
         recycled = late and step % RECYCLE_EVERY == 0 and drawn and not tasks
-        return streamer_loss(self.streamer, batch.map(self.move), noise, self.move, self.autocast(), recycled, drawn)
+        example = batch.map(self.move)
+        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), recycled, drawn, misread)
 
     def validate(self) -> dict[str, float]:
         batches, rows = VALIDATION

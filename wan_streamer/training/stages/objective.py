@@ -27,6 +27,7 @@ TEXT_WEIGHT = 0.25
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
 RECYCLED_SHARE = 0.5  # of units whose history the model makes itself, in a step that recycles
+MISREAD_SHARE = 0.2  # of the words in the transcript
 OWN_TAU_SHARE = 0.2  # of units in which audio and video have their own times
 
 
@@ -80,19 +81,22 @@ def streamer_loss(
     autocast: AbstractContextManager,
     recycled: bool = False,
     drawn: bool = True,
+    misread: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
     recycled  go on from the model's own mistakes (`recycle`), for a third more time
     drawn     False: only the text is learned; nothing is drawn, and what was drawn before is left out
+    misread   share of the transcript's words that are read as others (`misread_words`)
     """
     clips = example.clips
     sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
     if recycled:
         sample = recycle(streamer, clips, sample, noise, move, autocast)
     history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
+    read = misread_words(clips, misread, streamer.config.text.vocab_size, noise, move) if misread else clips
     with autocast:
-        velocity, logits = streamer(clips, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
+        velocity, logits = streamer(read, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
     text_B, numbers = text_errors(logits, example)
     errors = [("text", text_B, TEXT_WEIGHT, _lane_counts(example))]
     if velocity is not None:
@@ -102,6 +106,22 @@ def streamer_loss(
         numbers[name] = error_B.sum() / counts_BK.flatten(1).any(1).sum()  # over the clips that have it as a target
     loss = torch.stack([weight * error_B.mean() for _, error_B, weight, _ in errors]).sum()
     return loss, {name: value.detach() for name, value in numbers.items()}
+
+
+def misread_words(
+    clips: ClipBatch, share: float, vocabulary: int, noise: RowNoise, move: Callable[[Tensor], Tensor]
+) -> ClipBatch:
+    """`clips` in which a share of the words that stand in the transcript are any others.
+
+    Live, a model reads what it has misheard before. One that has only ever read the true words goes on from them
+    instead of from what it hears.
+    """
+    said_BKS = clips.slot_BKSL[..., TRANSCRIPT]
+    chance, other = (move(noise.uniform(tuple(said_BKS.shape))) for _ in range(2))
+    words_BKS = (other * (vocabulary - END - 1)).long() + END + 1
+    slot_BKSL = clips.slot_BKSL.clone()
+    slot_BKSL[..., TRANSCRIPT] = torch.where((said_BKS > END) & (chance < share), words_BKS, said_BKS)
+    return dataclasses.replace(clips, slot_BKSL=slot_BKSL)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from wan_streamer.training.examples.heard import HeardClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.stages.lora import merge_lora
-from wan_streamer.training.stages.objective import streamer_loss
+from wan_streamer.training.stages.objective import MISREAD_SHARE, streamer_loss
 from wan_streamer.training.stages.watch import write_takes
 
 VALIDATION = (4, 4)  # batches and rows of speech to write down
@@ -95,12 +95,18 @@ class StreamerStage(Stage):
         return False
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.errors(batch, step, noise, MISREAD_SHARE)
+
+    def errors(
+        self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and numbers of a step; `misread` as in `streamer_loss`."""
         example, drawn = batch.map(self.move), not self.listens(step)
-        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), drawn=drawn)
+        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), drawn=drawn, misread=misread)
 
     def read_loss(self, example: Example, noise: RowNoise) -> dict[str, float]:
-        """Loss and numbers of one batch, for validation."""
-        loss, numbers = self.loss(example, 0, noise)
+        """Loss and numbers of one batch, for validation: all words are read as they are."""
+        loss, numbers = self.errors(example, 0, noise)
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
 
     def sample_clips(self) -> list[ClipBatch]:
