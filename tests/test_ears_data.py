@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 from tiny_ears import small_corpus, tone
 
+from wan_streamer.data.cluster import Engine
 from wan_streamer.errors import ConfigError, DataError, ShapeError
 from wan_streamer.training.ears.corpus import CorpusWriter, load_corpus, read_clip, read_index, save_heard
 from wan_streamer.training.ears.data import StreamConfig, StreamMaker, stretch
-from wan_streamer.training.ears.speakers import SOURCES, Folders, human_split, kokoro_voices, make_corpus, whole_plan
+from wan_streamer.training.ears.speakers import (
+    SOURCES,
+    Folders,
+    Part,
+    human_split,
+    kokoro_voices,
+    make_corpus,
+    make_plan,
+    whole_plan,
+)
 from wan_streamer.training.ears.texts import for_test, load_sentences
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
 
@@ -59,30 +69,62 @@ def test_a_missing_or_short_corpus_is_told(tmp_path, corpus):
 
 
 def test_what_a_corpus_is_made_of(tmp_path):
-    assert whole_plan(Folders()) == {}
-    assert set(whole_plan(Folders(people=tmp_path))) == {"reader", "orders"}
-    everything = whole_plan(Folders(tmp_path, tmp_path, tmp_path, tmp_path))
+    assert whole_plan(Folders()) == []
+    assert {part.name for part in whole_plan(Folders(people=tmp_path))} == {"reader", "orders"}
+    everything = {part.name: part for part in whole_plan(Folders(tmp_path, tmp_path, tmp_path, tmp_path))}
     assert set(SOURCES) - {"flite"} <= set(everything)
-    assert everything["kokoro-test"] == ("kokoro", 4.5, "test")
+    assert everything["kokoro-test"] == Part("kokoro-test", "kokoro", 4.5, "test")
+    hibari = [part.minutes for part in whole_plan(Folders(tmp_path), hours=1.1) if part.source == "hibari"]
+    assert hibari == [pytest.approx(66 / 7)] * 7
 
 
-def test_hibari_says_every_sentence_with_another_speaker_until_it_is_enough(tmp_path):
+@pytest.fixture
+def texts(tmp_path):
+    """Sentences of every kind, some of them for tests."""
+    things = ("sea", "wood", "town", "snow", "rain", "wind", "moon", "road", "boat", "bird", "song", "bread", "tea")
+    said = [f"I like the {one}, and you like the {two}." for one in things for two in things]
     (tmp_path / "ami").mkdir()
     (tmp_path / "talk").mkdir()
-    header = "meeting\tspeaker\tkind\ttext\n"
     with gzip.open(tmp_path / "ami" / "words.tsv.gz", "wt") as file:
-        file.write(header + "".join(f"m\ta\tw\t{word}\n" for word in ["we", "meet", "here"]) + "m\ta\tpunc\t.\n")
-    for name in ("topical", "orders"):
-        with gzip.open(tmp_path / "talk" / f"{name}.tsv.gz", "wt") as file:
-            file.write("text\nI like the sea. Do you like it too? It is very blue.\n")
-    (tmp_path / "talk" / "chat.tsv").write_text("text\nNice weather today. Is it not?\n")
-    texts = Folders(texts=tmp_path)
+        file.write("meeting\tspeaker\tkind\ttext\n")
+        for text in said:
+            file.write("".join(f"m\ta\tw\t{word.strip(',.')}\n" for word in text.split()) + "m\ta\tpunc\t.\n")
+    for name in ("topical.tsv.gz", "orders.tsv.gz"):
+        with gzip.open(tmp_path / "talk" / name, "wt") as file:
+            file.write("\n".join(["text", *said]))
+    (tmp_path / "talk" / "chat.tsv").write_text("\n".join(["text", *said]))
+    return Folders(texts=tmp_path)
+
+
+def test_hibari_says_every_sentence_with_another_speaker_until_it_is_enough(tmp_path, texts):
     made = make_corpus(tmp_path / "corpus", "hibari", texts, 0.1)
     assert 0.1 <= made < 0.2
     assert make_corpus(tmp_path / "corpus", "hibari", texts, 0.1) == made
     clips = load_corpus(tmp_path / "corpus", "train")
     assert len({clip.voice for clip in clips}) == len(clips) > 1
     assert all(" ".join(word for word, _, _ in clip.words) == clip.text for clip in clips)
+
+
+def test_parts_are_the_same_whoever_makes_them(tmp_path, texts):
+    """In two processes, in one, and after a stop; and each says something else."""
+    plan = [Part("espeak", "espeak", 0.2), Part("espeak-1", "espeak", 0.2), Part("hibari", "hibari", 0.1)]
+    apart = dict(make_plan(tmp_path / "apart", plan, texts, Engine(processes=2)))
+    assert {part.name: minutes > 0.99 * part.minutes for part, minutes in apart.items()} == {
+        "espeak": True, "espeak-1": True, "hibari": True,
+    }  # fmt: skip
+    list(make_plan(tmp_path / "alone", plan[:1], texts))
+    assert dict(make_plan(tmp_path / "alone", plan, texts)) == apart
+    names = [f"{part.name}.{kind}" for part in plan for kind in ("pcm", "jsonl")]
+    one, other = ([(tmp_path / where / name).read_bytes() for name in names] for where in ("apart", "alone"))
+    assert one == other
+    assert one[0] != one[2]
+    kinds = {clip.kind for clip in load_corpus(tmp_path / "apart", "train")}
+    assert kinds == {"espeak", "hibari"}
+    stream = StreamMaker(tmp_path / "apart", "train", StreamConfig(units=60, shares={"espeak": 1.0, "hibari": 1e-9}), 0)
+    placed = [one.clip.source for step in range(60) for one in stream.make(step, 0).placed]
+    shares = {name: placed.count(name) / len(placed) for name in ("espeak", "espeak-1", "hibari")}
+    assert min(shares["espeak"], shares["espeak-1"]) > 0.25, "a kind has its share whatever its parts are"
+    assert shares["hibari"] < 0.1
 
 
 def test_sources_and_folders_that_are_missing_are_told(tmp_path):

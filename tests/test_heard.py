@@ -10,12 +10,14 @@ from tiny_world import make_latents
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.layout import LANES
+from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.simulation.voice.users import UserVoice
 from wan_streamer.training.ears.corpus import CorpusWriter
 from wan_streamer.training.examples.heard import HeardClips
 from wan_streamer.training.loop.stage import TrainConfig
+from wan_streamer.training.stages import streamer as streamer_stage
+from wan_streamer.training.stages import watch
 from wan_streamer.training.stages.duplex import CONFIG, HEARD_STEPS, DuplexStage
 
 UNITS = 16
@@ -72,6 +74,42 @@ def test_held_out_speech_is_scored(latents: Path, corpus: Path) -> None:
     scores = stage(latents, corpus).validate()
     assert {"heard/text", "heard/transcript_right"} <= set(scores)
     assert not any(name.startswith("heard") for name in stage(latents, None).validate())
+
+
+def test_the_model_writes_down_held_out_speech_by_itself(
+    latents: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of a model that knows them, of one that does not, and of one that never writes."""
+    training = stage(latents, corpus)
+    monkeypatch.setattr(streamer_stage, "ALONE", 2)
+    monkeypatch.setattr(streamer_stage, "write_takes", lambda *_: None)
+    lane = LANES.index("transcript")
+    clips = training.heard.clips()
+    true = [clip.slot_BKSL[0, ..., lane] for clip in clips]
+
+    def alone(tokens: list[torch.Tensor]) -> float:
+        takes = iter(tokens)
+
+        def roll(streamer, clips, row, pick, draw, written_K):  # type: ignore[no-untyped-def]
+            said = torch.zeros_like(clips.slot_BKSL[0])
+            said[..., lane] = next(takes)
+            last = Latents(clips.video_BKNP[0, 1:], clips.audio_BKTC[0, 1:])
+            assert torch.equal(draw(0, None, last).video, last.video)
+            return said, last
+
+        monkeypatch.setattr(watch, "roll_out", roll)
+        return training.write_samples(tmp_path / "step")["heard/words_wrong"]
+
+    assert alone(true) == 0
+    assert alone([torch.zeros_like(tokens) for tokens in true]) == 1
+    assert 0.3 < alone(true[::-1]) <= 1
+    written = (tmp_path / "step-heard.txt").read_text()
+    assert f"true:  {tiny_text().decode(true[0].flatten().tolist())}" in written
+    monkeypatch.undo()
+    monkeypatch.setattr(streamer_stage, "ALONE", 1)
+    monkeypatch.setattr(streamer_stage, "write_takes", lambda *_: None)
+    assert training.write_samples(tmp_path / "real")["heard/words_wrong"] > 0  # the model itself, which knows nothing
+    assert stage(latents, None).write_samples(tmp_path / "none") == {}
 
 
 def test_a_number_of_steps_that_makes_no_sense() -> None:

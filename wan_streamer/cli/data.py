@@ -150,6 +150,7 @@ def simulate(
             preview_shards(out_dir, out_dir / "preview", PREVIEWS, lambda done, all_: show(completed=done, total=all_))
 
 
+@expand
 def corpus(
     out_dir: OutDir,
     texts: Annotated[
@@ -163,6 +164,7 @@ def corpus(
         Path | None, typer.Option(metavar="DIR", help="Sound files of a few seconds each, whatever is said in them.")
     ] = None,
     hours: Annotated[float | None, typer.Option(min=0.01, help="Of the fast natural voices (5).")] = None,
+    workers: Workers = Workers(),
 ) -> None:
     """Make speech to learn to hear from: synthesised voices, and recorded people where there are some.
 
@@ -170,24 +172,17 @@ def corpus(
     """
     from rich.progress import Progress
 
-    from wan_streamer.training.ears.heard import transcribe_corpus
-    from wan_streamer.training.ears.speakers import Folders, make_corpus, whole_plan
+    from wan_streamer.training.ears.speakers import Folders, make_plan, whole_plan
 
-    folders = Folders(texts, people, natural, extra)
-    plan = whole_plan(folders)
+    folders, engine = Folders(texts, people, natural, extra), workers.open()
+    plan = whole_plan(folders, hours)
     if not plan:
         raise ConfigError("corpus: expected a folder of texts, people or other recordings; see docs/hearing.md")
-    if hours is not None and "hibari" in plan:
-        plan["hibari"] = ("hibari", 60 * hours, None)
     with filling(out_dir, ["*.jsonl"]), Progress(transient=True) as progress:
-        task = progress.add_task("", total=len(plan))
-        for name, (source, minutes, split) in plan.items():
-            progress.update(task, description=name)
-            made = make_corpus(out_dir, source, folders, minutes, name, split)
-            if source in ("orders", "extra"):  # nobody wrote down what is said
-                transcribe_corpus(out_dir, name)
+        task = progress.add_task("speaking", total=len(plan))
+        for part, made in make_plan(out_dir, plan, folders, engine):
             progress.update(task, advance=1)
-            progress.console.print(f"{name}: {made:.1f} minutes")
+            progress.console.print(f"{part.name}: {made:.1f} minutes")
     typer.echo(f"teach ears with it: wan-streamer train ears --data {shlex.quote(str(out_dir))} --out DIR")
 
 

@@ -98,7 +98,7 @@ class AudioCodecStage(CodecStage):
             numbers |= {f"{name}_{part}": value.item() for part, value in parts.items()}
         return numbers
 
-    def write_samples(self, stem: Path) -> None:
+    def write_samples(self, stem: Path) -> dict[str, float]:
         """The agent's voice and another: both before and after the round trip."""
         sounds = []
         for audio in self.valid_data:
@@ -106,6 +106,7 @@ class AudioCodecStage(CodecStage):
             sounds += [clip, self.vae.reconstruct(clip)]
         write_png(mel_sheet(sounds), stem.with_suffix(".png"))
         write_wav(sounds, stem.with_suffix(".wav"))
+        return {}
 
     def export(self, out_dir: Path) -> None:
         clip = torch.from_numpy(np.asarray(self.train_data[0][: 120 * SAMPLE_RATE], np.float32) / 32768)

@@ -137,11 +137,12 @@ class VideoCodecStage(CodecStage):
         with self.autocast():
             return self.vae.reconstruct(frames)
 
-    def write_samples(self, stem: Path) -> None:
+    def write_samples(self, stem: Path) -> dict[str, float]:
         """The agent's face and another: before and after the round trip, and the error."""
         clips = [np.array(video[:FILM_FRAMES]) for video in self.valid_data]
         sheet = video_sheet([(clip, self._rebuilt(clip)) for clip in clips])
         write_png(sheet, stem.with_suffix(".png"))
+        return {}
 
     def export(self, out_dir: Path) -> None:
         if self.light:

@@ -52,6 +52,11 @@ class Clip:
     def seconds(self) -> float:
         return self.samples / SAMPLE_RATE
 
+    @property
+    def kind(self) -> str:
+        """Of voice: the source up to a hyphen, behind which its parts are numbered."""
+        return self.source.partition("-")[0]
+
 
 class CorpusWriter:
     """Appends utterances of one source. `count` is the number of lines so far."""

@@ -34,8 +34,7 @@ class StreamConfig:
     """How streams are made.
 
     units       of a stream
-    shares      how often a clip of a kind is taken (of others: `OTHER_SHARE`); in a kind, the longer the oftener. The
-                kind is the name of the source up to a hyphen
+    shares      how often a clip of a kind is taken (of others: `OTHER_SHARE`); in a kind, the longer the oftener
     gaps        units of silence between clips, drawn alike
     gain_db     level of a clip;  level_db  of the stream
     speed       clips are this much faster or slower, logarithmically
@@ -110,12 +109,10 @@ class StreamMaker:
             raise DataError(f"{self.folder}: expected clips with a text that fit {config.units} units, found none")
         self.clips = sorted(clips, key=lambda clip: clip.samples)
         self.samples_N = np.array([clip.samples for clip in self.clips])
-        roots_N, sources_N = np.sqrt(self.samples_N), np.array([clip.source for clip in self.clips])
-        parts = {
-            name: config.shares.get(name, OTHER_SHARE) / roots_N[sources_N == name].sum() for name in set(sources_N)
-        }
-        self.sums_N = np.cumsum(roots_N * np.array([parts[name] for name in sources_N]))
-        self.agents = [clip for clip in self.clips if clip.source == config.agents]
+        roots_N, kinds_N = np.sqrt(self.samples_N), np.array([clip.kind for clip in self.clips])
+        parts = {name: config.shares.get(name, OTHER_SHARE) / roots_N[kinds_N == name].sum() for name in set(kinds_N)}
+        self.sums_N = np.cumsum(roots_N * np.array([parts[name] for name in kinds_N]))
+        self.agents = [clip for clip in self.clips if clip.kind == config.agents]
 
     def make(self, step: int, row: int) -> Stream:
         c, rng = self.config, np.random.default_rng((self.seed, step, row))

@@ -1,25 +1,27 @@
 """Makes the corpus: many voices that say many sentences, and people.
 
 `make_corpus`   adds utterances of one source until it has so many minutes
-`whole_plan`    what a corpus is made of, given the folders that there are
+`whole_plan`    what a corpus is made of, given the folders that there are;   `make_plan`   makes it
 `SOURCES`       what there is: hibari, Kokoro, Piper, espeak-ng, flite (test only), and folders of recordings
 
 Every utterance is a pure function of (source, number); a stopped run goes on with the next number. Synthesisers and
 recordings are needed for training only.
 """
 
+import functools
 import hashlib
 import itertools
 import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from wan_streamer.data.cluster import Engine, run_jobs
 from wan_streamer.data.media import read_sound
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.files import parse_json
@@ -28,12 +30,15 @@ from wan_streamer.simulation.voice.natural import HELD_OUT, NaturalVoices, natur
 from wan_streamer.simulation.voice.speech import Speech, level_speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.training.ears.corpus import CorpusWriter, Words
+from wan_streamer.training.ears.heard import transcribe_corpus
 from wan_streamer.training.ears.texts import for_test, load_sentences
 from wan_streamer.units import SAMPLE_RATE
 
 DBFS = -21.0
-MINUTES = {"hibari": 300.0, "espeak": 60.0, "piper": 20.0}
-"""Of the synthesisers that need texts alone."""
+MINUTES = {"piper": 20.0, "hibari": 300.0, "espeak": 60.0}
+"""Of the synthesisers that need texts alone; the slowest first."""
+PART = 10.0
+"""Most minutes of a file, so that several processes make a source."""
 FLITE = ("awb", "kal16", "rms", "slt")
 KINDS = {"topical": 0.4, "meetings": 0.3, "orders": 0.2, "chat": 0.1}
 """How often a synthesised sentence is of this kind."""
@@ -95,20 +100,54 @@ def make_corpus(
     return writer.end / SAMPLE_RATE / 60
 
 
-def whole_plan(folders: Folders) -> dict[str, tuple[str, float, str | None]]:
-    """Name of the files -> (source, minutes, split), as `make_corpus` takes them, of all that `folders` allow."""
+@dataclass(frozen=True)
+class Part:
+    """Files of a corpus: what `make_corpus` takes."""
+
+    name: str
+    source: str
+    minutes: float
+    split: str | None = None
+
+
+def whole_plan(folders: Folders, hours: float | None = None) -> list[Part]:
+    """All that `folders` allow, in parts of at most `PART` minutes; `hours` of the fast natural voices."""
     plan: dict[str, tuple[str, float, str | None]] = {}
     if folders.people is not None:
         plan |= {source: (source, math.inf, None) for source in ("reader", "orders")}
     if folders.extra is not None:
         plan["extra"] = ("extra", math.inf, None)
     if folders.texts is not None:
-        plan |= {source: (source, minutes, None) for source, minutes in MINUTES.items()}
         if folders.kokoro is not None:
             plan |= {"kokoro": ("kokoro", 30, None), "kokoro-test": ("kokoro", 4.5, "test")}
+        plan |= {source: (source, minutes, None) for source, minutes in MINUTES.items()}
+        if hours is not None:
+            plan["hibari"] = ("hibari", 60 * hours, None)
         if shutil.which("flite"):
             plan["flite"] = ("flite", 5, None)
-    return plan
+    return [
+        Part(name if number == 0 else f"{name}-{number}", source, minutes / count, split)
+        for name, (source, minutes, split) in plan.items()
+        for count in [math.ceil(minutes / PART) if math.isfinite(minutes) else 1]
+        for number in range(count)
+    ]
+
+
+def make_plan(
+    out_dir: Path, plan: Sequence[Part], folders: Folders, engine: Engine | None = None
+) -> Iterator[tuple[Part, float]]:
+    """Make the parts of a corpus, and write down what is said where nobody has. Yields each and its minutes."""
+    job = functools.partial(_make_part, out_dir, tuple(plan), folders)
+    for number, minutes in run_jobs(job, range(len(plan)), engine or Engine()):
+        yield plan[number], minutes
+
+
+def _make_part(out_dir: Path, plan: Sequence[Part], folders: Folders, number: int) -> tuple[int, float]:
+    part = plan[number]
+    minutes = make_corpus(out_dir, part.source, folders, part.minutes, part.name, part.split)
+    if part.source in ("orders", "extra"):
+        transcribe_corpus(out_dir, part.name)
+    return number, minutes
 
 
 def _need(folder: Path | None, what: str) -> Path:
@@ -117,15 +156,19 @@ def _need(folder: Path | None, what: str) -> Path:
     return folder
 
 
+@functools.cache  # for all parts that a process makes: reading them takes as long as an hour of espeak-ng
+def _by_split(texts: Path) -> dict[bool, dict[str, list[str]]]:
+    """Sentences by whether they are for tests, and by kind."""
+    known = load_sentences(texts).items()
+    return {test: {kind: [s for s in said if for_test(s) == test] for kind, said in known} for test in (False, True)}
+
+
 class _Sentences:
     """Which split and which sentence utterance `number` has."""
 
     def __init__(self, folders: Folders, seed: int) -> None:
         self.seed, self.split = seed, folders.split
-        self.by_split: dict[bool, dict[str, list[str]]] = {False: {}, True: {}}
-        for kind, sentences in load_sentences(_need(folders.texts, "texts")).items():
-            for test in (False, True):
-                self.by_split[test][kind] = [text for text in sentences if for_test(text) == test]
+        self.by_split = _by_split(_need(folders.texts, "texts"))
 
     def draw(self, number: int) -> tuple[str, str, np.random.Generator]:
         rng = np.random.default_rng((self.seed, number))

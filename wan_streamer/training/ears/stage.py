@@ -38,7 +38,7 @@ class EarsLoss:
     """What is minimised: 1 - cosine, mean square (against the target's), the same of middle layers, cross-entropy.
 
     taps        the middle layers, counted from 0
-    trusted     how much the teacher's features of a source count (others: 1); it mishears espeak-ng
+    trusted     how much the teacher's features of a kind count (others: 1); it mishears espeak-ng
     """
 
     cosine: float = 1.0
@@ -112,7 +112,7 @@ class EarsStage(Stage):
             nn.utils.rnn.pad_sequence([torch.from_numpy(one.clean_T) for _, one in placed], batch_first=True),
             torch.tensor([(row, one.first, one.units) for row, one in placed]),
             padded_texts([self.tokenizer.encode(one.clip.text) for _, one in placed]),
-            torch.tensor([self.parts.trusted.get(one.clip.source, 1.0) for _, one in placed]),
+            torch.tensor([self.parts.trusted.get(one.clip.kind, 1.0) for _, one in placed]),
         )
 
     def loss(self, batch: Streams, step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -111,11 +111,13 @@ class Stage(ABC):
     def validate(self) -> dict[str, float]:
         """Metrics on held-out data. Called with the EMA weights in place."""
 
-    def write_samples(self, stem: Path) -> None:  # noqa: B027  (not every stage has something to show)
+    def write_samples(self, stem: Path) -> dict[str, float]:
         """Write what people can look at or listen to, as `stem` with an ending. Called after every validation.
 
-        Must not draw from torch's or numpy's global random numbers.
+        Returns more metrics, of what the model does by itself. Must not draw from torch's or numpy's global random
+        numbers.
         """
+        return {}
 
     @abstractmethod
     def export(self, out_dir: Path) -> None:

@@ -163,7 +163,7 @@ class Trainer:
         with self.ema.in_place(), torch.no_grad():
             metrics = self.stage.validate()
             if self.world.size == 1:
-                self.stage.write_samples(self.out / "samples" / f"step-{self.step:06d}")
+                metrics |= self.stage.write_samples(self.out / "samples" / f"step-{self.step:06d}")
         self._log("valid", metrics)
         if self.world.main:
             write_curves(self.out)

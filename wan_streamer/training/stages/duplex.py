@@ -16,7 +16,7 @@ from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import Listening, StreamerStage
+from wan_streamer.training.stages.streamer import StreamerStage
 
 TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and face can be guided by it
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
@@ -40,7 +40,7 @@ class DuplexStage(StreamerStage):
         tasks: Path | None = None,
         heard: Path | None = None,
     ) -> None:
-        super().__init__(streamer, text, data, config, config.clip_units)
+        super().__init__(streamer, text, data, config, config.clip_units, heard)
         self.train_talks, self.valid_talks = (
             ConversationClips(clips, data) for clips in (self.train_clips, self.valid_clips)
         )
@@ -48,7 +48,6 @@ class DuplexStage(StreamerStage):
             TaskClips(self.reader(Path(tasks) / split, LENGTHS[-1]), Path(tasks) / split) if tasks else None
             for split in ("train", "valid")
         )
-        self.heard = Listening(heard, self.streamer, text, config.clip_units)
 
     def batch(self, step: int, rows: range) -> Example:
         clips, seed = self._tasks_of(step) or (self.heard.train if self.listens(step) else None), self.config.seed

@@ -12,7 +12,7 @@ from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
-from wan_streamer.training.stages.streamer import Listening, StreamerStage
+from wan_streamer.training.stages.streamer import StreamerStage
 
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 HEARD_EVERY = 2  # steps; one of them is made of speech to write down, if there is any
@@ -27,11 +27,9 @@ class PretrainStage(StreamerStage):
     def __init__(
         self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig, heard: Path | None = None
     ) -> None:
-        super().__init__(streamer, text, data, config, LENGTHS[-1])
+        super().__init__(streamer, text, data, config, LENGTHS[-1], heard)
         self.train_tasks = TaskClips(self.train_clips, Path(data) / "train")
         self.valid_tasks = TaskClips(self.valid_clips, Path(data) / "valid")
-
-        self.heard = Listening(heard, streamer, text, config.clip_units)
 
     def batch(self, step: int, rows: range) -> Example:
         clips = self.heard.train if self.listens(step) else None

@@ -37,11 +37,12 @@ def roll_out(
     before_LT, audio_KT = clips.user_audio[row].unflatten(0, (lead + K, -1)).split([lead, K])
     if lead:
         _, live.hearing = streamer.hearing(before_LT.flatten()[None])
-    frames_KTHWC = clips.user_video[row].unflatten(0, (K, -1))
+    frames_THWC = clips.user_video[row]
+    shown = frames_THWC.unflatten(0, (K, -1)) if len(frames_THWC) else [None] * K
     last = Latents(clips.video_BKNP[row, 0], clips.audio_BKTC[row, 0])
     units = []
     for k in range(K):
-        audio, frames = audio_KT[k] if microphone[k] else None, frames_KTHWC[k] if camera[k] else None
+        audio, frames = audio_KT[k] if microphone[k] else None, shown[k] if camera[k] else None
         user = UserInput(audio, frames, clips.user_text_BKS[row, k])
         units.append(live_unit(streamer, live, last, user, pick, partial(draw, k), written_K[k]))
         last = units[-1][1]

@@ -22,9 +22,10 @@ from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.stages.lora import merge_lora
 from wan_streamer.training.stages.objective import MISREAD_SHARE, streamer_loss
-from wan_streamer.training.stages.watch import write_takes
+from wan_streamer.training.stages.watch import write_heard, write_takes
 
 VALIDATION = (4, 4)  # batches and rows of speech to write down
+ALONE = 16  # clips that a model writes down by itself
 
 
 class Listening:
@@ -44,6 +45,12 @@ class Listening:
         read = [read_loss(self.valid.batch(1, number, rows), RowNoise(2, number, rows)) for number in batches]
         return {f"heard/{name}": value for name, value in means(read).items() if name in ("text", "transcript_right")}
 
+    def clips(self) -> list[ClipBatch]:
+        """Held-out clips of one row, to be written down by the model alone."""
+        if self.valid is None:
+            return []
+        return [self.valid.batch(1, number, range(1)).clips for number in range(ALONE)]
+
 
 class StreamerStage(Stage):
     """Trains `streamer` on clips of `units` units of the latent stores `data`/train and `data`/valid.
@@ -51,10 +58,19 @@ class StreamerStage(Stage):
     Raises `DataError` for latents of other codecs than those in `data`, `CheckpointError` where there are none.
     """
 
-    def __init__(self, streamer: Streamer, text: TextCodec, data: Path, config: TrainConfig, units: int) -> None:
+    def __init__(
+        self,
+        streamer: Streamer,
+        text: TextCodec,
+        data: Path,
+        config: TrainConfig,
+        units: int,
+        heard: Path | None = None,
+    ) -> None:
         self.config, self.streamer, self.text, self.units = config, streamer, text, units
         self.models: dict[str, nn.Module] = {"streamer": streamer}
         self.stores: list[LatentStore] = []  # all that is read
+        self.heard = Listening(heard, streamer, text, config.clip_units)
         self.audio_vae, self.video_vae = load_codecs(streamer.config, data)
         self.light_vae = load_light(data, self.video_vae)
         self.train_clips, self.valid_clips = (self.reader(Path(data) / split, units) for split in ("train", "valid"))
@@ -114,8 +130,12 @@ class StreamerStage(Stage):
         chosen = range(min(2, len(self.valid_clips.length)))
         return [self.valid_clips.read(number, self.valid_clips.busiest(number)).clips for number in chosen]
 
-    def write_samples(self, stem: Path) -> None:
+    def write_samples(self, stem: Path) -> dict[str, float]:
         write_takes(self.streamer, self.served, self.audio_vae, self.video_vae, self.text, self.sample_clips(), stem)
+        if not (clips := self.heard.clips()):
+            return {}
+        numbers = write_heard(self.streamer, self.served, self.text, clips, stem)
+        return {f"heard/{name}": value for name, value in numbers.items()}
 
     def export(self, out_dir: Path) -> None:
         streamer = merge_lora(self.streamer)

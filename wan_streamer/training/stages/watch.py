@@ -2,6 +2,7 @@
 
 `Take`          what the agent says and does in a clip, as it is or as a model plays it
 `write_takes`   a sheet of pictures and spectrograms, a WAV and the captions, the truth beside the model's
+`write_heard`   what it writes down of speech, likewise
 """
 
 import copy
@@ -23,6 +24,7 @@ from wan_streamer.flow.sampler import TokenSampler, draw_unit
 from wan_streamer.model.layout import LANES, Latents
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.training.codecs.samples import mel_sheet, pair_sheet, stack_images, write_png, write_wav
+from wan_streamer.training.ears.score import normal_words, words_wrong
 from wan_streamer.training.stages.rollout import roll_out
 
 CHUNK_UNITS = 4  # decoded at once
@@ -36,8 +38,11 @@ class Take:
     slot_KSL: Tensor
 
 
-def play(streamer: Streamer, config: StreamerConfig, clips: ClipBatch, seed: int = 0) -> Take:
-    """The model's take of the first row of `clips`, with the settings of `config` and noise of `seed`, as served."""
+def play(streamer: Streamer, config: StreamerConfig, clips: ClipBatch, seed: int = 0, drawn: bool = True) -> Take:
+    """The model's take of the first row of `clips`, with the settings of `config` and noise of `seed`, as served.
+
+    drawn  False: sound and pictures stay what they were before the clip
+    """
     generator = torch.Generator().manual_seed(seed)
     clips = ClipBatch(**{name: value[:1].to(streamer.device) for name, value in vars(clips).items()})
     slot_KSL, latents = roll_out(
@@ -45,7 +50,7 @@ def play(streamer: Streamer, config: StreamerConfig, clips: ClipBatch, seed: int
         clips,
         row=0,
         pick=TokenSampler(config.text, generator),
-        draw=lambda k, velocity, last: draw_unit(velocity, last, config.flow, generator),
+        draw=lambda k, velocity, last: draw_unit(velocity, last, config.flow, generator) if drawn else last,
         written_K=[True] * clips.microphone_BK.shape[1],
     )
     return Take(Latents(*(z.cpu() for z in latents)), slot_KSL.cpu())
@@ -92,3 +97,21 @@ def write_takes(
     write_png(stack_images(images), stem.with_suffix(".png"))
     write_wav(sounds, stem.with_suffix(".wav"))
     stem.with_suffix(".txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_heard(
+    streamer: Streamer, config: StreamerConfig, text: TextCodec, clips: Sequence[ClipBatch], stem: Path
+) -> dict[str, float]:
+    """`stem`-heard.txt: of every clip what was said, and what the model has written down by itself; it draws nothing.
+
+    Returns `words_wrong`: the share of words that it gets wrong, leaves out or makes up.
+    """
+    lane, lines, wrong, said = LANES.index("transcript"), [], 0, 0
+    for clip in clips:
+        taken = play(streamer, config, clip, drawn=False).slot_KSL
+        true, heard = (text.decode(slot_KSL[..., lane].flatten().tolist()) for slot_KSL in (clip.slot_BKSL[0], taken))
+        wrong += words_wrong(normal_words(true), normal_words(heard))
+        said += len(normal_words(true))
+        lines += [f"true:  {true}", f"model: {heard}", ""]
+    Path(f"{stem}-heard.txt").write_text("\n".join(lines), encoding="utf-8")
+    return {"words_wrong": wrong / max(1, said)}
