@@ -5,7 +5,7 @@
 #
 # Call it again until it says "done": each call takes the next steps of recipes/nano.sh, whose variables it takes, too. It
 # stops them as Ctrl-C does, so nothing is lost but the work since the last conversation, the last shard of tasks or the
-# last step of training.
+# last step of training; what does not stop within 40 seconds, such as a validation on a slow machine, is killed.
 #
 #   LIMIT=510                       seconds
 #   PART=15M                        weights go into OUT in parts of this size: cat model.part* > model.safetensors
@@ -20,7 +20,7 @@ status=0
 timeout --signal=INT --kill-after=40 "${LIMIT:-510}" recipes/nano.sh "$WORK" || status=$?
 case $status in
     0) echo "done: the agent is in $WORK/nano" ;;
-    124 | 130) echo "go on with the same command" ;;
+    124 | 130 | 137) echo "go on with the same command" ;;
     *) exit "$status" ;;
 esac
 [ -n "$OUT" ] || exit 0
