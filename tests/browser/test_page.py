@@ -200,10 +200,11 @@ def test_a_recording_has_both_sides(standin_server: Server, open_page, tmp_path:
         sound = np.concatenate([frame.to_ndarray().mean(0) for frame in film.decode(audio=0)]).astype(np.float64)
         rate = film.streams.audio[0].rate
     assert 2.5 < len(sound) / rate < 6.5
-    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
-    hz = np.arange(len(spectrum)) * rate / len(sound)
-    near = spectrum[np.abs(hz - standin.TONE_HZ) < 5].max()
-    assert near > 20 * np.median(spectrum[(hz > 400) & (hz < 1000)])  # the agent's tone
+    piece = rate // 10  # a busy machine leaves gaps, but not in all of them
+    spectrum = np.abs(np.fft.rfft(sound[: len(sound) // piece * piece].reshape(-1, piece) * np.hanning(piece)))
+    hz = np.arange(spectrum.shape[1]) * rate / piece
+    near = spectrum[:, np.abs(hz - standin.TONE_HZ) < 15].max(1)
+    assert (near > 20 * np.median(spectrum[:, (hz > 400) & (hz < 1000)], axis=1)).sum() > 10  # the agent's tone
 
     events = json.loads(files["download-events"].read_text())
     assert {"caption", "stats"} <= {event["type"] for event in events}
