@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TALKER, tiny_weights
+from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_latents
 from typer.testing import CliRunner
 
@@ -342,7 +342,7 @@ def test_other_senses_are_taken_over(seeing: Path, tmp_path: Path) -> None:
     perception = dataclasses.replace(TALKER.perception, seeing="eyes")
     model = Streamer(dataclasses.replace(TALKER, perception=perception))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    adopt(model, tmp_path / "agent")
+    adopt(model, tmp_path / "agent", tiny_text())
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {"hearing.project.weight", "user_audio_in.weight", "video_in.weight"} <= changed
     assert not [name for name in changed if name.startswith(("seeing.", "user_video_in."))]

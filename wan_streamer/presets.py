@@ -25,11 +25,16 @@ def nano() -> StreamerConfig:
 
 
 def nano_ears() -> StreamerConfig:
-    """`nano` with ears that are trained before it, finer eyes and a text memory; no weights of it are embedded."""
+    """`nano` with ears trained before it, finer eyes, more words and a text memory; no weights of it are embedded."""
     perception = PerceptionConfig(
         hearing="ears", video_channels=(48, 96, 192), video_grid=(2, 3), video_ticks=1, video_blocks=2
     )
-    return StreamerConfig(name="nano-ears", perception=perception, cache=CacheConfig(text_units=24, memory_tokens=192))
+    return StreamerConfig(
+        name="nano-ears",
+        perception=perception,
+        text=TextConfig(vocab_size=2048),
+        cache=CacheConfig(text_units=24, memory_tokens=192),
+    )
 
 
 def smol() -> StreamerConfig:

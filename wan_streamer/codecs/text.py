@@ -1,7 +1,9 @@
 """Text <-> tokens of the lanes: a byte-level BPE with three control tokens, and streaming back to text."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,6 +71,37 @@ class TextCodec:
         data |= {"post_processor": None, "padding": None, "truncation": None}
         return cls(Tokenizer.from_str(json.dumps(data)))
 
+    def grow(self, texts: Iterable[str], vocab_size: int) -> "TextCodec":
+        """Learn more tokens behind those there are, by merging what this codec makes of `texts`.
+
+        Every token keeps its number. Up to `vocab_size` of them, fewer where the texts give no more.
+        """
+        data = parse_json(self.tokenizer.to_str())
+        vocab, merges = data["model"]["vocab"], data["model"]["merges"]
+        split = self.tokenizer.pre_tokenizer.pre_tokenize_str  # type: ignore[union-attr]
+        counts = Counter(piece for text in texts for piece, _ in split(text))
+        words = [[token.value for token in self.tokenizer.model.tokenize(piece)] for piece in counts]
+        times, pairs = list(counts.values()), _Pairs()
+        for number, word in enumerate(words):
+            pairs.add(word, number, times[number])
+        while len(vocab) < vocab_size and (best := pairs.commonest()) is not None:
+            merges.append(list(best))
+            vocab["".join(best)] = len(vocab)
+            for number in list(pairs.where[best]):
+                pairs.add(words[number], number, -times[number])
+                words[number] = _merged(words[number], best)
+                pairs.add(words[number], number, times[number])
+        return TextCodec(Tokenizer.from_str(json.dumps(data)))
+
+    def parts(self, first: int) -> list[tuple[int, int]]:
+        """Of every token from number `first` on, the two that it was merged from."""
+        model = parse_json(self.tokenizer.to_str())["model"]
+        halves = {model["vocab"]["".join(pair)]: pair for pair in model["merges"]}
+        return [
+            (model["vocab"][halves[number][0]], model["vocab"][halves[number][1]])
+            for number in range(first, len(model["vocab"]))
+        ]
+
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))
 
@@ -77,6 +110,36 @@ class TextCodec:
 
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode([token for token in tokens if token >= len(CONTROL)])
+
+
+class _Pairs:
+    """How often two tokens stand side by side in words, and in which words."""
+
+    def __init__(self) -> None:
+        self.count: Counter[tuple[str, str]] = Counter()
+        self.where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+
+    def add(self, word: list[str], number: int, times: int) -> None:
+        """Word `number` is there `times` more often (fewer, if negative: then it is gone)."""
+        for pair in pairwise(word):
+            self.count[pair] += times
+            (self.where[pair].add if times > 0 else self.where[pair].discard)(number)
+
+    def commonest(self) -> tuple[str, str] | None:
+        """Of several, the last in the order of the alphabet; None if no pair is there."""
+        pair = max(self.count, key=lambda pair: (self.count[pair], pair), default=None)
+        return pair if pair is not None and self.count[pair] > 0 else None
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """`word` with every such pair made one token, from the left."""
+    made: list[str] = []
+    for token in word:
+        if made and (made[-1], token) == pair:
+            made[-1] += token
+        else:
+            made.append(token)
+    return made
 
 
 class LaneDecoder:

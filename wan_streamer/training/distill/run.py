@@ -60,7 +60,7 @@ def train_distill(
         check_same_kind(start.config, weights.config, start.codec_hash, weights.codec_hash)
         if start.text.tokenizer.to_str() != weights.text.tokenizer.to_str():
             raise ConfigError("expected student and teacher with one tokenizer, got two; begin with a student of it")
-    streamer, text = starting_point(options, lambda _: weights.text)
+    streamer, text = starting_point(options, lambda *_: weights.text)
     _remember(options, {"method": method, **dataclasses.asdict(settings)})
     stage_class, config = METHODS[method]
     stage = stage_class(streamer, text, data, options.apply(config), weights, settings)

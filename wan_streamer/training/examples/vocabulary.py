@@ -1,4 +1,4 @@
-"""The tokenizer of a new model: learned from everything that is said, typed and written in its training data."""
+"""The tokenizer of a model: learned from everything that is said, typed and written in its training data."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,15 +7,23 @@ from wan_streamer.codecs.text import TextCodec
 from wan_streamer.data.encode import read_labels
 from wan_streamer.errors import DataError
 from wan_streamer.folders import expected
+from wan_streamer.training.ears.corpus import load_corpus
 
 MESSAGES = ("typed", "written")  # events whose label is a text
 
 
-def learn_text(stores: Iterable[Path], vocab_size: int) -> TextCodec:
+def learn_text(
+    stores: Iterable[Path], vocab_size: int, corpus: Path | None = None, start: TextCodec | None = None
+) -> TextCodec:
     """A tokenizer of at most `vocab_size` tokens for the encoded conversations and tasks in the folders `stores`.
+
+    corpus  speech to write down, of the same words
+    start   tokenizer of the model that training begins from: it stays, and grows by the tokens that it has too few of
 
     Raises `DataError` if a folder holds none.
     """
+    if start is not None and start.tokenizer.get_vocab_size() >= vocab_size:
+        return start
     texts: list[str] = []
     for store in stores:
         paths = sorted(Path(store).glob("*.safetensors"))
@@ -23,7 +31,9 @@ def learn_text(stores: Iterable[Path], vocab_size: int) -> TextCodec:
             raise DataError(f"{store}: {expected('conversations', Path(store))}")
         for path in paths:
             texts += dict.fromkeys(_texts(read_labels(path)))
-    return TextCodec.train(texts, vocab_size)
+    if corpus is not None:
+        texts += [clip.text for clip in load_corpus(corpus, "train")]
+    return TextCodec.train(texts, vocab_size) if start is None else start.grow(texts, vocab_size)
 
 
 def _texts(labels: dict) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from wan_streamer.codecs.text import TextCodec
 from wan_streamer.config import PerceptionConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.model.layout import UnitLayout, unit_layout
@@ -17,6 +18,8 @@ from wan_streamer.perception.ears import load_ears
 from wan_streamer.perception.video import load_eyes, same_eyes
 from wan_streamer.tensors import load_tensors
 
+WORDS = ("text_in.weight", "text_out.weight")
+"""Parameters with a row for every token."""
 HEARING, SEEING = ("hearing.", "user_audio_in."), ("seeing.", "user_video_in.")
 """Parameters that belong to the way the user is heard and seen."""
 SHARED = ("agent_video", "agent_audio", "user_text", "lane_start", "noisy_video", "noisy_audio")
@@ -24,18 +27,20 @@ SHARED = ("agent_video", "agent_audio", "user_text", "lane_start", "noisy_video"
 
 
 @torch.no_grad()
-def adopt(streamer: Streamer, folder: Path) -> None:
+def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> None:
     """Fill `streamer` with the weights in `folder`; where the two hear or see alike, with its ears or eyes too.
 
-    Raises `CheckpointError` for a checkpoint that differs in more than perception and history.
+    text  its tokenizer, which may have more tokens than that in `folder`
+
+    Raises `CheckpointError` for a checkpoint that differs in more than perception, history and vocabulary.
     """
     config, old = streamer.config, load_config(folder / "config.json")
     tensors = load_tensors(folder / "model.safetensors")
     kept = ("audio_vae", "video_vae", "backbone", "patch")
     sizes = [
-        (c.text.vocab_size, c.text.slots, c.text.tied_head, *(getattr(c, part) for part in kept)) for c in (config, old)
+        (c.text.slots, c.text.tied_head, *(getattr(c, part) for part in kept)) for c in (config, old)
     ]
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] or config.text.vocab_size < old.text.vocab_size:
         raise CheckpointError(
             f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}; another"
             " one cannot be adopted"
@@ -43,7 +48,9 @@ def adopt(streamer: Streamer, folder: Path) -> None:
     known, fresh = streamer.state_dict(), _fresh(config.perception, old.perception)
     for name, value in tensors.items():
         fits = name in known and known[name].shape == value.shape
-        if name == "place":
+        if name in WORDS:
+            _adopt_words(known[name], value.float(), text)
+        elif name == "place":
             _adopt_places(streamer, value.float(), unit_layout(old))
         elif name.startswith(fresh):
             continue
@@ -51,6 +58,14 @@ def adopt(streamer: Streamer, folder: Path) -> None:
             known[name].copy_(value)
         else:
             raise CheckpointError(f"{folder}: {name} does not fit preset {config.name!r}")
+
+
+def _adopt_words(new_VD: torch.Tensor, old_VD: torch.Tensor, text: TextCodec) -> None:
+    """The rows of the tokens that both have; one that was merged from two begins as their mean."""
+    first = len(old_VD)
+    new_VD[:first] = old_VD
+    for number, (left, right) in enumerate(text.parts(first), start=first):
+        new_VD[number] = (new_VD[left] + new_VD[right]) / 2
 
 
 def _fresh(new: PerceptionConfig, old: PerceptionConfig) -> tuple[str, ...]:

@@ -77,10 +77,13 @@ class RunOptions:
         return dataclasses.replace(config, **chosen)
 
 
-def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) -> tuple[Streamer, TextCodec]:
+NewText = Callable[[int, TextCodec | None], TextCodec]
+
+
+def starting_point(options: RunOptions, new_text: NewText) -> tuple[Streamer, TextCodec]:
     """The model and tokenizer that a run begins with; both are noted in the run's folder, for a resume.
 
-    new_text  makes the tokenizer of a new model, given the size of its vocabulary
+    new_text  makes the tokenizer of a new model, given the size of its vocabulary and the tokenizer of `start`
 
     Raises `ConfigError` or `CheckpointError` for an unknown preset or checkpoint, or a resume of nothing.
     """
@@ -92,11 +95,7 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
     if options.resume:
         streamer, text = Streamer(load_config(out / "config.json")), TextCodec.load(out / "tokenizer.json")
     elif options.ears is not None or options.eyes is not None:
-        streamer = _perceiving(options)
-        if options.start is None:
-            text = new_text(streamer.config.text.vocab_size)
-        else:
-            text = TextCodec.load(find_checkpoint(options.start) / "tokenizer.json")
+        streamer, text = _perceiving(options, new_text)
     elif options.start is not None:
         folder = find_checkpoint(options.start)
         streamer, text = Streamer(load_config(folder / "config.json")), TextCodec.load(folder / "tokenizer.json")
@@ -107,7 +106,7 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
         streamer, text = initialise_from(get_preset(options.preset), options.language)
     else:
         config = get_preset(options.preset)
-        streamer, text = Streamer(config), new_text(config.text.vocab_size)
+        streamer, text = Streamer(config), new_text(config.text.vocab_size, None)
     if not options.resume:
         text.save(out / "tokenizer.json")
         write_json(out / "config.json", to_dict(streamer.config))
@@ -116,20 +115,24 @@ def starting_point(options: RunOptions, new_text: Callable[[int], TextCodec]) ->
     return streamer, text
 
 
-def _perceiving(options: RunOptions) -> Streamer:
+def _perceiving(options: RunOptions, new_text: NewText) -> tuple[Streamer, TextCodec]:
     """A model with ears or eyes that were trained before; the rest is that of `start`, or new."""
     config = get_preset(options.preset)
     if options.eyes is not None:
         perception = dataclasses.replace(config.perception, seeing="eyes")
         config = dataclasses.replace(config, perception=perception)
     streamer = Streamer(config)
-    if options.start is not None:
-        adopt(streamer, find_checkpoint(options.start))
+    if options.start is None:
+        text = new_text(config.text.vocab_size, None)
+    else:
+        folder = find_checkpoint(options.start)
+        text = new_text(config.text.vocab_size, TextCodec.load(folder / "tokenizer.json"))
+        adopt(streamer, folder, text)
     if options.ears is not None:
         adopt_ears(streamer, options.ears)
     if options.eyes is not None:
         adopt_eyes(streamer, options.eyes)
-    return streamer
+    return streamer, text
 
 
 def run(stage: StreamerStage, options: RunOptions, world: World) -> dict[str, float]:
