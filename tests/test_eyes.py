@@ -350,8 +350,9 @@ def test_other_senses_are_taken_over(seeing: Path, tmp_path: Path) -> None:
 
 def test_eyes_of_another_shape_are_refused(seeing: Path, tmp_path: Path) -> None:
     save_eyes(VideoPerception(SMALL), tmp_path / "other")
+    latents = make_latents(tmp_path / "latents", units=8)
     with pytest.raises(ConfigError, match="--preset"):
-        train_duplex(tmp_path, RunOptions(tmp_path / "run", "tiny", eyes=tmp_path / "other"), "cpu")
+        train_duplex(latents, RunOptions(tmp_path / "run", "tiny", eyes=tmp_path / "other"), "cpu")
     with pytest.raises(ConfigError, match="seeing"):
         dataclasses.replace(SMALL, seeing="both")
 

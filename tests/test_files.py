@@ -11,10 +11,10 @@ import torch
 import wan_streamer
 from wan_streamer.data.encode import read_labels
 from wan_streamer.data.shards import write_samples
-from wan_streamer.errors import DataError, OutputError, TrainingError
+from wan_streamer.errors import CheckpointError, DataError, OutputError, TrainingError
 from wan_streamer.files import parse_json, replacing, write_bytes, write_json
 from wan_streamer.perception.ears import Ears, EarsConfig, save_ears
-from wan_streamer.tensors import save_atomically
+from wan_streamer.tensors import load_tensors, packed, save_atomically
 from wan_streamer.training.distill.run import SETTINGS, _remember
 from wan_streamer.training.loop.state import INDEX, load_state
 from wan_streamer.training.stages.run import RunOptions
@@ -51,6 +51,29 @@ def test_the_mode_is_the_usual_one(tmp_path: Path) -> None:
             os.umask(before)
         for name in ("a.safetensors", "b"):
             assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
+
+
+def test_matrices_in_8_bits_come_back_close(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors = {"w": torch.randn(5, 3, 7) * torch.logspace(-4, 3, 5)[:, None, None], "b": torch.randn(9)}
+    tensors |= {"zero": torch.zeros(2, 3), "count": torch.arange(6).view(2, 3)}
+    path = tmp_path / "a.safetensors"
+    save_atomically(packed(tensors), path)
+    back = load_tensors(path)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in ("b", "zero", "count"))
+    largest = tensors["w"].abs().amax((1, 2), keepdim=True)
+    assert ((back["w"] - tensors["w"]).abs() <= largest / 253).all()
+    save_atomically(packed(back), path)
+    assert all(torch.allclose(value, back[name], rtol=1e-6, atol=0) for name, value in load_tensors(path).items())
+
+
+def test_a_scale_without_its_matrix_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    for tensors in ({"w|scale": torch.ones(2)}, {"w": torch.zeros(2, 3), "w|scale": torch.ones(3)}):
+        save_atomically(tensors, path)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_tensors(path)
 
 
 def test_two_processes_do_not_write_to_one_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,13 @@
-"""Tensors on disk: safetensors only, written atomically, read without unpickling."""
+"""Tensors on disk: safetensors only, written atomically, read without unpickling.
+
+A matrix may be kept in 8 bits (`packed`): integers under its name, and the scale of every row under `NAME|scale`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -11,6 +15,8 @@ from torch import distributed as dist
 
 from wan_streamer.errors import CheckpointError
 from wan_streamer.files import replacing
+
+SCALE = "|scale"
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -25,10 +31,38 @@ def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, 
         raise CheckpointError(f"{path}: cannot be written ({error}); the file before is kept; free space") from error
 
 
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices (also of more dimensions) in 8 bits: half the size of bfloat16. `load_tensors` gives float32 back.
+
+    The error of a number is at most 1/254 of the largest of its row.
+    """
+    small: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if value.ndim < 2 or not value.is_floating_point():
+            small[name] = value
+            continue
+        rows = value.float().flatten(1)
+        scale_N = (rows.abs().amax(1) / 127).clamp(min=1e-12)
+        small[name] = (rows / scale_N[:, None]).round().to(torch.int8).view(value.shape)
+        small[name + SCALE] = scale_N
+    return small
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    whole = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
+    for name in tensors.keys() - whole.keys():
+        name = name.removesuffix(SCALE)
+        scale_N = tensors[name + SCALE]
+        whole[name] = whole[name].float() * scale_N.view(-1, *[1] * (whole[name].ndim - 1))
+    return whole
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file. Raises `CheckpointError` if it is missing or damaged."""
     try:
-        return load_file(path)
+        return _unpacked(load_file(path))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged (a scale that fits no matrix: {error}); fetch it again") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not found; expected a checkpoint's weights") from error
     except (SafetensorError, OSError) as error:

@@ -21,7 +21,7 @@ from wan_streamer.errors import CheckpointError
 from wan_streamer.files import write_json
 from wan_streamer.folders import KINDS, expected
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.tensors import is_main_process, load_module, save_atomically, whole
+from wan_streamer.tensors import is_main_process, load_module, packed, save_atomically, whole
 
 EMBEDDED = Path(__file__).parent.parent / "checkpoints"
 CODEC_KEY = "codecs"  # in model.safetensors: which codecs the model was trained on
@@ -108,8 +108,10 @@ def check_codecs(folder: Path, audio_vae: AudioVAE, video_vae: VideoVAE) -> None
         raise CheckpointError(f"{folder}: the model was trained on codecs {trained_on}, but those here are {present}")
 
 
-def save_weights(weights: Weights, folder: Path) -> None:
+def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:
     """Write a checkpoint folder, weights as bfloat16 (statistics too: they are part of the codecs' hash).
+
+    small  the model's matrices in 8 bits
 
     Where many processes hold parts of the weights, all of them call it and the first one writes.
     """
@@ -124,6 +126,7 @@ def save_weights(weights: Weights, folder: Path) -> None:
     for name, (module, metadata) in parts.items():
         tensors = {key: whole(value.detach()).cpu().bfloat16() for key, value in module.state_dict().items()}
         if is_main_process():
+            tensors = packed(tensors) if small and name == "model" else tensors
             save_atomically(tensors, folder / f"{name}.safetensors", metadata)
     if not is_main_process():
         return

@@ -37,13 +37,11 @@ def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> None:
     config, old = streamer.config, load_config(folder / "config.json")
     tensors = load_tensors(folder / "model.safetensors")
     kept = ("audio_vae", "video_vae", "backbone", "patch")
-    sizes = [
-        (c.text.slots, c.text.tied_head, *(getattr(c, part) for part in kept)) for c in (config, old)
-    ]
+    sizes = [(c.text.slots, c.text.tied_head, *(getattr(c, part) for part in kept)) for c in (config, old)]
     if sizes[0] != sizes[1] or config.text.vocab_size < old.text.vocab_size:
         raise CheckpointError(
-            f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}; another"
-            " one cannot be adopted"
+            f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}, and of no"
+            " larger vocabulary; another one cannot be adopted"
         )
     known, fresh = streamer.state_dict(), _fresh(config.perception, old.perception)
     for name, value in tensors.items():
