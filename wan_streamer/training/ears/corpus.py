@@ -3,15 +3,18 @@
 `Clip`          one utterance: where its samples are, who says it, what is said
 `CorpusWriter`  appends utterances; a stopped writer goes on where it was
 `load_corpus`   the utterances of every source of a folder, of one split
+`pieces`        a long utterance as several
 
 `NAME.pcm` holds int16 samples at 24 kHz without a header, `NAME.jsonl` one line per utterance. A line is written after
 its samples, so a reader never sees half an utterance, and training may read while a writer still adds.
 """
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,16 +97,17 @@ def load_corpus(
 ) -> list[Clip]:
     """Utterances of `split`, sources in the order of their names (or as given). Raises `DataError` if there are none.
 
-    heard  where nobody wrote down what is said, take what the teacher heard (`NAME.heard.json`)
+    heard  where nobody wrote down what is said, or when, take what the teacher heard (`NAME.heard.json`)
     """
     folder = Path(folder)
     names = sorted(path.stem for path in folder.glob("*.jsonl")) if sources is None else list(sources)
     clips = []
     for name in names:
-        texts = _heard(folder, name) if heard else {}
+        known = _heard(folder, name) if heard else {}
         for clip in read_index(folder / f"{name}.jsonl"):
             if clip.split == split:
-                clips.append(replace(clip, text=clip.text or texts.get(str(clip.start), "")))
+                words = clip.words or known.get(str(clip.start), ())
+                clips.append(replace(clip, text=clip.text or _text(words), words=words))
     if not clips:
         raise DataError(f"{folder}: expected utterances of split {split!r}, found none; {KINDS['corpus'].made}")
     return clips
@@ -121,18 +125,50 @@ def read_clip(folder: str | Path, clip: Clip) -> np.ndarray:
     return pcm.astype(np.float32) / SCALE
 
 
-def save_heard(folder: str | Path, source: str, texts: dict[str, str]) -> None:
-    """What the teacher heard in utterances without text, by their first sample."""
-    path = Path(folder) / f"{source}.heard.json"
-    write_json(path, texts, indent=0)
+def pieces(clip: Clip, samples: int) -> list[Clip]:
+    """`clip` cut between words into pieces of at most `samples`; none of it if it is longer and has no words.
+
+    A piece is cut in the middle of the widest gap that its second half has. A word that is longer is left out.
+    """
+    if clip.samples <= samples:
+        return [clip]
+    cuts = [0, *(round((a + b) / 2 * SAMPLE_RATE) for (_, _, a), (_, b, _) in pairwise(clip.words)), clip.samples]
+    gaps = [0.0, *(b - a for (_, _, a), (_, b, _) in pairwise(clip.words)), math.inf]
+    made, first = [], 0
+    while first < len(clip.words):
+        reach = [i for i in range(first + 1, len(cuts)) if cuts[i] - cuts[first] <= samples]
+        if not reach:
+            first += 1
+            continue
+        late = [i for i in reach if 2 * (cuts[i] - cuts[first]) >= min(samples, cuts[reach[-1]] - cuts[first])]
+        end = max(late, key=lambda i: gaps[i])
+        made.append(_piece(clip, cuts[first], cuts[end], clip.words[first:end]))
+        first = end
+    return made
 
 
-def _heard(folder: Path, source: str) -> dict[str, str]:
+def _piece(clip: Clip, start: int, end: int, words: Words) -> Clip:
+    begin_s, end_s = start / SAMPLE_RATE, end / SAMPLE_RATE
+    moved = tuple((word, max(a, begin_s) - begin_s, min(b, end_s) - begin_s) for word, a, b in words)
+    return replace(clip, start=clip.start + start, samples=end - start, text=_text(words), words=moved, slots="")
+
+
+def _text(words: Words) -> str:
+    return " ".join(word for word, _, _ in words)
+
+
+def save_heard(folder: str | Path, source: str, words: Mapping[str, Words]) -> None:
+    """What the teacher heard and when, in utterances of which that is not known, by their first sample."""
+    write_json(Path(folder) / f"{source}.heard.json", words, indent=0)
+
+
+def _heard(folder: Path, source: str) -> dict[str, Words]:
     path = folder / f"{source}.heard.json"
     try:
-        return parse_json(path.read_bytes()) if path.exists() else {}
-    except ValueError as error:
-        raise DataError(f"{path}: expected what was heard as JSON ({error}); remove it") from error
+        known = parse_json(path.read_bytes()) if path.exists() else {}
+        return {start: tuple((str(word), float(a), float(b)) for word, a, b in words) for start, words in known.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected the words heard and their times as JSON ({error}); remove it") from error
 
 
 def read_index(path: Path) -> list[Clip]:

@@ -20,7 +20,7 @@ import numpy as np
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.simulation.sound.microphone import background, capture, speech_rms
 from wan_streamer.simulation.sound.noises import fast_size
-from wan_streamer.training.ears.corpus import Clip, Words, load_corpus, read_clip
+from wan_streamer.training.ears.corpus import Clip, Words, load_corpus, pieces, read_clip
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S
 
 SHARES = MappingProxyType(
@@ -104,7 +104,8 @@ class StreamMaker:
         config = self.config
         longest = (config.units - 1) * SAMPLES_PER_UNIT * math.exp(-config.speed) - SAMPLES_PER_UNIT
         known = load_corpus(self.folder, self.split, heard=True)
-        clips = [c for c in known if c.samples <= longest and c.text and (c.words or not self.config.timed)]
+        whole = (c for c in known if c.text and (c.words or not self.config.timed))
+        clips = [piece for c in whole for piece in pieces(c, int(longest))]
         if not clips:
             raise DataError(f"{self.folder}: expected clips with a text that fit {config.units} units, found none")
         self.clips = sorted(clips, key=lambda clip: clip.samples)

@@ -1,6 +1,6 @@
 """Readers of the ears' features: Moonshine's decoder, frozen. It makes the losses on text and the scores.
 
-`Reader`       cross-entropy of texts, and greedy transcripts
+`Reader`       cross-entropy of texts, greedy transcripts, and where in the sound it looks
 `padded_texts` texts as one tensor
 `load_reader`  with the original weights
 """
@@ -121,6 +121,21 @@ class Reader(nn.Module):
                 else:
                     texts[row].append(token)
         return texts
+
+    @torch.no_grad()
+    def attention(self, features_TD: Tensor, tokens: list[int]) -> Tensor:
+        """Where in the sound it looks for each of N tokens: [N, T], a mean over all layers and heads."""
+        sound, mask_B11T = self._sound(features_TD[None], torch.tensor([len(features_TD)]))
+        others, queries = [cast(ReaderLayer, layer).other for layer in self.layers], []
+        hooks = [o.query.register_forward_hook(lambda _, __, made: queries.append(made)) for o in others]
+        self._read(torch.tensor([[BEGIN, *tokens[:-1]]]), sound, mask_B11T, None)
+        for hook in hooks:
+            hook.remove()
+        shares = [
+            torch.softmax(other.split(query_BND) @ k.transpose(2, 3) / other.head**0.5, dim=-1)[0].mean(0)
+            for other, query_BND, (k, _) in zip(others, queries, sound, strict=True)
+        ]
+        return torch.stack(shares).mean(0)
 
 
 def padded_texts(texts: list[list[int]]) -> Tensor:

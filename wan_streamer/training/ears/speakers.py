@@ -145,7 +145,7 @@ def make_plan(
 def _make_part(out_dir: Path, plan: Sequence[Part], folders: Folders, number: int) -> tuple[int, float]:
     part = plan[number]
     minutes = make_corpus(out_dir, part.source, folders, part.minutes, part.name, part.split)
-    if part.source in ("orders", "extra"):
+    if part.source in ("orders", "extra", "reader"):
         transcribe_corpus(out_dir, part.name)
     return number, minutes
 
