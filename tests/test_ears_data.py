@@ -1,15 +1,28 @@
 """What ears are trained on: the corpus, its texts, and the streams made from it."""
 
+import dataclasses
 import gzip
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_ears import small_corpus, tone
 
 from wan_streamer.data.cluster import Engine
 from wan_streamer.errors import ConfigError, DataError, ShapeError
-from wan_streamer.training.ears.corpus import CorpusWriter, load_corpus, read_clip, read_index, save_heard
+from wan_streamer.training.ears.corpus import (
+    Clip,
+    CorpusWriter,
+    load_corpus,
+    pieces,
+    read_clip,
+    read_index,
+    save_heard,
+)
 from wan_streamer.training.ears.data import StreamConfig, StreamMaker, stretch
+from wan_streamer.training.ears.heard import align
 from wan_streamer.training.ears.speakers import (
     SOURCES,
     Folders,
@@ -39,8 +52,83 @@ def test_a_corpus_gives_back_what_was_put_in(tmp_path):
     np.testing.assert_allclose(read_clip(tmp_path, first), audio_T, atol=2e-5)
     np.testing.assert_allclose(read_clip(tmp_path, second), -audio_T, atol=2e-5)
     assert (second.voice, second.text, second.slots) == ("w", "", "two")
-    save_heard(tmp_path, "a", {str(second.start): "heard"})
-    assert [clip.text for clip in load_corpus(tmp_path, "train", heard=True)] == ["one two", "heard"]
+    known = {str(first.start): (("one", 0.0, 0.1), ("two", 0.1, 0.2)), str(second.start): (("heard", 0.05, 0.2),)}
+    save_heard(tmp_path, "a", known)
+    both = load_corpus(tmp_path, "train", heard=True)
+    assert [clip.text for clip in both] == ["one two", "heard"]
+    assert [clip.words for clip in both] == list(known.values())
+    (tmp_path / "a.heard.json").write_text('{"0": "words without times"}')
+    with pytest.raises(DataError, match="words heard"):
+        load_corpus(tmp_path, "train", heard=True)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.6), st.floats(0.02, 1.2)), min_size=1, max_size=12), st.floats(0.5, 4))
+def test_pieces_hold_whole_words_in_their_places(spans, longest_s):
+    words, at = [], 0.0
+    for number, (gap, length) in enumerate(spans):
+        words.append((f"w{number}", at + gap, at + gap + length))
+        at += gap + length
+    clip = Clip("a", 777, round((at + 0.3) * SAMPLE_RATE), "v", "said", "train", words=tuple(words))
+    longest = round(longest_s * SAMPLE_RATE)
+    made = pieces(clip, longest)
+    if clip.samples <= longest:
+        assert made == [clip]
+        return
+    end, found = clip.start, []
+    for piece in made:
+        assert end <= piece.start
+        assert 0 < piece.samples <= longest
+        end = piece.start + piece.samples
+        assert end <= clip.start + clip.samples
+        assert piece.text == " ".join(word for word, _, _ in piece.words)
+        for word, a, b in piece.words:
+            late = (piece.start - clip.start) / SAMPLE_RATE
+            found.append((word, pytest.approx(a + late, abs=1e-4), pytest.approx(b + late, abs=1e-4)))
+    assert [word for word in words if word in found] == [word for word in words if word[0] in {w for w, _, _ in found}]
+    fits = [word for word, (gap, length) in zip(words, spans, strict=True) if gap + length + 0.61 < longest_s]
+    assert {word for word, _, _ in fits} <= {word for word, _, _ in found}
+
+
+def test_a_long_recording_is_cut_where_it_pauses():
+    words = (("a", 0.0, 1.0), ("b", 1.0, 2.0), ("c", 2.4, 3.0), ("d", 3.0, 4.0), ("e", 4.0, 5.0))
+    clip = Clip("a", 0, 5 * SAMPLE_RATE, "v", "a b c d e", "train", words=words)
+    assert [piece.text for piece in pieces(clip, 3 * SAMPLE_RATE)] == ["a b", "c d e"]
+    assert pieces(dataclasses.replace(clip, words=()), 3 * SAMPLE_RATE) == []
+
+
+class LooksAt:
+    """A reader that knows where in 20 frames it has to look."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def attention(self, features_TD, tokens):
+        seen_NT = torch.full((len(tokens), len(features_TD)), 0.01)
+        for row, (first, last) in zip(seen_NT, self.where, strict=True):
+            row[first:last] = 1.0
+        return seen_NT
+
+
+class Letters:
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+
+def test_words_are_where_the_reader_looks_without_the_silence():
+    """Four units are 28 frames; silence in front and in the middle."""
+    audio_T = torch.ones(4 * SAMPLES_PER_UNIT)
+    frame = SAMPLES_PER_UNIT / 7
+    for first, last in ((0, 5), (15, 19)):
+        audio_T[round(first * frame) : round(last * frame)] = 0
+    reader = LooksAt([(4, 8), (8, 15), (15, 22), (22, 28)])
+    words = align(reader, Letters(), torch.zeros(28, 1), "ab cd", audio_T)
+    frames = [(word, round(a * 7 / 0.16), round(b * 7 / 0.16)) for word, a, b in words]
+    assert frames == [("ab", 5, 15), ("cd", 19, 28)]
+    assert align(reader, Letters(), torch.zeros(28, 1), " ", audio_T) == ()
+
+
+def test_more_tokens_than_frames_are_no_error():
+    assert len(align(LooksAt([(0, 7)] * 9), Letters(), torch.zeros(7, 1), "abcdefghi", torch.ones(3840))) <= 1
 
 
 def test_a_stopped_writer_goes_on_after_the_last_whole_utterance(tmp_path):

@@ -84,7 +84,7 @@ class ModelRun(Schedule, Start):
     ] = None
     heard: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Speech to write down, the corpus of [b]train ears[/b]: 3 steps in 10."),
+        typer.Option(metavar="DIR", help="Speech to write down, the corpus of [b]train ears[/b]: half of the steps."),
     ] = None
 
 

@@ -22,7 +22,7 @@ TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and 
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth goes on from the model's mistakes
-HEARD_STEPS = (1, 3, 5, 7, 9)  # of ten, made of speech to write down, if there is any
+HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
 VALIDATION = (8, 4)  # batches and rows of each
 
 
