@@ -130,11 +130,7 @@ fi
 
 # ---- package and measure
 
-package() {
-    mkdir -p "$WORK/nano"
-    cp "$AGENT"/{config.json,tokenizer.json,model.safetensors,audio_vae.safetensors,video_vae.safetensors} "$WORK/nano/"
-}
-step package package
+step package python scripts/pack_agent.py "$AGENT" "$WORK/nano"
 # shellcheck disable=SC2086
 step eval wan-streamer eval --checkpoint "$WORK/nano" --json "$WORK/eval.json" --html "$WORK/eval.html" ${EVAL_FLAGS-}
 echo "the agent is in $WORK/nano, its evaluation in $WORK/eval.html; try: wan-streamer serve --checkpoint $WORK/nano"
