@@ -128,7 +128,8 @@ def test_words_are_where_the_reader_looks_without_the_silence():
 
 
 def test_more_tokens_than_frames_are_no_error():
-    assert len(align(LooksAt([(0, 7)] * 9), Letters(), torch.zeros(7, 1), "abcdefghi", torch.ones(3840))) <= 1
+    words = align(LooksAt([(0, 7)] * 9), Letters(), torch.zeros(7, 1), "abcdefghi", torch.ones(3840))
+    assert [word for word, _, _ in words] == ["abcdefghi"]
 
 
 def test_a_stopped_writer_goes_on_after_the_last_whole_utterance(tmp_path):

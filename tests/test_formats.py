@@ -111,7 +111,10 @@ def test_a_slow_machine_draws_with_the_light_decoder(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv(module.ENVIRONMENT, raising=False)
     assert 0 < module._decoding_ms(tiny_weights().config.video_vae, "float32") < 10_000
     for ms, weights, expected in (
-        (200.0, with_light_decoder(), "light"), (20.0, with_light_decoder(), "full"), (200.0, tiny_weights(), "full")
+        (200.0, with_light_decoder(), "light"),
+        (60.0, with_light_decoder(), "light"),
+        (50.0, with_light_decoder(), "full"),
+        (200.0, tiny_weights(), "full"),
     ):  # fmt: skip
         monkeypatch.setattr(module, "_decoding_ms", lambda *_, ms=ms: ms)
         assert choose_formats(weights, CPU).decoder == expected

@@ -1,6 +1,8 @@
 """Tokenizers that grow, and models that begin with more words than the one they come from."""
 
 import dataclasses
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.vocabulary import learn_text
 from wan_streamer.training.stages.adopt import adopt
 
+SCRIPT = Path(__file__).parent.parent / "scripts" / "pack_agent.py"
 SAID = ["banana bread and bandanas", "a banana, a bandana", "bananas are bread"] * 3
 OLD = tiny_text()
 GROWN = OLD.grow(SAID, OLD.tokenizer.get_vocab_size() + 16)
@@ -66,6 +69,24 @@ def test_a_model_with_more_words_begins_with_those_it_comes_from(small: bool, tm
         assert GROWN.decode([left]) + GROWN.decode([right]) == GROWN.decode([number])
         seen.add(number)
     assert seen == set(range(first, size))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_packed_agent_is_the_same_agent(part: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, or only what was learned, which a model begins from and has its own ears and eyes beside."""
+    save_weights(tiny_weights(), tmp_path / "run")
+    options = ["--without-senses"] if part else []
+    monkeypatch.setattr(sys, "argv", ["pack_agent.py", str(tmp_path / "run"), str(tmp_path / "out"), *options])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    kept, model = load_weights(tmp_path / "run").streamer.state_dict(), Streamer(TALKER)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if part:
+        adopt(model, tmp_path / "out", OLD)
+    else:
+        model = load_weights(tmp_path / "out").streamer
+    for name, value in model.state_dict().items():
+        expected = before[name] if part and name.startswith(("hearing.", "seeing.")) else kept[name]
+        torch.testing.assert_close(value, expected, rtol=0.01, atol=float(expected.abs().max()) / 200)
 
 
 def test_fewer_words_are_refused(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def align(reader: Reader, tokenizer: Tokenizer, features_TD: Tensor, text: str, 
     """When the words of `text` are said: (word, start, end) in seconds. `audio_T` is what the features were made of.
 
     Attention to the sound, averaged over all layers and heads, is followed along the monotonic path that sees most of
-    it; silence at the ends of a word's part of the path is left out (figures: docs/hearing.md).
+    it; silence at the ends of a word's part of the path is left out (figures: docs/decisions.md, 65).
     """
     words = text.split()
     tokens = [tokenizer.encode(word) for word in words]

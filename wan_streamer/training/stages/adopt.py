@@ -49,7 +49,7 @@ def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> None:
         if name in WORDS:
             _adopt_words(known[name], value.float(), text)
         elif name == "place":
-            _adopt_places(streamer, value.float(), unit_layout(old))
+            _adopt_places(streamer, value.float(), unit_layout(old), fresh)
         elif name.startswith(fresh):
             continue
         elif fits:
@@ -74,9 +74,10 @@ def _fresh(new: PerceptionConfig, old: PerceptionConfig) -> tuple[str, ...]:
     return (() if hears else HEARING) + (() if sees else SEEING)
 
 
-def _adopt_places(streamer: Streamer, place_ND: torch.Tensor, old: UnitLayout) -> None:
+def _adopt_places(streamer: Streamer, place_ND: torch.Tensor, old: UnitLayout, fresh: tuple[str, ...]) -> None:
     new = streamer.layout
-    parts = [(getattr(new, part), getattr(old, part)) for part in SHARED]
+    alike = [part for part, names in (("user_audio", HEARING), ("user_video", SEEING)) if names[0] not in fresh]
+    parts = [(getattr(new, part), getattr(old, part)) for part in (*SHARED, *alike)]
     parts += zip(new.slots, old.slots, strict=True)
     for mine, theirs in parts:
         streamer.place[mine] = place_ND[theirs]
