@@ -1,8 +1,11 @@
 """Timed words become lane tokens: examples worked out by hand. One letter is one token; a unit is 160 ms, 2 slots."""
 
+import dataclasses
+
 import numpy as np
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
+from wan_streamer.config import TextConfig
 from wan_streamer.data.lanes import conversation_lanes, fill_lane
 
 HI_JOE = [{"text": "hi", "start": 0.50, "end": 0.60}, {"text": "Joe", "start": 0.70, "end": 0.95}]
@@ -79,18 +82,24 @@ LABELS = {
         {"type": "speech", "side": "agent", "start": 1.12, "end": 1.30},
     ],
 }
+TEXT = TextConfig(lead_units=2)
 
 
 def test_conversation() -> None:
-    text, lanes = conversation_lanes(LABELS, 2, 2, Letters())
+    text, lanes = conversation_lanes(LABELS, TEXT, Letters())
     assert show(text) == " ".join([".."] * 10)
     assert show(lanes[..., 0]) == ".. .. .. .. .. yo -- -- |. .."
     assert show(lanes[..., 1]) == ".. .. .. .. hi -- _J oe |. .."
 
 
+def test_words_are_written_down_later_where_the_model_listens_longer() -> None:
+    _, lanes = conversation_lanes(LABELS, dataclasses.replace(TEXT, heard_units=2), Letters())
+    assert show(lanes[..., 1]) == ".. .. .. .. .. hi -- _J oe |."
+
+
 def test_typed_conversation() -> None:
     """What would be heard is typed instead: nothing is transcribed and the gaps between words are empty."""
-    text, lanes = conversation_lanes(LABELS, 2, 2, Letters(), typed=True)
+    text, lanes = conversation_lanes(LABELS, TEXT, Letters(), typed=True)
     assert show(text) == ".. .. .. .. hi .. _J oe |. .."
     assert show(lanes[..., 0]) == ".. .. .. .. .. yo -- -- |. .."
     assert show(lanes[..., 1]) == " ".join([".."] * 10)

@@ -234,15 +234,18 @@ class BackboneConfig(Ranged):
 
 @dataclass(frozen=True)
 class TextConfig(Ranged):
-    """Text lanes. Each lane has `slots` tokens in a unit; `lead_units` is how far text runs ahead of its sound.
+    """Text lanes. Each lane has `slots` tokens in a unit.
 
-    The vocabulary includes the control tokens (`codecs/text.py`).
+    vocab_size   includes the control tokens (`codecs/text.py`)
+    lead_units   how far the agent's words run ahead of their sound
+    heard_units  how long after its end a user's word is written down: more are heard rightly, and later
     """
 
     place = "text"
     vocab_size: int = between(1024, 4, 4_194_304)
     slots: int = between(2, 1, 64)
     lead_units: int = between(1, 0, 1000)
+    heard_units: int = between(1, 0, 1000)
     temperature: float = between(0.0, 0, 100)  # of sampling; 0 takes the likeliest token
     start_bias: float = between(0.0, -1000, 1000)  # on the logits of a silent agent's words: above 0 speaks up sooner
     tied_head: bool = True  # logits come from the embedding; otherwise from a matrix of their own

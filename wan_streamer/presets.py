@@ -32,7 +32,7 @@ def nano_ears() -> StreamerConfig:
     return StreamerConfig(
         name="nano-ears",
         perception=perception,
-        text=TextConfig(vocab_size=2048),
+        text=TextConfig(vocab_size=2048, heard_units=2),
         cache=CacheConfig(text_units=24, memory_tokens=192),
     )
 

@@ -1,7 +1,8 @@
 """Timed words -> the tokens of a text lane, unit by unit.
 
-Response lane: a word's tokens stand `lead` units before its sound, so that text leads speech. Transcript lane: after
-the word has been heard. Between the words of an utterance the slots hold HOLD, at its end END, elsewhere SILENCE.
+Response lane: a word's tokens stand `lead_units` before its sound, so that text leads speech. Transcript lane:
+`heard_units` after the word's end. Between the words of an utterance the slots hold HOLD, at its end END, elsewhere
+SILENCE.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
+from wan_streamer.config import TextConfig
 from wan_streamer.units import UNIT_S
 
 HEARD = ("speech", "backchannel", "written")  # events whose words belong to a lane
-HEARD_AFTER = 1  # units between the end of a user's word and its transcript
 
 
 def fill_lane(
@@ -48,19 +49,19 @@ def fill_lane(
 
 
 def conversation_lanes(
-    labels: dict, slots: int, lead: int, codec: TextCodec, typed: bool = False
+    labels: dict, config: TextConfig, codec: TextCodec, typed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """(user text [units, slots], lanes [units, slots, 2] of response and transcript) of a labelled conversation.
 
     User text is what the user typed (events of type "typed"). With `typed`, the user's spoken words arrive as text
     too, while they would be spoken, and nothing is heard. Side talk is not written down.
     """
-    units, words = labels["units"], labels["words"]
+    units, slots, words = labels["units"], config.slots, labels["words"]
     speech = {
         side: [e for e in labels["events"] if e["type"] in HEARD and e["side"] == side] for side in ("user", "agent")
     }
-    response = fill_lane(words["agent"], speech["agent"], units, slots, codec, -lead, "start")
-    heard = fill_lane(words["user"], speech["user"], units, slots, codec, HEARD_AFTER, "end")
+    response = fill_lane(words["agent"], speech["agent"], units, slots, codec, -config.lead_units, "start")
+    heard = fill_lane(words["user"], speech["user"], units, slots, codec, config.heard_units, "end")
     messages = [e for e in labels["events"] if e["type"] == "typed"]
     letters = [{"text": e["label"], "start": e["start"], "end": e["end"]} for e in messages]
     user = fill_lane(letters, messages, units, slots, codec, 0, "start")

@@ -189,8 +189,8 @@ class ClipReader:
         return vae.latent_channels, vae.latent_height, vae.latent_width
 
     def _read_lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray]:
-        text, labels = self.config.text, self.store.labels[number]
-        user_text, lanes = conversation_lanes(labels, text.slots, text.lead_units, self.text, typed)
+        labels = self.store.labels[number]
+        user_text, lanes = conversation_lanes(labels, self.config.text, self.text, typed)
         idle = [lane for lane, name in enumerate(LANES) if name not in labels.get("targets", LANES)]
         lanes[..., idle] = SILENCE  # what the model is not to write, it must not read either
         return user_text, lanes

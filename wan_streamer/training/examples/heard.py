@@ -42,9 +42,7 @@ class HeardClips:
             for one in stream.placed
         ]
         labels = {"units": self.lead + K, "words": {"user": words, "agent": []}, "events": events}
-        typed, lanes = map(
-            torch.from_numpy, conversation_lanes(labels, config.text.slots, config.text.lead_units, self.text)
-        )
+        typed, lanes = map(torch.from_numpy, conversation_lanes(labels, config.text, self.text))
         said = torch.cat([lanes, typed[..., None]], dim=2)[: self.lead]
         size = (config.perception.video_height, config.perception.video_width, 3)
         off = torch.zeros(1, K, dtype=torch.bool)
