@@ -99,7 +99,7 @@ def test_the_stand_in_is_seen_and_heard_exactly(standin_server: Server, open_pag
     ticks = np.diff([f["rtp"] for f in frames]) / 3600
     expected = (ticks * standin.SPEED / standin.WIDTH) % travel
     error = np.abs((steps - expected + travel / 2) % travel - travel / 2)
-    # 2 pixels. Where a unit comes late, its first frame is seen twice and the next one step wide: a busy machine's matter.
+    # 2 pixels. Where a unit comes late, as on a busy machine, a frame is seen twice and the next step is twice as wide.
     assert np.mean(error < 0.006) > 0.75
 
     captions = page.get_by_test_id("captions")
