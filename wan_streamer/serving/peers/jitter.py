@@ -202,8 +202,7 @@ def starts_h264_key_frame(packet: RtpPacket) -> bool:
 KEY_FRAMES = {"VP8": starts_vp8_key_frame, "H264": starts_h264_key_frame}  # all that aiortc decodes
 
 
-def private(owner: Any, name: str) -> Any:
-    """What aiortc keeps to itself. Raises `ServingError` if this version does not have it."""
+def _private(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError as error:
@@ -212,10 +211,10 @@ def private(owner: Any, name: str) -> Any:
 
 def use_low_latency(receiver: RTCRtpReceiver) -> None:
     """Replace the receiver's jitter buffer. Call after the offer was applied and before media arrives."""
-    codecs = private(receiver, "_RTCRtpReceiver__codecs")
-    decoder_queue = private(receiver, "_RTCRtpReceiver__decoder_queue")
-    mapper = private(receiver, "_RTCRtpReceiver__timestamp_mapper")
-    private(receiver, "_RTCRtpReceiver__jitter_buffer")
+    codecs = _private(receiver, "_RTCRtpReceiver__codecs")
+    decoder_queue = _private(receiver, "_RTCRtpReceiver__decoder_queue")
+    mapper = _private(receiver, "_RTCRtpReceiver__timestamp_mapper")
+    _private(receiver, "_RTCRtpReceiver__jitter_buffer")
 
     def emit(packet: RtpPacket, frame: JitterFrame) -> None:
         frame.timestamp = mapper.map(frame.timestamp)
@@ -225,7 +224,7 @@ def use_low_latency(receiver: RTCRtpReceiver) -> None:
         codec = codecs.get(packet.payload_type)
         return codec is not None and codec.name in KEY_FRAMES and KEY_FRAMES[codec.name](packet)
 
-    video = private(receiver, "_RTCRtpReceiver__kind") == "video"
+    video = _private(receiver, "_RTCRtpReceiver__kind") == "video"
     receiver._RTCRtpReceiver__jitter_buffer = VideoJitterBuffer(emit, is_key) if video else AudioJitterBuffer(emit)  # type: ignore[attr-defined]
 
 
@@ -257,5 +256,5 @@ def accept_playout_delay() -> None:
 
 def use_playout_delay(sender: RTCRtpSender, delay_ms: int) -> None:
     """Stamp the sender's packets with minimum = maximum = delay_ms. Call before the answer is applied."""
-    private(sender, "_RTCRtpSender__rtp_header_extensions_map")
+    _private(sender, "_RTCRtpSender__rtp_header_extensions_map")
     sender._RTCRtpSender__rtp_header_extensions_map = _PlayoutDelayMap(delay_ms)  # type: ignore[attr-defined]

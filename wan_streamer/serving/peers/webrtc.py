@@ -32,7 +32,6 @@ from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.peers import jitter
 from wan_streamer.serving.peers.base import EVENTS_KEPT, Peer
 from wan_streamer.serving.peers.offers import check_bundle, check_offer, guard_channels
-from wan_streamer.serving.peers.repeats import send_twice
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
 from wan_streamer.serving.watch.metrics import Metrics
@@ -93,10 +92,8 @@ class WebRtcPeer(Peer):
             for transceiver in transceivers:
                 if self._config.own_jitter_buffers:
                     jitter.use_low_latency(transceiver.receiver)
-                if transceiver.kind == "video":
-                    send_twice(transceiver.sender)
-                    if self._config.video_playout_ms is not None:
-                        jitter.use_playout_delay(transceiver.sender, self._config.video_playout_ms)
+                if transceiver.kind == "video" and self._config.video_playout_ms is not None:
+                    jitter.use_playout_delay(transceiver.sender, self._config.video_playout_ms)
             self._attach(self.call.playout.audio)
             self._attach(self.call.playout.video)
             await self._pc.setLocalDescription(await self._pc.createAnswer())
