@@ -14,13 +14,14 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.stages.objective import (
+    audio_error,
     decisions,
     draw_flow,
-    flow_errors,
     misread_words,
     recycle,
     streamer_loss,
     text_errors,
+    video_error,
 )
 
 UNITS, ROWS = 8, 3
@@ -91,9 +92,10 @@ def test_a_right_guess_of_the_clean_latents_costs_nothing() -> None:
         tau_BK2 = torch.full_like(sample.tau_BK2, time)
         at = dataclasses.replace(sample, tau_BK2=tau_BK2, noisy=mix(sample.clean, sample.noise, tau_BK2))
         right = each(lambda z, z0: (z - z0) / max(time, TAU_FLOOR), at.noisy, at.clean)  # noqa: B023
-        assert all(error_B.max() < 1e-9 for error_B in flow_errors(right, at, example))
         wrong = each(torch.zeros_like, right)
-        assert all(error_B.min() > 1e-3 for error_B in flow_errors(wrong, at, example))
+        for error in (video_error, audio_error):
+            assert error(right, at, example).max() < 1e-9
+            assert error(wrong, at, example).min() > 1e-3
 
 
 def loss_of(streamer: Streamer, example: Example, **options: float) -> float:
@@ -132,6 +134,21 @@ def test_text_alone_is_learned_without_what_is_drawn() -> None:
     assert other == alone > 0.1  # nothing that noise was put on is read
     assert {"text", "transcript_right"} <= set(numbers)
     assert not {"video", "audio"} & set(numbers)
+
+
+def test_sound_alone_is_learned_without_pictures() -> None:
+    streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
+    other = dataclasses.replace(example.clips, video_BKNP=torch.randn_like(example.clips.video_BKNP))
+    sound = [
+        streamer_loss(streamer, one, RowNoise(0, 0, range(ROWS)), same, fp32(), pictures=False)
+        for one in (example, dataclasses.replace(example, clips=other))
+    ]
+    assert sound[0][0].item() == sound[1][0].item() > 0.1  # no picture is read
+    assert set(sound[0][1]) >= {"text", "audio"}
+    assert "video" not in sound[0][1]
+    sound[0][0].backward()
+    assert streamer.audio_out.weight.grad.abs().sum() > 0
+    assert streamer.video_out.weight.grad is None
 
 
 def test_where_it_matters_what_the_agent_does() -> None:

@@ -32,7 +32,7 @@ from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.duplex import TASK_EVERY, DuplexStage, train_duplex
-from wan_streamer.training.stages.objective import FlowSample, draw_flow, flow_errors
+from wan_streamer.training.stages.objective import FlowSample, draw_flow, video_error
 from wan_streamer.training.stages.pretrain import PretrainStage, train_pretrain
 from wan_streamer.training.stages.run import RunOptions
 from wan_streamer.training.stages.streamer import StreamerStage
@@ -216,7 +216,7 @@ def test_padding_does_not_change_the_loss(data: Path, text: TextCodec) -> None:
         clean = Latents(*(z[:, 1:] for z in (example.clips.video_BKNP, example.clips.audio_BKTC)))
         zero, time = Latents(*(torch.zeros_like(z) for z in clean)), torch.zeros(1, units, 2)
         sample = FlowSample(zero, time, zero, 1 + time, clean, zero)
-        losses.append(flow_errors(zero, sample, example)[0].item())
+        losses.append(video_error(zero, sample, example).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

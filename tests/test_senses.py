@@ -103,9 +103,9 @@ def test_a_clip_is_a_part_of_the_whole_conversation(tmp_path: Path) -> None:
     torch.testing.assert_close(whole["user_audio"].flatten(0, 1), heard[0], atol=3e-3, rtol=0)
 
 
-def test_conversations_without_a_film_teach_text_alone(tmp_path: Path) -> None:
+def test_conversations_without_a_film_teach_words_and_sound(tmp_path: Path) -> None:
     model = streamer()
-    encode(tmp_path, "train", senses(model), ("response", "transcript"))
+    encode(tmp_path, "train", senses(model), ("response", "transcript", "audio"))
     encode(tmp_path, "valid", Senses())
     training = stage(tmp_path, model, draw_every=2)
     training.check_senses()
@@ -113,12 +113,14 @@ def test_conversations_without_a_film_teach_text_alone(tmp_path: Path) -> None:
         batch = training.batch(step, range(40))
         loss, numbers = training.loss(training.batch(step, range(2)), step, RowNoise(0, step, range(2)))
         assert ("video" in numbers) == (step % 2 == 0)
+        assert numbers["audio"] > 0
         assert loss.isfinite()
+        assert batch.audio_BK.any(1).all()
         assert batch.video_BK.any(1).float().mean() == (1 if step % 2 == 0 else pytest.approx(0.5, abs=0.3))
     encode(tmp_path / "text", "train", senses(model), ("response", "transcript"))
     (tmp_path / "text/train/shard-00000-ep000000.safetensors").unlink()
     encode(tmp_path / "text", "valid", Senses())
-    with pytest.raises(DataError, match="expected a conversation with the agent's film or sound"):
+    with pytest.raises(DataError, match="expected a conversation with the agent's film"):
         stage(tmp_path / "text", model)
 
 

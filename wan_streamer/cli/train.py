@@ -95,7 +95,7 @@ class DuplexRun(ModelRun):
     clip_units: ClipUnits = None
     draw_every: Annotated[
         int | None,
-        typer.Option(min=1, help="Learn sound and pictures in every such step of conversation (1), else text alone."),
+        typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
 
 

@@ -36,7 +36,9 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.backbone.dim, config.backbone.norm_eps)
         self.attention = "windows"  # how a clip is attended to: "windows", "flex" or "dense" give the same numbers
         self.clip_layer = _clip_layer
-        self._views: dict[tuple[str, int, int, int, torch.device], ClipView | FlatView] = {}  # constants, not state
+        self._views: dict[
+            tuple[str, int, tuple[int, ...], int, torch.device], ClipView | FlatView
+        ] = {}  # constants, not state
 
     def forward(
         self,
@@ -60,7 +62,13 @@ class Backbone(nn.Module):
         return self.norm(x if memory is None else x[:, M:].unflatten(1, (K, N)))
 
     def _view(self, layout: UnitLayout, K: int, M: int, device: torch.device) -> ClipView | FlatView:
-        key = (self.attention, K, len(layout.kind_N), M, device)  # no two parts of a layout are of one length
+        key = (
+            self.attention,
+            K,
+            tuple(layout.rank_N.tolist()),
+            M,
+            device,
+        )  # the ranks tell the parts of a layout apart
         if key not in self._views:
             if self.attention == "windows":
                 self._views[key] = clip_view(self.config, layout, K, device)

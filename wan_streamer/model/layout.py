@@ -71,12 +71,12 @@ class UnitLayout:
     def noisy(self) -> slice:
         return slice(self.noisy_video.start, self.noisy_audio.stop)
 
-    def part(self, history: bool, seen: bool, noisy: bool) -> "UnitLayout":
+    def part(self, history: bool, seen: bool, noisy: bool, pictures: bool = True) -> "UnitLayout":
         """The same block without what the agent has made, what the user shows, or its noisy latents, which nothing else
-        sees.
+        sees; without `pictures` the agent makes sound alone.
         """
         kept_N = torch.zeros(len(self.kind_N), dtype=torch.bool)
-        for where in self.kept(history, seen, noisy):
+        for where in self.kept(history, seen, noisy, pictures):
             kept_N[where] = True
 
         def moved(old: slice) -> slice:
@@ -91,11 +91,18 @@ class UnitLayout:
             **slices,
         )
 
-    def kept(self, history: bool, seen: bool, noisy: bool) -> list[slice]:
+    def kept(self, history: bool, seen: bool, noisy: bool, pictures: bool = True) -> list[slice]:
         """Which tokens `part` keeps, in order."""
-        text = slice(self.user_text.start, self.noisy.start)
-        parts = (self.clean, self.user_audio, self.user_video, text, self.noisy)
-        return [where for where, there in zip(parts, (history, True, seen, True, noisy), strict=True) if there]
+        parts = [
+            (self.agent_video, history and pictures),
+            (self.agent_audio, history),
+            (self.user_audio, True),
+            (self.user_video, seen),
+            (slice(self.user_text.start, self.noisy.start), True),
+            (self.noisy_video, noisy and pictures),
+            (self.noisy_audio, noisy),
+        ]
+        return [where for where, there in parts if there]
 
     @property
     def clean(self) -> slice:

@@ -169,12 +169,13 @@ class Streamer(nn.Module):
         """One pass over a clip.
 
         history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]; None leaves
-                     out what the agent has made
+                     out what the agent has made, N = 0 here and in `noisy` its pictures
         history_tau  [B, K, 2] how much, told to the model
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
-        parts_read = history is not None, batch.user_video.shape[1] > 0, noisy is not None
+        pictures = history is None or history.video.shape[2] > 0
+        parts_read = history is not None, batch.user_video.shape[1] > 0, noisy is not None, pictures
         layout = self.layout.part(*parts_read)
         heard, seen = self._perceive(batch)
         user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, batch.user_text_BKS)
@@ -208,7 +209,7 @@ class Streamer(nn.Module):
         return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor) -> Latents:
-        n = self.config.video_tokens
+        n = noisy.video.shape[-2]
         floor = tau.float().clamp(min=TAU_FLOOR)[..., None]
         clean_video = self.video_out(hidden[..., :n, :]).float()
         clean_audio = self.audio_out(hidden[..., n:, :]).float()

@@ -120,8 +120,8 @@ class _MakeShard:
         first = number * EPISODES_PER_SHARD
         for index in range(first, first + EPISODES_PER_SHARD):
             if latents is None or not (self.out / target_name(latents, episode_key(index))).exists():
-                drawn = self.latents is None or index % self.latents.film_every == 0
-                yield make_episode(self.seed, self.split, index, voice, natural, drawn=drawn)
+                filmed = self.latents is None or index % self.latents.film_every == 0
+                yield make_episode(self.seed, self.split, index, voice, natural, filmed=filmed)
 
 
 def simulate(

@@ -109,14 +109,14 @@ def make_episode(
     natural: NaturalVoices | None = None,
     pictures: bool = True,
     planner: Planner | None = None,
-    drawn: bool = True,
+    filmed: bool = True,
 ) -> Episode:
     """One conversation with its exact truth, a pure function of the arguments.
 
     natural   users speak with these voices in a quarter of the training episodes, and in half of the others
     pictures  False leaves both films out, for work on labels and sound alone
     planner   decides what happens, with the camera always on; None: as many scenarios of the split as fit
-    drawn     False leaves the agent's film out, and its face and sound are no targets: it is there for its text
+    filmed    False leaves the agent's film out, and its face is no target: it is there for its words and its voice
     """
     rng = episode_rng(seed, split, index, 1)
     user_voice = UserVoice.sample(rng, split)
@@ -170,10 +170,10 @@ def make_episode(
     }  # fmt: skip
     if dialogue.before:
         labels["before"] = dialogue.before
-    if not drawn:
-        labels["targets"] = ["response", "transcript"]
+    if not filmed:
+        labels["targets"] = ["response", "transcript", "audio"]
     user_video = acting["user"].film(identity) if pictures and camera else None
-    agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures and drawn else None
+    agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures and filmed else None
     return Episode(episode_key(index), user_T, agent_T, user_video, agent_video, labels)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.training.examples.augment import vary
-from wan_streamer.training.examples.clips import MADE, ClipReader, Example, hide, stack
+from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack
 
 TYPED_SHARE = 0.1  # of clips in which the user types instead of speaking
 MICROPHONE_OFF_SHARE = 0.5  # of the clips in which the user types
@@ -21,7 +21,7 @@ FORGOTTEN_SHARE = 0.1  # of clips without what was said before, as after a lost 
 class ConversationClips:
     """The conversations of `reader`.
 
-    Raises `DataError` for one that is shorter than a clip, or if none is to be drawn; `ConfigError` for clips in which
+    Raises `DataError` for one that is shorter than a clip, or if there is no film; `ConfigError` for clips in which
     words would have to enter the memory.
     """
 
@@ -36,29 +36,29 @@ class ConversationClips:
         short = int(reader.length.min())
         if short < reader.units:
             raise DataError(f"{where}: a conversation of {short} units is shorter than the clips of {reader.units}")
-        self.drawn = np.array([bool(MADE & set(labels.get("targets", MADE))) for labels in reader.store.labels])
-        if not self.drawn.any():
-            raise DataError(f"{where}: expected a conversation with the agent's film or sound to learn; make some")
+        self.filmed = np.array(["video" in labels.get("targets", ("video",)) for labels in reader.store.labels])
+        if not self.filmed.any():
+            raise DataError(f"{where}: expected a conversation with the agent's film to learn; make some")
 
-    def batch(self, seed: int, step: int, rows: range, text_hidden: float = 0.0, drawn: bool = True) -> Example:
+    def batch(self, seed: int, step: int, rows: range, text_hidden: float = 0.0, filmed: bool = True) -> Example:
         """These rows of the batch of `step`; each without the agent's text with a probability of `text_hidden`.
 
-        drawn  only of conversations in which the agent's sound or face is a target
+        filmed  only of conversations in which the agent's face is a target
         """
-        return stack(self._varied(np.random.default_rng((seed, step, row)), text_hidden, drawn) for row in rows)
+        return stack(self._varied(np.random.default_rng((seed, step, row)), text_hidden, filmed) for row in rows)
 
     def valid(self, number: int, rows: range) -> Example:
         """Rows of a held-out batch, the same at every validation."""
         return stack(self._draw(np.random.default_rng((1, number, row)), 0.0) for row in rows)
 
-    def _varied(self, rng: np.random.Generator, text_hidden: float, drawn: bool) -> Example:
-        example = vary(self._draw(rng, text_hidden, drawn), rng)
+    def _varied(self, rng: np.random.Generator, text_hidden: float, filmed: bool) -> Example:
+        example = vary(self._draw(rng, text_hidden, filmed), rng)
         if self.reader.config.cache.memory_tokens and rng.random() < FORGOTTEN_SHARE:
             return hide(example, memory=True)
         return example
 
-    def _draw(self, rng: np.random.Generator, text_hidden: float, drawn: bool = True) -> Example:
-        length = self.reader.length * (self.drawn if drawn else 1)
+    def _draw(self, rng: np.random.Generator, text_hidden: float, filmed: bool = True) -> Example:
+        length = self.reader.length * (self.filmed if filmed else 1)
         number = int(rng.choice(len(length), p=length / length.sum()))
         first = int(rng.integers(0, self.reader.length[number] - self.reader.units + 1))
         if rng.random() < FROM_START_SHARE:

@@ -32,7 +32,7 @@ class TrainConfig:
     precision   of matrix products: "bf16" (autocast) or "fp32"; weights and sums are always float32
     clip_units  units of a clip of conversation. 24 (3.84 s) is one more than nano's longest window, so that sinks are
                 seen in their moved place; a model with longer windows needs longer clips
-    draw_every  one step of conversation of so many learns sound, pictures and text, the others the text alone
+    draw_every  one step of conversation of so many learns text, sound and pictures, the others text and sound
     """
 
     steps: int

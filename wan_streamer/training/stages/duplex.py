@@ -63,7 +63,7 @@ class DuplexStage(StreamerStage):
         return self.heard.train is not None and step % 10 in HEARD_STEPS
 
     def draws(self, step: int) -> bool:
-        """Whether a step of conversation learns sound and pictures, too."""
+        """Whether a step of conversation learns the agent's pictures, too; every one learns its words and its sound."""
         return step % self.config.draw_every == 0
 
     def errors(
@@ -73,10 +73,12 @@ class DuplexStage(StreamerStage):
             return super().errors(batch, step, noise, misread)
         tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
-        drawn = tasks or self.draws(step)
-        recycled = late and step % RECYCLE_EVERY == 0 and drawn and not tasks
+        pictures = tasks or self.draws(step)
+        recycled = late and step % RECYCLE_EVERY == 0 and pictures and not tasks
         example = batch.map(self.move)
-        return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), recycled, drawn, misread)
+        return streamer_loss(
+            self.streamer, example, noise, self.move, self.autocast(), recycled, misread=misread, pictures=pictures
+        )
 
     def validate(self) -> dict[str, float]:
         batches, rows = VALIDATION

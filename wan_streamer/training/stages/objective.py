@@ -82,15 +82,19 @@ def streamer_loss(
     recycled: bool = False,
     drawn: bool = True,
     misread: float = 0.0,
+    pictures: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
     recycled  go on from the model's own mistakes (`recycle`), for a third more time
     drawn     False: only the text is learned; nothing is drawn, and what was drawn before is left out
     misread   share of the transcript's words that are read as others (`misread_words`)
+    pictures  False: of what is drawn only the sound is learned, and the agent's pictures are left out
     """
     clips = example.clips
     sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
+    if not pictures:
+        sample = sound_alone(sample)
     if recycled:
         sample = recycle(streamer, clips, sample, noise, move, autocast)
     history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
@@ -100,8 +104,9 @@ def streamer_loss(
     text_B, numbers = text_errors(logits, example)
     errors = [("text", text_B, TEXT_WEIGHT, _lane_counts(example))]
     if velocity is not None:
-        video_B, audio_B = flow_errors(velocity, sample, example)
-        errors += [("video", video_B, 1.0, example.video_BK), ("audio", audio_B, 1.0, example.audio_BK)]
+        errors += [("audio", audio_error(velocity, sample, example), 1.0, example.audio_BK)]
+        if pictures:
+            errors += [("video", video_error(velocity, sample, example), 1.0, example.video_BK)]
     for name, error_B, _, counts_BK in errors:
         numbers[name] = error_B.sum() / counts_BK.flatten(1).any(1).sum()  # over the clips that have it as a target
     loss = torch.stack([weight * error_B.mean() for _, error_B, weight, _ in errors]).sum()
@@ -154,17 +159,29 @@ def recycle(
     return dataclasses.replace(sample, history=history, history_tau_BK2=history_tau)
 
 
-def flow_errors(velocity: Latents, sample: FlowSample, example: Example) -> tuple[Tensor, Tensor]:
-    """Squared error of the velocity, video [B] and audio [B]: means over the units of a clip that are targets."""
+def sound_alone(sample: FlowSample) -> FlowSample:
+    """`sample` without the tokens of the agent's pictures."""
+    history, noisy, clean, noise = (
+        Latents(z.video[:, :, :0], z.audio) for z in (sample.history, sample.noisy, sample.clean, sample.noise)
+    )
+    return dataclasses.replace(sample, history=history, noisy=noisy, clean=clean, noise=noise)
+
+
+def audio_error(velocity: Latents, sample: FlowSample, example: Example) -> Tensor:
+    """Squared error of the velocity of the sound [B]: means over the units of a clip that are targets."""
+    target = velocity_goal(sample.clean, sample.noise, sample.tau_BK2)
+    return mean_of_targets((velocity.audio - target.audio).square().mean((2, 3)), example.audio_BK)
+
+
+def video_error(velocity: Latents, sample: FlowSample, example: Example) -> Tensor:
+    """Likewise of the pictures."""
     # Patches that move (mouth, lids, head outline) count more than walls.
     before = example.clips.video_BKNP[:, :-1]
     motion = (sample.clean.video - before).square().mean(-1)
     weight = (0.5 + motion / _typical(motion, example.video_BK).clamp(min=1e-6)).clamp(max=4)
     weight = (weight / _typical(weight, example.video_BK).clamp(min=1e-6))[..., None]
     target = velocity_goal(sample.clean, sample.noise, sample.tau_BK2)
-    video_BK = (weight * (velocity.video - target.video).square()).mean((2, 3))
-    audio_BK = (velocity.audio - target.audio).square().mean((2, 3))
-    return mean_of_targets(video_BK, example.video_BK), mean_of_targets(audio_BK, example.audio_BK)
+    return mean_of_targets((weight * (velocity.video - target.video).square()).mean((2, 3)), example.video_BK)
 
 
 def text_errors(logits_BKSLV: Tensor, example: Example) -> tuple[Tensor, dict[str, Tensor]]:
