@@ -7,7 +7,7 @@
 # Ctrl-C, a crash or a reboot, start the same command again. Sizes come from the environment:
 #
 #   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
-#   FILM_EVERY=1                    conversations of which one has the agent's film; the others teach its text alone
+#   FILM_EVERY=1                    conversations of which one has the agent's film; the others teach its words and voice
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
 #   PRESET=nano                     size of the model; nano-ears has ears and eyes that are trained before it
@@ -18,7 +18,7 @@
 #   EARS_STEPS EYES_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
 #   NATURAL=DIR                     voices of Kokoro beside the others (scripts/fetch_kokoro.sh)
 #   CLIP_UNITS=24                   units of 160 ms in a clip of conversation; models with longer windows need longer clips
-#   DRAW_EVERY=1                    steps of conversation of which one learns to draw, and the others the text alone
+#   DRAW_EVERY=1                    steps of conversation of which one learns pictures, and the others words and voice
 #   DEVICE=auto                     cpu, cuda or cuda:1
 #   TRAIN_FLAGS=--compile           passed to every stage that trains the model
 #   DISTILL_FLAGS=                  passed to distillation, such as --grid 8

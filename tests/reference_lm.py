@@ -8,6 +8,7 @@ from tiny import TINY
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wan_streamer.codecs.text import CONTROL, TextCodec
+from wan_streamer.config import StreamerConfig
 from wan_streamer.model.language import initialise_from
 from wan_streamer.model.streamer import Streamer
 
@@ -77,9 +78,9 @@ def save_reference(model: torch.nn.Module, folder: Path, **options: object) -> P
     return folder
 
 
-def start(source: Path) -> tuple[Streamer, TextCodec]:
+def start(source: Path, config: StreamerConfig = TINY) -> tuple[Streamer, TextCodec]:
     torch.manual_seed(0)
-    streamer, text = initialise_from(TINY, str(source))
+    streamer, text = initialise_from(config, str(source))
     return streamer.eval().requires_grad_(False), text
 
 

@@ -20,11 +20,12 @@ from reference_lm import (
     transformers,
 )
 from safetensors.torch import load_file, save_file
-from test_model import noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+from test_model import mixed, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
 from tiny import TALKER, TINY, tiny_weights
 from tokenizers import Tokenizer, models
 
 from wan_streamer.codecs.text import CONTROL, END, SILENCE, LaneDecoder, TextCodec
+from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
 from wan_streamer.model.language import generate, load_language_model
 from wan_streamer.model.pretrained import Weights, load_weights, save_weights
@@ -45,6 +46,20 @@ def test_logits_of_the_reference(variant: str, tmp_path: Path) -> None:
     reference = make_reference(variant)
     streamer, _ = start(save_reference(reference, tmp_path))
     assert_same_logits(streamer, reference, random_tokens())
+
+
+def test_weights_for_sound_and_pictures_leave_the_language_model_as_it_is(variant: str, tmp_path: Path) -> None:
+    reference = make_reference(variant)
+    save_reference(reference, tmp_path)
+    streamer, _ = start(tmp_path, mixed(TINY))
+    assert_same_logits(streamer, reference, random_tokens())
+    assert streamer.config.backbone.media is not None
+    for name, p in streamer.named_parameters():
+        if ".media." in name:
+            p.add_(1.0)  # no word goes through them
+    assert_same_logits(streamer, reference, random_tokens())
+    whole, _ = start(tmp_path)
+    assert streamer.video_out.in_features < whole.video_out.in_features
 
 
 def test_shards_and_the_older_rope_keys(tmp_path: Path) -> None:
@@ -82,9 +97,10 @@ def test_generate_equals_the_reference_and_stops(folder: Path) -> None:
         generate(streamer, [], 3)
 
 
-def test_training_pass_equals_cached_rollout(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [TINY, mixed(TINY)], ids=["one", "mixed"])
+def test_training_pass_equals_cached_rollout(config: StreamerConfig, variant: str, tmp_path: Path) -> None:
     """One pass over a clip gives what the live session gives, for every kind of layer."""
-    streamer, _ = start(save_reference(make_reference(variant), tmp_path))
+    streamer, _ = start(save_reference(make_reference(variant), tmp_path), config)
     for head in (streamer.video_out, streamer.audio_out):
         torch.nn.init.normal_(head.weight, std=0.2)
     clip = off_is_blank(random_clip(streamer.config))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from test_memory import RESPONSE, SIZE, TYPED, assert_same, differ, make, random_memory, with_memory
-from test_model import K, off_is_blank, one_pass, random_clip
+from test_model import K, mixed, off_is_blank, one_pass, random_clip
 from torch import Tensor
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
@@ -71,15 +71,17 @@ def memory_of(live: LiveState) -> Tensor:
     return live.cache.memory(10_000)
 
 
+@pytest.mark.parametrize("media", [False, True])
 @pytest.mark.parametrize("size", [SIZE, 400])
 @pytest.mark.parametrize("first", [1, 14])
-def test_late_unit_of_a_session_equals_the_last_of_a_clip(first: int, size: int) -> None:
+def test_late_unit_of_a_session_equals_the_last_of_a_clip(first: int, size: int, media: bool) -> None:
     """A unit of a long session gives what training gives for a clip that ends there, with what was said before it.
 
     Exact only with one layer: deeper ones know of older sound and pictures through the keys in their windows, and of
     words that were dropped through the words behind them. Without sinks, which are another unit in a clip.
     """
     config = with_memory(size, layers=1)
+    config = mixed(config) if media else config
     model = make(dataclasses.replace(config, cache=dataclasses.replace(config.cache, sink_units=0)))
     talk, live = Talk(model, first + K), model.open()
     got = talk.run(live, range(first + K))

@@ -9,7 +9,7 @@ from tiny import TINY
 
 from wan_streamer.codecs.patches import patchify, unpatchify
 from wan_streamer.codecs.text import SILENCE
-from wan_streamer.config import StreamerConfig
+from wan_streamer.config import MediaConfig, StreamerConfig
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.path import interpolate
@@ -47,10 +47,16 @@ def with_policy(policy: str) -> StreamerConfig:
     return dataclasses.replace(TINY, cache=dataclasses.replace(TINY.cache, policy=policy))
 
 
-@pytest.fixture(params=["window", "full"])
+def mixed(config: StreamerConfig) -> StreamerConfig:
+    """With weights of their own for sound and pictures."""
+    return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, media=MediaConfig(24, 40)))
+
+
+@pytest.fixture(params=["window", "full", "window, mixed"])
 def model(request: pytest.FixtureRequest) -> Streamer:
     torch.manual_seed(0)
-    model = Streamer(with_policy(request.param)).eval()
+    policy, _, own = request.param.partition(", ")
+    model = Streamer(mixed(with_policy(policy)) if own else with_policy(policy)).eval()
     torch.nn.init.normal_(model.video_out.weight, std=0.2)  # the heads start at zero, which would hide everything
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
     return model

@@ -13,6 +13,7 @@ from test_session import user_units
 from tiny import tiny_agent
 
 from wan_streamer.errors import ServingError
+from wan_streamer.model.layers import Mixed, join_rows, kinds_of, rows_of, tokens_at
 from wan_streamer.runtime.processes import ModelProcess
 from wan_streamer.runtime.seats import Seat, Turns, capacity
 from wan_streamer.runtime.together import Together
@@ -119,6 +120,18 @@ def test_calls_of_the_same_tokens_are_one_pass() -> None:
     assert results == {(number, k): True for number in range(3) for k in range(4)}
     assert sizes == [3] * 4
     assert (together.passes, together.calls) == (4, 12)
+
+
+def test_rows_of_two_widths_meet_and_part() -> None:
+    kinds = kinds_of(torch.tensor([False, True, False]))
+    rows = [Mixed(torch.full((n, 1, 4), float(n)), torch.full((n, 2, 3), float(n)), kinds) for n in (1, 2)]
+    both = join_rows(rows)
+    for first, row in zip((0, 1), rows, strict=True):
+        again = rows_of(both, slice(first, first + len(row.text)))
+        assert torch.equal(again.text, row.text)
+        assert torch.equal(again.media, row.media)
+    assert tokens_at(both, slice(2, None)).shape == (3, 1, 3)
+    assert tokens_at(both, slice(1, 2)).shape == (3, 1, 4)
 
 
 def test_nobody_waits_long_for_a_member_that_asks_for_nothing() -> None:

@@ -7,6 +7,7 @@ from wan_streamer.config import (
     BackboneConfig,
     CacheConfig,
     FlowConfig,
+    MediaConfig,
     PerceptionConfig,
     StreamerConfig,
     TextConfig,
@@ -38,12 +39,19 @@ def nano_ears() -> StreamerConfig:
 
 
 def smol() -> StreamerConfig:
-    """The shape of SmolLM2-135M's backbone and vocabulary; one GPU."""
+    """SmolLM2-135M's shape and vocabulary for text, weights of nano's width for sound and pictures."""
     return StreamerConfig(
         name="smol",
         perception=PerceptionConfig(video_grid=(1, 3)),
         backbone=BackboneConfig(
-            dim=576, layers=30, heads=9, kv_heads=3, mlp_dim=1536, rope_theta=100_000.0, qk_norm=False
+            dim=576,
+            layers=30,
+            heads=9,
+            kv_heads=3,
+            mlp_dim=1536,
+            rope_theta=100_000.0,
+            qk_norm=False,
+            media=MediaConfig(dim=256, mlp_dim=768),
         ),
         text=TextConfig(vocab_size=SMOLLM2_VOCAB),
         cache=CacheConfig(video_units=25, audio_units=125, text_units=750),

@@ -81,7 +81,9 @@ def simulate(
     eyes: Eyes = None,
     film_every: Annotated[
         int,
-        typer.Option(min=1, help="With --encode: film the agent in one conversation of so many; the rest teach text."),
+        typer.Option(
+            min=1, help="With --encode: film the agent in one conversation of so many; the rest teach words and voice."
+        ),
     ] = 1,
     device: Annotated[str, typer.Option(help="Where the codecs of --encode run: cpu, cuda or cuda:1.")] = "cpu",
     workers: Workers = Workers(),

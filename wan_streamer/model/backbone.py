@@ -19,11 +19,11 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.model.cache import KVCache, KVSlice
 from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
-from wan_streamer.model.layers import Attention, Layer, RMSNorm, rotary_table, rotate
+from wan_streamer.model.layers import Attention, Layer, Mixed, RMSNorm, States, by_kind, rotary_table, rotate
 from wan_streamer.model.layout import UnitLayout, unit_layout, visible_in_block
 from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_table
 
-Step = Callable[[Tensor, Tensor, Sequence[KVCache]], tuple[Tensor, list[KVSlice]]]
+Step = Callable[[States, Tensor, Sequence[KVCache]], tuple[States, list[KVSlice]]]
 """`Backbone.step`, or what stands in for it."""
 
 
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         self.config = config
         self.layout = unit_layout(config)
         self.layers = nn.ModuleList(Layer(config.backbone) for _ in range(config.backbone.layers))
-        self.norm = RMSNorm(config.backbone.dim, config.backbone.norm_eps)
+        self.norm = by_kind(config.backbone, lambda dim, _: RMSNorm(dim, config.backbone.norm_eps))
         self.attention = "windows"  # how a clip is attended to: "windows", "flex" or "dense" give the same numbers
         self.clip_layer = _clip_layer
         self._views: dict[
@@ -42,24 +42,25 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        x_BKND: Tensor,
+        x_BKND: States,
         m_BMD: Tensor | None = None,
         seen_BM: Tensor | None = None,
         layout: UnitLayout | None = None,
-    ) -> Tensor:
+    ) -> States:
         """One pass over K blocks of N tokens (context and noisy), as the live cache would have shown them.
 
         m_BMD   the text memory that every block sees, where `seen_BM` is True
         layout  of the blocks, if it is a part of the whole
         """
-        (K, N), M = x_BKND.shape[1:3], 0 if m_BMD is None else m_BMD.shape[1]
-        x, view, memory = x_BKND, self._view(layout or self.layout, K, M, x_BKND.device), None
+        layout, M = layout or self.layout, 0 if m_BMD is None else m_BMD.shape[1]
+        K = (x_BKND if isinstance(x_BKND, Tensor) else x_BKND.text).shape[1]
+        x, view, memory = x_BKND, self._view(layout, K, M, x_BKND.device), None
         if m_BMD is not None and seen_BM is not None:  # one sequence, because a split layer is put together once a pass
             memory = clip_memory(seen_BM, self.config.backbone)
-            x = torch.cat([m_BMD, x.flatten(1, 2)], dim=1)
+            x = _behind(m_BMD, x)
         for layer in self.layers:
             x = self.clip_layer(layer, x, view, memory)
-        return self.norm(x if memory is None else x[:, M:].unflatten(1, (K, N)))
+        return self.norm(x if memory is None else _apart(x, M, len(layout.kind_N))[1])
 
     def _view(self, layout: UnitLayout, K: int, M: int, device: torch.device) -> ClipView | FlatView:
         key = (
@@ -80,7 +81,12 @@ class Backbone(nn.Module):
         """Fuse the element-wise work of a training layer (one graph for all layers; needs a C++ compiler)."""
         self.clip_layer = torch.compile(_clip_layer, dynamic=False)
 
-    def step(self, x_BND: Tensor, index_N: Tensor, caches: Sequence[KVCache]) -> tuple[Tensor, list[KVSlice]]:
+    @property
+    def weight(self) -> Tensor:
+        """One of the parameters, for their device and precision."""
+        return next(self.norm.parameters())
+
+    def step(self, x_BND: States, index_N: Tensor, caches: Sequence[KVCache]) -> tuple[States, list[KVSlice]]:
         """Run tokens `index_N` of the open blocks of B sessions: hidden states [B, N, D], KV slices to commit.
 
         Only peeks: the caches are the same afterwards. Runs in the precision of the layers' weights; what comes in and
@@ -88,9 +94,9 @@ class Backbone(nn.Module):
         """
         tables_2BNd = torch.stack([cache.table_2Nd[:, index_N] for cache in caches], dim=1)
         masks = [self._mask(index_N, cache.length, x_BND.device) for cache in caches]
-        x, added = x_BND.to(self.norm.weight.dtype), []
+        x, added = x_BND.to(self.weight.dtype), []
 
-        def attend(layer: int, attention: Attention, normed: Tensor) -> Tensor:
+        def attend(layer: int, attention: Attention, normed: States) -> States:
             q, raw_k, v = attention.project(normed)
             added.append(torch.stack([raw_k, v]))
             q, k = rotate(q, tables_2BNd), rotate(raw_k, tables_2BNd)
@@ -98,7 +104,7 @@ class Backbone(nn.Module):
                 attention.mix(q[b, None], *cache.peek(layer, k[b], v[b]), mask)
                 for b, (cache, mask) in enumerate(zip(caches, masks, strict=True))
             ]
-            return attention.out_proj(torch.cat(parts))
+            return attention.close(torch.cat(parts), normed)
 
         for number, layer in enumerate(self.layers):
             x = layer(x, partial(attend, number))
@@ -118,7 +124,7 @@ class Backbone(nn.Module):
         N, M = len(x_ND), past_2ZMGd.shape[2]
         table = memory_table(M + N, self.config.backbone, x_ND.device)
         mask = torch.ones(N, M + N, dtype=torch.bool, device=x_ND.device).tril(M)
-        x, added = x_ND[None].to(self.norm.weight.dtype), []
+        x, added = x_ND[None].to(self.weight.dtype), []
 
         def attend(past_2BMGd: Tensor, attention: Attention, normed: Tensor) -> Tensor:
             out, kv_2BNGd = attend_memory(attention, normed, table, mask, past_2BMGd)
@@ -139,7 +145,7 @@ class Backbone(nn.Module):
         index_N = torch.arange(M, M + N, device=x_BND.device)
         table = rotary_table(index_N[:, None].expand(N, 3), self.config.backbone)
         mask = torch.arange(M + N, device=x_BND.device)[None, :] <= index_N[:, None]
-        x, grown = x_BND.to(self.norm.weight.dtype), []
+        x, grown = x_BND.to(self.weight.dtype), []
 
         def attend(past_2BMGd: Tensor | None, attention: Attention, normed: Tensor) -> Tensor:
             q, raw_k, v = attention.project(normed)
@@ -155,14 +161,28 @@ class Backbone(nn.Module):
         return self.norm(x).to(x_BND.dtype), torch.stack(grown)
 
 
-def _clip_layer(layer: nn.Module, x: Tensor, view: ClipView | FlatView, memory: ClipMemory | None) -> Tensor:
+def _clip_layer(layer: nn.Module, x: States, view: ClipView | FlatView, memory: ClipMemory | None) -> States:
     """Blocks [B, K, N, D]; with a memory, its tokens and those of all blocks [B, M + K N, D]."""
     return layer(x, view.attend if memory is None else partial(_attend_both, view, memory))
 
 
-def _attend_both(view: ClipView | FlatView, memory: ClipMemory, attention: Attention, x_BTD: Tensor) -> Tensor:
-    M, N = memory.seen_BM.shape[1], len(view.layout.kind_N)
-    remembered, (raw_k, v) = attend_memory(attention, x_BTD[:, :M], memory.table_2Md, memory.mask_B1MM)
+def _attend_both(view: ClipView | FlatView, memory: ClipMemory, attention: Attention, x_BTD: States) -> States:
+    m_BMD, x_BKND = _apart(x_BTD, memory.seen_BM.shape[1], len(view.layout.kind_N))
+    remembered, (raw_k, v) = attend_memory(attention, m_BMD, memory.table_2Md, memory.mask_B1MM)
     kv = MemoryKV(rotate(raw_k, memory.table_2Md), v, memory.seen_BM)
-    blocks = view.attend(attention, x_BTD[:, M:].unflatten(1, (-1, N)), kv)
-    return torch.cat([remembered, blocks.flatten(1, 2)], dim=1)
+    return _behind(remembered, view.attend(attention, x_BKND, kv))
+
+
+def _behind(m_BMD: Tensor, x_BKND: States) -> States:
+    """Memory tokens, which are text, and those of all blocks behind them."""
+    if isinstance(x_BKND, Tensor):
+        return torch.cat([m_BMD, x_BKND.flatten(1, 2)], dim=1)
+    return Mixed(_behind(m_BMD, x_BKND.text), x_BKND.media.flatten(1, 2), x_BKND.kinds)  # type: ignore[arg-type]
+
+
+def _apart(x_BTD: States, M: int, N: int) -> tuple[Tensor, States]:
+    """M memory tokens and blocks of N tokens."""
+    if isinstance(x_BTD, Tensor):
+        return x_BTD[:, :M], x_BTD[:, M:].unflatten(1, (-1, N))
+    m_BMD, text = _apart(x_BTD.text, M, len(x_BTD.kinds.text_T))
+    return m_BMD, Mixed(text, x_BTD.media.unflatten(1, (text.shape[1], -1)), x_BTD.kinds)  # type: ignore[union-attr,arg-type]

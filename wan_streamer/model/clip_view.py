@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wan_streamer.config import StreamerConfig
-from wan_streamer.model.layers import Attention, rotary_table, rotate
+from wan_streamer.model.layers import Attention, States, rotary_table, rotate
 from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, visible_in_block, window_units
 from wan_streamer.model.memory import MemoryKV
 from wan_streamer.model.window_attention import window_attention
@@ -39,11 +39,10 @@ class ClipView:
     windows: list[int]
     bias_KNT: Tensor
 
-    def attend(self, attention: Attention, x_BKND: Tensor, memory: MemoryKV | None = None) -> Tensor:
+    def attend(self, attention: Attention, x_BKND: States, memory: MemoryKV | None = None) -> States:
         """Attention of normalised hidden states, output projection included."""
-        B, _, N, _ = x_BKND.shape
         q, raw_k, v = attention.project(x_BKND)
-        groups = raw_k.shape[3]
+        B, _, N, groups, _ = raw_k.shape
         if memory is None:
             none = raw_k.new_empty(B, 0, *raw_k.shape[3:])
             memory = MemoryKV(none, none, none.new_empty(B, 0, dtype=torch.bool))
@@ -66,7 +65,7 @@ class ClipView:
             self.windows,
         )
         out = out.unflatten(1, (B, groups)).unflatten(3, (-1, N)).permute(1, 0, 4, 2, 3, 5).flatten(3)
-        return attention.out_proj(out)
+        return attention.close(out, x_BKND)
 
 
 def clip_view(config: StreamerConfig, layout: UnitLayout, K: int, device: torch.device | None = None) -> ClipView:

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from wan_streamer.config import StreamerConfig
 from wan_streamer.model.clip_view import moved_sinks, own_table
-from wan_streamer.model.layers import Attention, rotate
+from wan_streamer.model.layers import Attention, States, rotate
 from wan_streamer.model.layout import UnitLayout, visible_in_block, window_units
 from wan_streamer.model.memory import MemoryKV
 
@@ -35,10 +35,11 @@ class FlatView:
     sink_2KMd: Tensor
     mask: Tensor | BlockMask
 
-    def attend(self, attention: Attention, x_BKND: Tensor, memory: MemoryKV | None = None) -> Tensor:
+    def attend(self, attention: Attention, x_BKND: States, memory: MemoryKV | None = None) -> States:
         """Attention of normalised hidden states, output projection included."""
-        K, N = x_BKND.shape[1:3]
-        q, raw_k, v = (z.flatten(1, 2) for z in attention.project(x_BKND))  # [B, Q, heads, d]
+        parts = attention.project(x_BKND)
+        K, N = parts[0].shape[1:3]
+        q, raw_k, v = (z.flatten(1, 2) for z in parts)  # [B, Q, heads, d]
         q, k, v = rotate(q, self.own_2Qd), rotate(raw_k, self.own_2Qd), v.to(raw_k.dtype)
         if self.sinks:
             context = torch.arange(self.sinks * N, device=q.device).unflatten(0, (self.sinks, N))
@@ -59,7 +60,7 @@ class FlatView:
             if memory is not None:
                 mask = mask & F.pad(memory.seen_BM, (start, 0), value=True)[:, None, None]
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        return attention.out_proj(out.transpose(1, 2).flatten(2).unflatten(1, (K, N)))  # type: ignore[union-attr]
+        return attention.close(out.transpose(1, 2).flatten(2).unflatten(1, (K, N)), x_BKND)  # type: ignore[union-attr]
 
 
 def _padding(seen_BM: Tensor, start: int) -> Callable[..., Tensor]:

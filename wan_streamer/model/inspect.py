@@ -186,8 +186,9 @@ class _HearingNetwork(nn.Module):
 def _megabytes(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> dict[str, float]:
     """10^6 bytes that the stages of a session must at least read: weights in bfloat16 and the visible history.
 
-    Each pass through the backbone reads all of it once; what passes between layers is not counted. On a device whose
-    memory carries B bytes per second, a unit takes at least its bytes / B.
+    Each pass through the backbone reads all of it once, or the weights of text or of media where they have their own;
+    what passes between layers is not counted. On a device whose memory carries B bytes per second, a unit takes its
+    bytes / B or more.
     """
     config, element = streamer.config, 2
 
@@ -196,15 +197,16 @@ def _megabytes(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> 
 
     _, seen_M2 = _seen_history(config, streamer.layout)
     per_token = element * 2 * config.backbone.layers * config.backbone.kv_heads * config.backbone.head_dim
-    backbone = weights(streamer.backbone) + per_token * len(seen_M2)
+    history, whole = per_token * len(seen_M2), weights(streamer.backbone)
+    media = element * sum(p.numel() for name, p in streamer.backbone.named_parameters() if ".media." in name)
     head = weights(streamer.text_in if streamer.text_out is None else streamer.text_out)
     inputs = weights(streamer.user_audio_in, streamer.user_video_in, streamer.video_in, streamer.audio_in)
     solver = weights(streamer.video_in, streamer.audio_in, streamer.tau_in, streamer.video_out, streamer.audio_out)
     parts = [part for vae in (audio_vae, video_vae) for part in vae.named_parameters()]
     read = {
-        "observe": weights(streamer.hearing, streamer.seeing) + inputs + backbone + head,
-        "text": config.text.slots * (backbone + head),
-        "solve": config.flow.steps * (backbone + solver),
+        "observe": weights(streamer.hearing, streamer.seeing) + inputs + whole + history + head,
+        "text": config.text.slots * (whole - media + history + head),
+        "solve": config.flow.steps * ((media or whole) + history + solver),
         "decode": element * sum(p.numel() for name, p in parts if name.startswith("dec_")),
     }
     read["unit"] = sum(read.values())

@@ -8,6 +8,7 @@ The three control tokens stand in front of the model's vocabulary, so its token 
 """
 
 import dataclasses
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ class LanguageModel:
     def fit(self, config: StreamerConfig) -> StreamerConfig:
         """`config` with this backbone and vocabulary; everything else stays."""
         text = dataclasses.replace(config.text, vocab_size=self.vocab_size, tied_head=self.tied_head)
-        return dataclasses.replace(config, backbone=self.backbone, text=text)
+        backbone = dataclasses.replace(self.backbone, media=config.backbone.media)
+        return dataclasses.replace(config, backbone=backbone, text=text)
 
 
 def load_language_model(source: str) -> LanguageModel:
@@ -208,9 +210,17 @@ def initialise_from(config: StreamerConfig, source: str) -> tuple[Streamer, Text
     """
     model = load_language_model(source)
     streamer = Streamer(model.fit(config))
-    streamer.load_state_dict(streamer.state_dict() | model.tensors)
+    tensors = {_in_layers(name, streamer.config): value for name, value in model.tensors.items()}
+    streamer.load_state_dict(streamer.state_dict() | tensors)
     _fit_scale(streamer)
     return streamer, model.text
+
+
+def _in_layers(name: str, config: StreamerConfig) -> str:
+    """What a tensor of `LanguageModel` is called where media have weights of their own: text has its, by kind."""
+    if config.backbone.media is None:
+        return name
+    return re.sub(r"(attention_norm|mlp_norm|mlp|backbone\.norm)\.(?=weight|gate_up|down)", r"\1.text.", name)
 
 
 def _fit_scale(streamer: Streamer) -> None:
@@ -218,9 +228,9 @@ def _fit_scale(streamer: Streamer) -> None:
     config, perception = streamer.config, streamer.config.perception
     scale = streamer.text_in.weight.square().mean().sqrt()
     streamer.off.normal_().mul_(scale)
-    streamer.place.normal_().mul_(PLACE_SCALE * scale)
-    if streamer.memory_in is not None:
-        streamer.memory_in.normal_().mul_(PLACE_SCALE * scale)
+    for marks in (streamer.place, streamer.media_place, streamer.memory_in):
+        if marks is not None:
+            marks.normal_().mul_(PLACE_SCALE * scale)
     heard, _ = streamer.hearing(0.1 * torch.randn(1, SAMPLES_PER_UNIT))
     size = (1, FRAMES_PER_UNIT, perception.video_height, perception.video_width, 3)
     seen, _ = streamer.seeing(torch.randint(0, 256, size, dtype=torch.uint8))

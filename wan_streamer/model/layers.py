@@ -1,9 +1,12 @@
 """The parts of a Transformer layer: RMSNorm, rotary positions on three axes, grouped-query attention, SwiGLU.
 
+`Mixed`, `ByKind`        tokens of text and of media, each with a width and weights of its own (`BackboneConfig.media`)
 `PackedLinear`, `pack`   linear layers for inference on a CPU: half precision packed once, float32 sums (FBGEMM)
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +39,91 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+class Kinds(NamedTuple):
+    """Which of N tokens are text: the places of text and of media, and where each token is if all text comes first."""
+
+    is_text: tuple[bool, ...]
+    text_T: Tensor
+    media_M: Tensor
+    order_N: Tensor
+
+
+def kinds_of(text_N: Tensor, device: torch.device | None = None) -> Kinds:
+    """The `Kinds` of tokens of which some are text, bool [N]."""
+    text_T, media_M = text_N.nonzero()[:, 0], (~text_N).nonzero()[:, 0]
+    order_N = torch.cat([text_T, media_M]).argsort()
+    return Kinds(tuple(text_N.tolist()), text_T.to(device), media_M.to(device), order_N.to(device))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Hidden states of N tokens in two widths: text [..., T, D] and media [..., M, D']."""
+
+    text: Tensor
+    media: Tensor
+    kinds: Kinds
+
+    def __add__(self, other: "Mixed") -> "Mixed":
+        return Mixed(self.text + other.text, self.media + other.media, self.kinds)
+
+    def to(self, dtype: torch.dtype) -> "Mixed":
+        return Mixed(self.text.to(dtype), self.media.to(dtype), self.kinds)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.device
+
+
+States = Tensor | Mixed
+"""Hidden states [..., N, D] of tokens, of one width or of two. A tensor holds text where there are two."""
+
+
+def tokens_at(x: States, where: slice) -> Tensor:
+    """The hidden states of some tokens, all of one kind: [..., n, D]."""
+    if isinstance(x, Tensor):
+        return x[..., where, :]
+    rows_n = x.kinds.order_N[where]
+    if x.kinds.is_text[where][0]:
+        return x.text.index_select(-2, rows_n)
+    return x.media.index_select(-2, rows_n - len(x.kinds.text_T))
+
+
+def join_rows(rows: Sequence[States]) -> States:
+    """The same tokens [B, N, D] of several batches as one."""
+    if isinstance(rows[0], Tensor):
+        return torch.cat(rows)  # type: ignore[arg-type]
+    text, media = (torch.cat([getattr(x, name) for x in rows]) for name in ("text", "media"))
+    return Mixed(text, media, rows[0].kinds)
+
+
+def rows_of(x: States, rows: slice) -> States:
+    """Some rows of a batch."""
+    return x[rows] if isinstance(x, Tensor) else Mixed(x.text[rows], x.media[rows], x.kinds)
+
+
+class ByKind(nn.Module):
+    """One module for text and one for media."""
+
+    def __init__(self, text: nn.Module, media: nn.Module) -> None:
+        super().__init__()
+        self.text, self.media = text, media
+
+    def forward(self, x: States) -> States:
+        if isinstance(x, Tensor):
+            return self.text(x)
+        return Mixed(self.text(x.text), self.media(x.media), x.kinds)
+
+
+def by_kind(config: BackboneConfig, make: Callable[[int, int], nn.Module]) -> nn.Module:
+    """`make` (width, feed-forward width), or one for each kind of token."""
+    text, media = make(config.dim, config.mlp_dim), config.media
+    return text if media is None else ByKind(text, make(media.dim, media.mlp_dim))
+
+
 class RMSNorm(nn.Module):
     """Computed in float32."""
 
@@ -51,18 +139,19 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections of grouped-query attention. What is attended to is the caller's business (training or cache)."""
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, dim: int) -> None:
         super().__init__()
         self.config = config
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, q, bias=config.qkv_bias)
-        self.kv_proj = nn.Linear(config.dim, 2 * kv, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(q, config.dim, bias=False)
+        self.q_proj = nn.Linear(dim, q, bias=config.qkv_bias)
+        self.kv_proj = nn.Linear(dim, 2 * kv, bias=config.qkv_bias)
+        self.out_proj = nn.Linear(q, dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: States) -> tuple[Tensor, Tensor, Tensor]:
         """x [..., D] -> q [..., Q, d], k and v [..., G, d]; keys are not rotated yet."""
+        assert isinstance(x, Tensor)
         config = self.config
         q = self.q_norm(self.q_proj(x).unflatten(-1, (config.heads, config.head_dim)))
         k, v = self.kv_proj(x).unflatten(-1, (2, config.kv_heads, config.head_dim)).unbind(-3)
@@ -71,6 +160,10 @@ class Attention(nn.Module):
     def attend(self, q_BNQd: Tensor, k_BMGd: Tensor, v_BMGd: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention and the output projection: [B, N, D]. The mask broadcasts to [B, 1, N, M]."""
         return self.out_proj(self.mix(q_BNQd, k_BMGd, v_BMGd, mask))
+
+    def close(self, mixed: Tensor, like: States) -> States:
+        """The output projection [..., N, D] of what `mix` gives, for tokens of the kinds of `like`."""
+        return self.out_proj(mixed)
 
     def mix(self, q_BNQd: Tensor, k_BMGd: Tensor, v_BMGd: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention without the output projection: [B, N, Q d]."""
@@ -84,6 +177,28 @@ class Attention(nn.Module):
             mask = mask.repeat(1, 1, repeat, 1)
         out = F.scaled_dot_product_attention(q_BGNd, k_BGMd, v_BGMd, attn_mask=mask)
         return out.unflatten(2, (repeat, N)).permute(0, 3, 1, 2, 4).reshape(B, N, -1)
+
+
+class MixedAttention(Attention):
+    """The same with projections for text, its own, and for media, of `Mixed` tokens."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config, config.dim)
+        assert config.media is not None
+        self.media = Attention(config, config.media.dim)
+
+    def project(self, x: States) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(x, Tensor):
+            return super().project(x)
+        parts = zip(super().project(x.text), self.media.project(x.media), strict=True)
+        q, k, v = (torch.cat(pair, dim=-3).index_select(-3, x.kinds.order_N) for pair in parts)
+        return q, k, v
+
+    def close(self, mixed: Tensor, like: States) -> States:
+        if isinstance(like, Tensor):
+            return super().close(mixed, like)
+        text, media = (mixed.index_select(-2, places) for places in (like.kinds.text_T, like.kinds.media_M))
+        return Mixed(self.out_proj(text), self.media.out_proj(media), like.kinds)
 
 
 class SwiGLU(nn.Module):
@@ -102,14 +217,14 @@ class Layer(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config.dim, config.mlp_dim)
+        self.attention_norm = by_kind(config, lambda dim, _: RMSNorm(dim, config.norm_eps))
+        self.attention = Attention(config, config.dim) if config.media is None else MixedAttention(config)
+        self.mlp_norm = by_kind(config, lambda dim, _: RMSNorm(dim, config.norm_eps))
+        self.mlp = by_kind(config, SwiGLU)
 
-    def forward(self, x: Tensor, attend: Callable[[Attention, Tensor], Tensor]) -> Tensor:
+    def forward(self, x: States, attend: Callable[[Attention, States], States]) -> States:
         """`attend` gets the projections and the normalised hidden states; it returns what is added to them."""
-        x = x + attend(self.attention, self.attention_norm(x))
+        x = x + attend(self.attention, self.attention_norm(x))  # type: ignore[operator]
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -21,8 +21,9 @@ from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.backbone import Backbone, Step
-from wan_streamer.model.cache import KVCache
-from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.model.cache import KVCache, KVSlice
+from wan_streamer.model.layers import Kinds, Mixed, States, kinds_of, tokens_at
+from wan_streamer.model.layout import LANES, Kind, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, readable, spoken
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
@@ -80,32 +81,38 @@ class LiveState:
 
 class Streamer(nn.Module):
     memory_in: nn.Parameter | None  # [sources, D]: who said it; None in a model without memory
+    media_place: nn.Parameter | None  # like `place`, of media tokens, where they have a width of their own
 
     def __init__(self, config: StreamerConfig) -> None:
         super().__init__()
         self.config = config
-        D = config.backbone.dim
+        D, media = config.backbone.dim, config.backbone.media
+        M = D if media is None else media.dim
         self.backbone = Backbone(config)
         self.layout = self.backbone.layout
         self.hearing = hearing(config.perception)
         self.seeing = seeing(config.perception)
-        self.user_audio_in = nn.Linear(config.perception.audio_features, D)
-        self.user_video_in = nn.Linear(config.perception.video_features, D)
-        self.off = nn.Parameter(torch.randn(2, D) * 0.02)  # microphone off, camera off
-        self.video_in = nn.Linear(config.patch_dim, D)
-        self.audio_in = nn.Linear(config.audio_vae.latent_dim, D)
+        self.user_audio_in = nn.Linear(config.perception.audio_features, M)
+        self.user_video_in = nn.Linear(config.perception.video_features, M)
+        self.off = nn.Parameter(torch.randn(2, M) * 0.02)  # microphone off, camera off
+        self.video_in = nn.Linear(config.patch_dim, M)
+        self.audio_in = nn.Linear(config.audio_vae.latent_dim, M)
         self.text_in = nn.Embedding(config.text.vocab_size, D)
         self.text_out = None if config.text.tied_head else nn.Linear(D, config.text.vocab_size, bias=False)
-        self.place = nn.Parameter(torch.randn(len(self.layout.kind_N), D) * 0.02)  # one vector per place in a block
-        self.tau_in = nn.Sequential(nn.Linear(64, D), nn.SiLU(), nn.Linear(D, D))
-        self.video_out = nn.Linear(D, config.patch_dim)
-        self.audio_out = nn.Linear(D, config.audio_vae.latent_dim)
+        N, texts = len(self.layout.kind_N), int((self.layout.kind_N == Kind.TEXT).sum())
+        self.place = nn.Parameter(
+            torch.randn(N if media is None else texts, D) * 0.02
+        )  # one vector per place in a block
+        self.media_place = None if media is None else nn.Parameter(torch.randn(N - texts, M) * 0.02)
+        self.tau_in = nn.Sequential(nn.Linear(64, M), nn.SiLU(), nn.Linear(M, M))
+        self.video_out = nn.Linear(M, config.patch_dim)
+        self.audio_out = nn.Linear(M, config.audio_vae.latent_dim)
         self.apply(self._initialise)
-        for head in (self.video_out, self.audio_out):
-            nn.init.zeros_(head.weight)
+        nn.init.zeros_(self.video_out.weight)
+        nn.init.zeros_(self.audio_out.weight)
         self.together: Step | None = None  # where live sessions on several threads meet
-        memory = config.cache.memory_tokens > 0
-        self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if memory else None
+        self._kinds: dict[tuple[tuple[int, int], ...], tuple[Kinds, Tensor]] = {}  # constants, not state
+        self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if config.cache.memory_tokens else None
 
     @property
     def device(self) -> torch.device:
@@ -148,6 +155,24 @@ class Streamer(nn.Module):
             raise ConfigError("cache.memory_tokens: expected more than 0 where there is a memory, got 0")
         return self.text_in(token) + self.memory_in[source]
 
+    def _joined(self, parts: list[Tensor], *where: slice) -> States:
+        """The parts [..., n, D] of a block that stand at `where`, in order, with the vectors of their places."""
+        if self.media_place is None:
+            return torch.cat(parts, dim=-2) + torch.cat([self.place[slot] for slot in where])
+        key = tuple((slot.start, slot.stop) for slot in where)
+        if key not in self._kinds or self._kinds[key][1].device != self.device:
+            text_N = self.layout.kind_N == Kind.TEXT
+            row_N = torch.where(text_N, text_N.cumsum(0), (~text_N).cumsum(0)) - 1  # of `place` or of `media_place`
+            index_n = torch.cat([torch.arange(slot.start, slot.stop) for slot in where])
+            self._kinds[key] = kinds_of(text_N[index_n], self.device), row_N[index_n].to(self.device)
+        kinds, row_n = self._kinds[key]
+
+        def of(place: Tensor, rows: Tensor) -> Tensor:
+            none = parts[0].new_empty(*parts[0].shape[:-2], 0, place.shape[1])
+            return torch.cat([none, *(x for x in parts if x.shape[-1] == place.shape[1])], dim=-2) + place[rows]
+
+        return Mixed(of(self.place, row_n[kinds.text_T]), of(self.media_place, row_n[kinds.media_M]), kinds)
+
     def _starts(self, like: Tensor) -> Tensor:
         return like.new_zeros(*like.shape[:-2], len(LANES), like.shape[-1])
 
@@ -186,11 +211,10 @@ class Streamer(nn.Module):
         if noisy is not None:
             parts += self._embed_latents(*noisy, tau_BK2)
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
-        place = torch.cat([self.place[where] for where in self.layout.kept(*parts_read)])
-        hidden = self.backbone(torch.cat(parts, dim=2) + place, *memory, layout)
-        asking = hidden[:, :, layout.lane_start.start : layout.slots[-1].start]
+        hidden = self.backbone(self._joined(parts, *self.layout.kept(*parts_read)), *memory, layout)
+        asking = tokens_at(hidden, slice(layout.lane_start.start, layout.slots[-1].start))
         logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
-        return None if noisy is None else self._velocity(hidden[:, :, layout.noisy], noisy, tau_BK2), logits
+        return None if noisy is None else self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2), logits
 
     def _perceive(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
         """What is heard and seen in clips [B, K, tokens, features]; None for what is left out."""
@@ -219,8 +243,7 @@ class Streamer(nn.Module):
 
     def open(self, memory_N2: Tensor | None = None) -> LiveState:
         """A fresh session's state. `memory_N2` is what was said before, as in `ClipBatch` but without padding."""
-        weight = self.backbone.norm.weight
-        live = LiveState(KVCache(self.config, self.layout, weight.device, weight.dtype))
+        live = LiveState(KVCache(self.config, self.layout, self.device, self.backbone.weight.dtype))
         if memory_N2 is not None:
             live.told_N2 = memory_N2.cpu()
         return live
@@ -242,7 +265,7 @@ class Streamer(nn.Module):
         self._remember(live)
         live.cache.open_block()
         clean = self._embed_latents(*last, torch.zeros(2, device=self.device))
-        self._commit(live, torch.cat(clean), self.layout.clean)
+        self._commit(live, clean, self.layout.clean)
         live.settled = True
 
     def observe(
@@ -267,7 +290,7 @@ class Streamer(nn.Module):
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
             live.said[-1][:, len(LANES) :] = text_S[:, None]
         live.settled = False
-        return self._asked(self._commit(live, torch.cat([*user, self._starts(user[0])]), self.layout.opening))
+        return self._asked(self._commit(live, [*user, self._starts(user[-1])], self.layout.opening))
 
     def speak(self, live: LiveState, slot: int, token_L: Tensor, written: bool = True) -> Tensor:
         """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last).
@@ -277,7 +300,7 @@ class Streamer(nn.Module):
         if live.said:
             first = 0 if written else RESPONSE + 1
             live.said[-1][slot, first : len(LANES)] = token_L[first:]
-        return self._asked(self._commit(live, self.text_in(token_L) * written, self.layout.slots[slot]))
+        return self._asked(self._commit(live, [self.text_in(token_L) * written], self.layout.slots[slot]))
 
     def _remember(self, live: LiveState) -> None:
         """Before a block opens: the words of the unit that leaves the text window go to the memory."""
@@ -291,27 +314,25 @@ class Streamer(nn.Module):
             live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
 
-    def _commit(self, live: LiveState, x_ND: Tensor, where: slice) -> Tensor:
-        index_N = torch.arange(where.start, where.stop)
-        hidden_BND, parts = self._step((x_ND + self.place[where])[None], index_N, [live.cache])
-        live.cache.append(parts[0])
-        return hidden_BND[0]
+    def _commit(self, live: LiveState, parts: list[Tensor], where: slice) -> States:
+        hidden_BND, slices = self._read(live, parts, where)
+        live.cache.append(slices[0])
+        return hidden_BND
 
-    def _asked(self, hidden_ND: Tensor) -> Tensor:
+    def _read(self, live: LiveState, parts: list[Tensor], where: slice) -> tuple[States, list[KVSlice]]:
+        """One pass of parts [n, D] that stand at `where` of the open block."""
+        step, x_BND = self.together or self.backbone.step, self._joined([part[None] for part in parts], where)
+        return step(x_BND, torch.arange(where.start, where.stop), [live.cache])
+
+    def _asked(self, hidden_BND: States) -> Tensor:
         """Logits of the last token of each lane."""
-        return self.logits(hidden_ND[-len(LANES) :])
-
-    @property
-    def _step(self) -> Step:
-        return self.together or self.backbone.step
+        return self.logits(tokens_at(hidden_BND, slice(-len(LANES), None))[0])
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""
         times = torch.full((2,), tau, device=self.device)
-        where = self.layout.noisy
-        x_ND = torch.cat(self._embed_latents(*noisy, times)) + self.place[where]
-        hidden_BND, _ = self._step(x_ND[None], torch.arange(where.start, where.stop), [live.cache])
-        return self._velocity(hidden_BND[0], noisy, times)
+        hidden_BND, _ = self._read(live, self._embed_latents(*noisy, times), self.layout.noisy)
+        return self._velocity(tokens_at(hidden_BND, slice(None))[0], noisy, times)
 
     def quiet_slots(self) -> Tensor:
         """Empty user text [S]."""

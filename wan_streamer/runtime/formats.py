@@ -90,7 +90,7 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
     backbone = weights.streamer.backbone
     if formats.backbone == "half":
         linears = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
-        if backbone.norm.weight.device.type != "cpu" or not all(map(can_pack, linears)):
+        if backbone.weight.device.type != "cpu" or not all(map(can_pack, linears)):
             raise ConfigError("formats: half needs an x86 CPU and weights below 65 504; take float32 or bfloat16")
         pack(backbone)
     else:

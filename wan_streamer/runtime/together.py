@@ -14,15 +14,16 @@ from torch import Tensor
 
 from wan_streamer.model.backbone import Step
 from wan_streamer.model.cache import KVCache, KVSlice
+from wan_streamer.model.layers import States, join_rows, rows_of
 
 
 @dataclass(eq=False)
 class _Call:
-    x_BND: Tensor
+    x_BND: States
     index_N: Tensor
     caches: Sequence[KVCache]
     done: threading.Event = field(default_factory=threading.Event)
-    result: tuple[Tensor, list[KVSlice]] | BaseException | None = None
+    result: tuple[States, list[KVSlice]] | BaseException | None = None
 
     def joins(self, other: "_Call") -> bool:
         return torch.equal(self.index_N, other.index_N)
@@ -55,7 +56,7 @@ class Together:
                 self._members -= 1
                 self._changed.notify_all()
 
-    def __call__(self, x_BND: Tensor, index_N: Tensor, caches: Sequence[KVCache]) -> tuple[Tensor, list[KVSlice]]:
+    def __call__(self, x_BND: States, index_N: Tensor, caches: Sequence[KVCache]) -> tuple[States, list[KVSlice]]:
         mine = _Call(x_BND, index_N, caches)
         with self._changed:
             self._waiting.append(mine)
@@ -79,12 +80,12 @@ class Together:
 
     def _run(self, batch: list[_Call]) -> None:
         try:
-            x_BND = torch.cat([call.x_BND for call in batch])
+            x_BND = join_rows([call.x_BND for call in batch])
             hidden_BND, slices = self._step(x_BND, batch[0].index_N, [c for call in batch for c in call.caches])
+            first = 0
             for call in batch:
-                rows = len(call.caches)
-                call.result = hidden_BND[:rows], slices[:rows]
-                hidden_BND, slices = hidden_BND[rows:], slices[rows:]
+                rows = slice(first, first := first + len(call.caches))
+                call.result = rows_of(hidden_BND, rows), slices[rows]
         except BaseException as error:
             for call in batch:
                 call.result = error
