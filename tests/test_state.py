@@ -17,7 +17,6 @@ from wan_streamer.cli.app import main
 from wan_streamer.config import StreamerConfig, TextConfig
 from wan_streamer.errors import CheckpointError, DataError
 from wan_streamer.model.pretrained import Weights
-from wan_streamer.records import flatten, rebuild
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.state import (
     STATES,
@@ -27,6 +26,7 @@ from wan_streamer.runtime.state import (
     save_session,
     session_state,
 )
+from wan_streamer.tensors import flatten, rebuild
 
 DRAWING = dataclasses.replace(TALKER, text=TextConfig(vocab_size=272, temperature=1.0, start_bias=3.0))
 

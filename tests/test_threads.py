@@ -11,8 +11,8 @@ from test_clock import FakeClock, FakeSession
 from typer.testing import CliRunner
 
 from wan_streamer.cli import app as cli
-from wan_streamer.device import QUIET_S, Load, Threads
 from wan_streamer.runtime.clock import UnitDriver, why_late
+from wan_streamer.threads import QUIET_S, Load, Threads
 from wan_streamer.units import UNIT_S, UserUnit
 
 

@@ -20,7 +20,6 @@ from rich.table import Table
 from wan_streamer.benchmarks.cascade import Answer, Cascade
 from wan_streamer.benchmarks.machine import where_and_when
 from wan_streamer.benchmarks.moshi import bench_steps
-from wan_streamer.device import Threads
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.runtime.split.agents import open_agent
@@ -28,6 +27,7 @@ from wan_streamer.simulation.face.person import FaceIdentity, FacePose
 from wan_streamer.simulation.face.renderer import FaceRenderer
 from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import UserVoice
+from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
 QUESTIONS = (

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from wan_streamer.benchmarks.machine import where_and_when
-from wan_streamer.device import Threads
 from wan_streamer.errors import WanStreamerError
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver, percentiles
 from wan_streamer.runtime.seats import Turns
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.split.agents import Schedule, SplitAgent, open_agent
+from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UNIT_S, UserUnit
 
 MINUTE = 375  # units

@@ -7,11 +7,12 @@ import numpy as np
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
-from wan_streamer.device import Load, find_device
+from wan_streamer.device import find_device
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
 from wan_streamer.runtime.formats import Formats, apply_formats, choose_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.together import Together
+from wan_streamer.threads import Load
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
 
 MEETING = 64  # sessions on a GPU whose passes are put together

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from wan_streamer.device import SPARE, Threads
 from wan_streamer.runtime.still import Still
 from wan_streamer.runtime.trace import Span, Trace
+from wan_streamer.threads import SPARE, Threads
 from wan_streamer.units import UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 SETTLE_STAGE = "settle"  # what is done between two units

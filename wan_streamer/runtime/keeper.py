@@ -16,9 +16,9 @@ from torch import Tensor
 
 from wan_streamer.errors import DataError
 from wan_streamer.files import parse_json
-from wan_streamer.records import flatten, places_of, rebuild, view_of
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.state import STATES, resume_session, session_state
+from wan_streamer.tensors import flatten, places_of, rebuild, view_of
 
 HEADER = 64  # bytes of each half: number of the state, or 0; bytes of its outline, bytes of its tensors
 

@@ -23,9 +23,8 @@ from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerceptionState
-from wan_streamer.records import flatten, rebuild
 from wan_streamer.runtime.session import Session
-from wan_streamer.tensors import save_atomically
+from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
 VERSION = "2"

@@ -20,12 +20,12 @@ from rich.table import Table
 from wan_streamer.data.captions import SPEAKERS, to_lines
 from wan_streamer.data.film import ReplyWriter, check_film_path
 from wan_streamer.data.media import UnitReader, read_units
-from wan_streamer.device import Threads
 from wan_streamer.errors import MediaError
 from wan_streamer.files import write_json
 from wan_streamer.runtime.clock import UnitDriver, why_late
 from wan_streamer.runtime.split.agents import Schedule, open_agent
 from wan_streamer.runtime.trace import Trace
+from wan_streamer.threads import Threads
 from wan_streamer.units import FPS, UNIT_MS, UNIT_S, AgentUnit, UserUnit
 
 Pace = Literal["realtime", "fast"]

@@ -20,12 +20,12 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wan_streamer.device import Threads
 from wan_streamer.errors import ServingError, WanStreamerError
 from wan_streamer.process import log_as_parent, tune_process
 from wan_streamer.runtime.clock import Session, UnitDriver
 from wan_streamer.runtime.seats import Seat, Turns, capacity
 from wan_streamer.runtime.trace import Trace, traced
+from wan_streamer.threads import Threads
 from wan_streamer.units import AgentUnit, UserUnit
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@
 import time
 from typing import Any
 
-from wan_streamer.device import Threads
 from wan_streamer.evaluation.records import Trial
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver
+from wan_streamer.threads import Threads
 from wan_streamer.units import UNIT_S
 
 

@@ -24,7 +24,7 @@ from torch import distributed as dist
 
 from wan_streamer.errors import LinkError
 from wan_streamer.files import parse_json
-from wan_streamer.records import ALIGN, flatten, places_of, rebuild, view_of
+from wan_streamer.tensors import ALIGN, flatten, places_of, rebuild, view_of
 
 PROTOCOL = 2
 SLOTS = 2  # messages that may be under way

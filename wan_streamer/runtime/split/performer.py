@@ -23,7 +23,6 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch import Tensor
 
-from wan_streamer.device import Threads
 from wan_streamer.errors import LinkError
 from wan_streamer.flow.sampler import solve_unit
 from wan_streamer.model.cache import CacheState, KVCache, KVSlice
@@ -34,6 +33,7 @@ from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats
 from wan_streamer.runtime.split.links import Link, shared_pair
 from wan_streamer.runtime.trace import Span
+from wan_streamer.threads import Threads
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from wan_streamer.device import Threads
 from wan_streamer.errors import ConfigError, TrainingError
 from wan_streamer.files import parse_json
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.tensors import whole
+from wan_streamer.threads import Threads
 from wan_streamer.training.loop.curves import Board, write_curves
 from wan_streamer.training.loop.guard import Guard
 from wan_streamer.training.loop.means import mean_of
