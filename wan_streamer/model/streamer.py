@@ -100,9 +100,8 @@ class Streamer(nn.Module):
         self.text_in = nn.Embedding(config.text.vocab_size, D)
         self.text_out = None if config.text.tied_head else nn.Linear(D, config.text.vocab_size, bias=False)
         N, texts = len(self.layout.kind_N), int((self.layout.kind_N == Kind.TEXT).sum())
-        self.place = nn.Parameter(
-            torch.randn(N if media is None else texts, D) * 0.02
-        )  # one vector per place in a block
+        # one vector per place in a block
+        self.place = nn.Parameter(torch.randn(N if media is None else texts, D) * 0.02)
         self.media_place = None if media is None else nn.Parameter(torch.randn(N - texts, M) * 0.02)
         self.tau_in = nn.Sequential(nn.Linear(64, M), nn.SiLU(), nn.Linear(M, M))
         self.video_out = nn.Linear(M, config.patch_dim)
