@@ -20,8 +20,8 @@ from reference_lm import (
     transformers,
 )
 from safetensors.torch import load_file, save_file
-from test_model import mixed, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
 from tiny import TALKER, TINY, tiny_weights
+from tiny_clips import mixed, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
 from tokenizers import Tokenizer, models
 
 from wan_streamer.codecs.text import CONTROL, END, SILENCE, LaneDecoder, TextCodec

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from test_model import K, dense_mask, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit, view_of
 from tiny import TINY
+from tiny_clips import K, dense_mask, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit, view_of
 from torch import Tensor
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE

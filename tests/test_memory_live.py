@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from test_memory import RESPONSE, SIZE, TYPED, assert_same, differ, make, random_memory, with_memory
-from test_model import K, mixed, off_is_blank, one_pass, random_clip
+from tiny_clips import K, mixed, off_is_blank, one_pass, random_clip
 from torch import Tensor
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
