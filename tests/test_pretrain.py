@@ -79,7 +79,7 @@ def unvaried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def text(data: Path) -> TextCodec:
-    return learn_text([data / "train"], PUPIL.text.vocab_size)
+    return learn_text([data / "train"], PUPIL)
 
 
 @pytest.fixture(autouse=True)
@@ -274,11 +274,12 @@ def test_a_pretrained_agent_goes_on_to_conversation(
 
 def test_the_tokenizer_knows_prompts_and_answers(data: Path, tmp_path: Path) -> None:
     stores = [data / "train", data / "talks" / "train"]
-    text = learn_text(stores, 1000)
+    config = dataclasses.replace(PUPIL, text=dataclasses.replace(PUPIL.text, vocab_size=1000))
+    text = learn_text(stores, config)
     for word in ("Say", ":", " says", "Picture", " you", "hello"):
         assert len(text.encode(word)) == 1, word
     with pytest.raises(DataError, match="found an empty folder"):
-        learn_text([tmp_path], 1000)
+        learn_text([tmp_path], config)
 
 
 def test_what_is_no_task_is_refused(data: Path, text: TextCodec) -> None:

@@ -52,7 +52,8 @@ def test_it_stops_where_the_texts_give_no_more() -> None:
 
 
 def test_a_tokenizer_that_is_large_enough_stays() -> None:
-    assert learn_text([], OLD.tokenizer.get_vocab_size(), start=OLD) is OLD
+    config = dataclasses.replace(TALKER, text=TextConfig(vocab_size=OLD.tokenizer.get_vocab_size()))
+    assert learn_text([], config, start=OLD) is OLD
 
 
 @pytest.mark.parametrize("small", [False, True])

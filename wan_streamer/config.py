@@ -149,6 +149,14 @@ class StreamerConfig(Ranged):
             raise ConfigError(
                 f"video_vae: expected height and width divisible by 16 x patch = {cell}, got {vae.height}x{vae.width}"
             )
+        if self.perception.reading and not 0 < self.perception.reading_units - 3 < self.cache.text_units * bool(
+            self.cache.memory_tokens
+        ):
+            raise ConfigError(
+                "perception.reading: expected a text memory and a text window from which the words of reading_units can"
+                f" be read again, got memory_tokens {self.cache.memory_tokens}, text_units {self.cache.text_units} and"
+                f" reading_units {self.perception.reading_units}"
+            )
         if (self.unit_ms, self.fps, self.sample_rate) != (UNIT_MS, FPS, SAMPLE_RATE):
             raise ConfigError(
                 f"expected units of {UNIT_MS} ms, {FPS} fps and {SAMPLE_RATE} Hz,"

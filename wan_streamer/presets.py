@@ -26,14 +26,19 @@ def nano() -> StreamerConfig:
 
 
 def nano_ears() -> StreamerConfig:
-    """`nano` with ears trained before it, finer eyes, more words and a text memory; no weights of it are embedded."""
+    """`nano` with ears trained before it, a reader, finer eyes and a text memory; no weights of it are embedded."""
     perception = PerceptionConfig(
-        hearing="ears", video_channels=(48, 96, 192), video_grid=(2, 3), video_ticks=1, video_blocks=2
+        hearing="ears",
+        video_channels=(48, 96, 192),
+        video_grid=(2, 3),
+        video_ticks=1,
+        video_blocks=2,
+        reading=3,
     )
     return StreamerConfig(
         name="nano-ears",
         perception=perception,
-        text=TextConfig(vocab_size=2048, heard_units=2),
+        text=TextConfig(vocab_size=6144, heard_units=2),
         cache=CacheConfig(text_units=24, memory_tokens=192),
     )
 

@@ -156,6 +156,8 @@ class PerceptionConfig(Ranged):
     video_ticks  times in a unit that have video tokens of their own: 4, 2 or 1
     video_grid   tokens of a tick, rows x columns
     video_blocks residual blocks at 1/8 of the size
+    reading      tokens in a unit of what a reader of the ears' features expects next (`perception/reading.py`); 0: none
+    reading_units  how many units of sound it looks at
     """
 
     place = "perception"
@@ -170,6 +172,8 @@ class PerceptionConfig(Ranged):
     video_grid: tuple[int, int] = between((1, 1), 1, 64)
     video_ticks: int = between(FRAMES_PER_UNIT, 1, FRAMES_PER_UNIT)
     video_blocks: int = between(0, 0, 256)
+    reading: int = between(0, 0, 64)
+    reading_units: int = between(24, 4, 10_000)
     ears: EarsConfig = field(default_factory=EarsConfig)
 
     def __post_init__(self) -> None:
@@ -178,6 +182,8 @@ class PerceptionConfig(Ranged):
         for name, known in choices.items():
             if (got := getattr(self, name)) not in known:
                 raise ConfigError(f"perception.{name}: expected one of {', '.join(map(str, known))}, got {got!r}")
+        if self.reading and self.hearing != "ears":
+            raise ConfigError(f"perception.reading: expected 0 where no ears hear, got {self.reading}")
 
     @property
     def audio_tokens(self) -> int:

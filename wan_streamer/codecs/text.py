@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +15,7 @@ SILENCE = 0  # nobody speaks in this lane
 HOLD = 1  # inside an utterance, but no new token in this slot
 END = 2  # end of turn
 CONTROL = ("<silence>", "<hold>", "<end>")
+SPACE = "\u2581"  # in the pieces of a recogniser
 
 
 class TextCodec:
@@ -36,6 +37,27 @@ class TextCodec:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[str]) -> "TextCodec":
+        """The vocabulary of a recogniser: `pieces` in the order in which they are merged, the single letters too, with
+        `SPACE` for a blank and <0x0A> for a byte; piece i becomes token i + 3. Every text begins with a blank.
+        """
+        vocab = {token: number for number, token in enumerate([*CONTROL, *pieces])}
+        merges = [
+            (piece[:cut], piece[cut:])
+            for piece in pieces
+            if not piece.startswith("<0x")
+            for cut in range(1, len(piece))
+            if piece[:cut] in vocab and piece[cut:] in vocab
+        ]
+        tokenizer = Tokenizer(models.BPE(vocab, merges, byte_fallback=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "always")  # type: ignore[assignment]
+        tokenizer.decoder = decoders.Sequence(  # type: ignore[assignment]
+            [decoders.ByteFallback(), decoders.Metaspace(SPACE, "always"), decoders.Fuse()]
+        )
+        tokenizer.add_special_tokens(list(CONTROL))
         return cls(tokenizer)
 
     @classmethod
@@ -101,6 +123,12 @@ class TextCodec:
             (model["vocab"][halves[number][0]], model["vocab"][halves[number][1]])
             for number in range(first, len(model["vocab"]))
         ]
+
+    @property
+    def pieces(self) -> list[str] | None:
+        """The tokens behind the control tokens, if they are those of a recogniser (`of_pieces`)."""
+        vocab = self.tokenizer.get_vocab()
+        return sorted(vocab, key=vocab.__getitem__)[len(CONTROL) :] if "<0x00>" in vocab else None
 
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))

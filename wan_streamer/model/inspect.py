@@ -26,6 +26,7 @@ from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
 from wan_streamer.model.cache import MEMORY, KVCache
 from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
+from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.pretrained import codecs_of, find_checkpoint
 from wan_streamer.model.streamer import LiveState, Streamer
 from wan_streamer.perception.audio import HOP, AudioPerception
@@ -96,6 +97,8 @@ def _parameters(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) ->
         "seeing": count(streamer.seeing),
         "text_embedding": count(streamer.text_in),
     }
+    if streamer.reading is not None:
+        parts["reading"] = count(streamer.reading)
     parts["inputs_and_heads"] = count(streamer) - sum(parts.values())
     parts |= {"audio_vae": count(audio_vae), "video_vae": count(video_vae)}
     return parts | {"total": sum(parts.values())}
@@ -109,6 +112,7 @@ def _tokens(layout: UnitLayout) -> dict[str, int]:
         "user_audio": layout.user_audio,
         "user_video": layout.user_video,
         "user_text": layout.user_text,
+        "user_read": layout.user_read,
         "lane_starts": layout.lane_start,
         "lane_slots": slice(layout.slots[0].start, layout.slots[-1].stop),
         "history": layout.context,
@@ -141,6 +145,14 @@ def _live(streamer: Streamer) -> LiveState:
         cache._grow()
     cache.block, cache.length = block - 1, len(seen_M2)
     cache.block_M[: cache.length], cache.index_M[: cache.length] = seen_M2.unbind(1)
+    if streamer.reading is not None:  # a full window, with a word in every slot
+        perception, ears, units = streamer.config.perception, streamer.config.perception.ears, range(cache.block)
+        shape = (ears.layers, 2, ears.heads, ears.frames, ears.head)
+        known = units[: perception.reading_units - 1]
+        live.heard.extend(torch.empty(shape, device=META) for _ in known)
+        live.said.extend(
+            torch.empty(streamer.config.text.slots, len(SOURCES), dtype=torch.long, device=META) for _ in known
+        )
     return live
 
 
@@ -202,9 +214,10 @@ def _megabytes(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) -> 
     head = weights(streamer.text_in if streamer.text_out is None else streamer.text_out)
     inputs = weights(streamer.user_audio_in, streamer.user_video_in, streamer.video_in, streamer.audio_in)
     solver = weights(streamer.video_in, streamer.audio_in, streamer.tau_in, streamer.video_out, streamer.audio_out)
+    reader = config.perception.reading * weights(streamer.reading)  # once for each of its tokens
     parts = [part for vae in (audio_vae, video_vae) for part in vae.named_parameters()]
     read = {
-        "observe": weights(streamer.hearing, streamer.seeing) + inputs + whole + history + head,
+        "observe": weights(streamer.hearing, streamer.seeing) + reader + inputs + whole + history + head,
         "text": config.text.slots * (whole - media + history + head),
         "solve": config.flow.steps * ((media or whole) + history + solver),
         "decode": element * sum(p.numel() for name, p in parts if name.startswith("dec_")),

@@ -259,6 +259,14 @@ def can_pack(linear: nn.Linear) -> bool:
     return True
 
 
+def pack_if_possible(module: nn.Module) -> bool:
+    """`pack` it, unless one of its layers cannot be packed."""
+    possible = all(can_pack(part) for part in module.modules() if isinstance(part, nn.Linear))
+    if possible:
+        pack(module)
+    return possible
+
+
 def pack(module: nn.Module) -> None:
     """Replace all linear layers inside `module`."""
     for name, child in module.named_children():

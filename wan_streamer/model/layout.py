@@ -3,7 +3,7 @@
 Block k, in order:
 
     clean agent video(k-1), clean agent audio(k-1)   rank 0       what was emitted, now history
-    user audio(k), user video(k), user text(k)       rank 1       bidirectional among themselves
+    user audio, video, text, what is read(k)         rank 1       bidirectional among themselves
     lane starts, then slot 1, ... slot S             rank 2 ...   token-causal; both lanes share a rank
     noisy agent video(k), noisy agent audio(k)       last rank    read everything above, never committed
 
@@ -57,6 +57,7 @@ class UnitLayout:
     user_audio: slice
     user_video: slice
     user_text: slice
+    user_read: slice  # what a reader expects to be said next; may be empty
     lane_start: slice
     slots: tuple[slice, ...]  # one per slot, each holds a token per lane
     noisy_video: slice
@@ -147,6 +148,7 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
     user_audio = add(Kind.AUDIO, 1, heard)
     user_video = add(Kind.VIDEO, 1, user_patches)
     user_text = add(Kind.TEXT, 1, [(slot, 0, 0) for slot in range(slots)])
+    user_read = add(Kind.TEXT, 1, [(place, 0, 0) for place in range(perception.reading)])
     lane_start = add(Kind.TEXT, 2, [(0, 0, 0)] * len(LANES))
     slot_slices = tuple(add(Kind.TEXT, 3 + slot, [(slot + 1, 0, 0)] * len(LANES)) for slot in range(slots))
     noisy_video = add(Kind.VIDEO, 3 + slots, patches)
@@ -160,6 +162,7 @@ def unit_layout(config: StreamerConfig) -> UnitLayout:
         user_audio,
         user_video,
         user_text,
+        user_read,
         lane_start,
         slot_slices,
         noisy_video,

@@ -22,7 +22,7 @@ from wan_streamer.model.layers import Attention, rotary_table, rotate
 from wan_streamer.model.layout import LANES
 
 SOURCES = (*LANES, "typed")
-RESPONSE = SOURCES.index("response")
+RESPONSE, TRANSCRIPT = (SOURCES.index(name) for name in LANES)
 PADDING = -1  # source and token of nothing
 
 

@@ -7,8 +7,8 @@
     velocity    live: the solver's function; reads the history, commits nothing
     text_logits text only: a plain causal language model, without units, lanes and places
 
-Flow: the network predicts the clean latent and the velocity follows from it, v = (z_tau - z0) / tau, so that a width
-of 256 need not carry 144 numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
+The network predicts the clean latent, and v = (z_tau - z0) / tau follows, so that a width of 256 need not carry 144
+numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
 """
 
 from collections import deque
@@ -24,9 +24,10 @@ from wan_streamer.model.backbone import Backbone, Step
 from wan_streamer.model.cache import KVCache, KVSlice
 from wan_streamer.model.layers import Kinds, Mixed, States, kinds_of, tokens_at
 from wan_streamer.model.layout import LANES, Kind, Latents
-from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, readable, spoken
+from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
+from wan_streamer.perception.reading import hints, live_hints, reading
 from wan_streamer.perception.video import VideoPerceptionState, seeing
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -44,10 +45,8 @@ class ClipBatch:
     user_video    uint8 [B, 4 K, h, w, 3], or [B, 0, h, w, 3] to leave the eyes out;   camera_BK bool
                   Of both, also what frozen ears or eyes made of them: float [B, K, tokens, features]
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
-    written_BK    bool: False where the agent's own text is hidden from it (the unconditional half of guidance); where
-                  it is False anywhere in a clip, so are its words in the memory
-    memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before the clip (`model/memory.py`),
-                  -1 where there is nothing; M is 0 in a model without memory
+    written_BK    bool: False where the agent's own text is hidden from it (half of guidance), and then in the memory
+    memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before (`model/memory.py`), -1 for none
     """
 
     video_BKNP: Tensor
@@ -68,6 +67,7 @@ class LiveState:
 
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
+    heard    what a reader looks at of the latest units (`live_hints`)
     settled  the next block is open and has the last latents
     """
 
@@ -76,6 +76,7 @@ class LiveState:
     seeing: VideoPerceptionState | None = None
     told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     said: deque[Tensor] = field(default_factory=deque)
+    heard: deque[Tensor] = field(default_factory=deque)
     settled: bool = False
 
 
@@ -92,6 +93,7 @@ class Streamer(nn.Module):
         self.layout = self.backbone.layout
         self.hearing = hearing(config.perception)
         self.seeing = seeing(config.perception)
+        self.reading = reading(config.perception, config.text.vocab_size)
         self.user_audio_in = nn.Linear(config.perception.audio_features, M)
         self.user_video_in = nn.Linear(config.perception.video_features, M)
         self.off = nn.Parameter(torch.randn(2, M) * 0.02)  # microphone off, camera off
@@ -136,7 +138,7 @@ class Streamer(nn.Module):
     def _embed_user(
         self, heard: Tensor, microphone: Tensor, seen: Tensor | None, camera: Tensor, text: Tensor
     ) -> list[Tensor]:
-        """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S] -> parts of [..., n, D]."""
+        """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S + R] -> parts of [..., n, D]."""
         parts = [torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))]
         if seen is not None:
             parts += [torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))]
@@ -183,17 +185,12 @@ class Streamer(nn.Module):
     # ---- training
 
     def forward(
-        self,
-        batch: ClipBatch,
-        history: Latents | None,
-        history_tau: Tensor,
-        noisy: Latents | None,
-        tau_BK2: Tensor,
+        self, batch: ClipBatch, history: Latents | None, history_tau: Tensor, noisy: Latents | None, tau_BK2: Tensor
     ) -> tuple[Latents | None, Tensor]:
         """One pass over a clip.
 
-        history      clean latents of units -1 ... K-2, maybe lightly noised: [B, K, N, P] and [B, K, 4, C]; None leaves
-                     out what the agent has made, N = 0 here and in `noisy` its pictures
+        history      clean latents of units -1 ... K-2, maybe noised: [B, K, N, P] and [B, K, 4, C]; None leaves out
+                     what the agent has made, N = 0 here and in `noisy` its pictures
         history_tau  [B, K, 2] how much, told to the model
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
@@ -202,7 +199,10 @@ class Streamer(nn.Module):
         parts_read = history is not None, batch.user_video.shape[1] > 0, noisy is not None, pictures
         layout = self.layout.part(*parts_read)
         heard, seen = self._perceive(batch)
-        user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, batch.user_text_BKS)
+        written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
+        read_BKR = hints(self.reading, self.config.perception, heard, batch.microphone_BK, written_BKS)
+        text = torch.cat([batch.user_text_BKS, read_BKR], dim=-1)
+        user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, text)
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*user, self._starts(slots), slots]
         if history is not None:
@@ -256,9 +256,7 @@ class Streamer(nn.Module):
         )
 
     def settle(self, live: LiveState, last: Latents) -> None:
-        """Open the next block and commit the last latents, if that is not done: nothing here needs the user's unit, so
-        who waits for it can do this meanwhile.
-        """
+        """Open the next block and commit the last latents, unless it is done. Needs nothing of the user's unit."""
         if live.settled:
             return
         self._remember(live)
@@ -284,7 +282,10 @@ class Streamer(nn.Module):
             frames_THWC = torch.full(shape, 128, dtype=torch.uint8, device=device)
         heard, live.hearing = self.hearing(audio_T[None], live.hearing)
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
-        user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S)
+        written = [said[:, TRANSCRIPT] for said in live.said]
+        read_R = live_hints(self.reading, perception, live.heard, heard[0], microphone, written)
+        text = torch.cat([text_S, read_R])
+        user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text)
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
             live.said[-1][:, len(LANES) :] = text_S[:, None]
@@ -302,7 +303,7 @@ class Streamer(nn.Module):
         return self._asked(self._commit(live, [self.text_in(token_L) * written], self.layout.slots[slot]))
 
     def _remember(self, live: LiveState) -> None:
-        """Before a block opens: the words of the unit that leaves the text window go to the memory."""
+        """The words of the unit that leaves the text window go to the memory."""
         cache = self.config.cache
         new_N2 = live.told_N2
         if live.said and len(live.said) == cache.text_units:
@@ -340,10 +341,9 @@ class Streamer(nn.Module):
     # ---- text only
 
     def text_logits(self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, N, V] of the token after each of N more tokens of plain text, and the past for the next call.
+        """Logits [B, N, V] after each of N more tokens of plain text, and the past for the next call.
 
-        Places and lanes belong to units and are left out, so a model that starts from a language model
-        (`model/language.py`) gives that model's logits, and those of the control tokens in front.
+        Without places and lanes, so these are those of a language model that it starts from (`model/language.py`).
         """
         hidden, past_Z2BMGd = self.backbone.read(self.text_in(token_BN), past_Z2BMGd)
         return self.logits(hidden), past_Z2BMGd

@@ -104,8 +104,11 @@ class Stem(nn.Module):
 
 
 def rotate(x_BHTD: Tensor, turn_TR: Tensor) -> Tensor:
-    """Rotary positions: channels (0, 1), (2, 3), ... of the first 2R, as complex numbers, times `turn_TR`."""
-    turned, rest = x_BHTD.split([2 * turn_TR.shape[1], x_BHTD.shape[3] - 2 * turn_TR.shape[1]], dim=3)
+    """Rotary positions: channels (0, 1), (2, 3), ... of the first 2R, as complex numbers, times `turn_TR`, which may
+    have axes before it.
+    """
+    R = turn_TR.shape[-1]
+    turned, rest = x_BHTD.split([2 * R, x_BHTD.shape[3] - 2 * R], dim=3)
     pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)))
     return torch.cat([torch.view_as_real(pairs * turn_TR).flatten(-2).to(x_BHTD.dtype), rest], dim=-1)
 

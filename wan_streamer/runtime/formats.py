@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.layers import can_pack, pack
+from wan_streamer.model.layers import can_pack, pack, pack_if_possible
 from wan_streamer.model.pretrained import Weights
 
 ENVIRONMENT = "WAN_STREAMER_FORMATS"  # what `--formats` sets, for processes of ours too
@@ -89,12 +89,12 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
     """Change the modules of an agent, for inference. Raises `ConfigError` if they cannot be in these formats here."""
     backbone = weights.streamer.backbone
     if formats.backbone == "half":
-        linears = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
-        if backbone.weight.device.type != "cpu" or not all(map(can_pack, linears)):
+        if backbone.weight.device.type != "cpu" or not pack_if_possible(backbone):
             raise ConfigError("formats: half needs an x86 CPU and weights below 65 504; take float32 or bfloat16")
-        pack(backbone)
     else:
         backbone.to(getattr(torch, formats.backbone))
+    if weights.streamer.reading is not None and formats.backbone != "float32" and backbone.weight.device.type == "cpu":
+        pack_if_possible(weights.streamer.reading)  # it takes as long as its weights need for being read
     weights.light = formats.decoder == "light"
     if weights.light and weights.light_vae is None:
         raise ConfigError("formats: this agent has no light decoder; take full, or train one: train codec --light")

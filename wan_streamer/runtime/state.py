@@ -27,7 +27,7 @@ from wan_streamer.runtime.session import Session
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "2"
+VERSION = "3"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class SessionState:
     seeing: VideoPerceptionState | None
     told_N2: Tensor
     said: list[Tensor]
+    heard: list[Tensor]
     last: Latents
     noise: Tensor
     silent: bool
@@ -77,6 +78,7 @@ def session_state(session: Session) -> SessionState:
         seeing=live.seeing,
         told_N2=live.told_N2,
         said=[said.clone() for said in live.said],
+        heard=list(live.heard),
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
@@ -96,6 +98,8 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.hearing, live.seeing, live.told_N2 = state.hearing, state.seeing, state.told_N2.cpu()
     live.said.clear()
     live.said.extend(said.clone() for said in state.said)
+    live.heard.clear()
+    live.heard.extend(state.heard)
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio

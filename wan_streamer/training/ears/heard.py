@@ -15,7 +15,7 @@ from torch import Tensor
 from wan_streamer.config import EarsConfig
 from wan_streamer.training.ears.corpus import Words, read_clip, read_index, save_heard
 from wan_streamer.training.ears.moonshine import Tokenizer
-from wan_streamer.training.ears.reader import Reader, load_reader
+from wan_streamer.training.ears.reader import Decoder, load_reader
 from wan_streamer.training.ears.teacher import Teacher
 from wan_streamer.units import SAMPLES_PER_UNIT, UNIT_S
 
@@ -47,7 +47,7 @@ def transcribe_corpus(folder: str | Path, source: str) -> int:
     return len(heard)
 
 
-def align(reader: Reader, tokenizer: Tokenizer, features_TD: Tensor, text: str, audio_T: Tensor) -> Words:
+def align(reader: Decoder, tokenizer: Tokenizer, features_TD: Tensor, text: str, audio_T: Tensor) -> Words:
     """When the words of `text` are said: (word, start, end) in seconds. `audio_T` is what the features were made of.
 
     Attention to the sound, averaged over all layers and heads, is followed along the monotonic path that sees most of

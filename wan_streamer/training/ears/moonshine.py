@@ -1,7 +1,7 @@
 """Weights and vocabulary of Moonshine tiny as the package `moonshine-voice` carries them (MIT licence).
 
 `encoder_weights`   float32 tensors under the names of `Ears`
-`decoder_weights`   float32 tensors under the names of `Reader`
+`decoder_weights`   float32 tensors under the names of `Reader` (`perception/reading.py`)
 `Tokenizer`         text <-> numbers
 
 The files are onnxruntime's own flatbuffer of a graph with 8-bit matrices. Names of matrices are numbers; which is which
@@ -10,6 +10,8 @@ follows from the node that uses it. Nothing is unpickled and nothing runs.
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan_streamer.codecs.text import SPACE
 from wan_streamer.errors import ConfigError, DataError
 
 PACKAGE = "moonshine-voice==0.0.49"
 BEGIN, END = 1, 2
-FIRST_TEXT = 3  # numbers below are marks
-SPACE = "\u2581"
+FIRST_TEXT = 3  # numbers below are marks; then come the bytes
+BYTES = 256
 _TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 _GRAPH = 5  # type of an attribute that holds a graph
 
@@ -157,8 +160,7 @@ def decoder_weights() -> dict[str, Tensor]:
             tensors[here + mine] = graph.tensor(f"{there}{theirs}_merged_0")
     tensors["norm.weight"] = graph.tensor("model.decoder.norm.weight_merged_0")
     tensors["words.weight"] = graph.matrix("model.decoder.embed_tokens.weight_merged_0_quantized")
-    (head,) = graph.used(inner, "logits").values()
-    return tensors | {"head.weight": head}
+    return tensors  # the matrix of the logits is that of the embedding
 
 
 class Tokenizer:
@@ -185,6 +187,26 @@ class Tokenizer:
         """Numbers of a text, without the marks of begin and end."""
         return [number for word in text.split() for number in self._word(SPACE + word)]
 
+    def most_used(self, texts: Iterable[str], count: int) -> list[int]:
+        """Numbers of `count` pieces with which to write, in order: the commonest of `texts`, what they are merged from,
+        all bytes and the letters of ASCII. Raises `ConfigError` if these are more than `count`.
+        """
+        kept = {FIRST_TEXT + byte for byte in range(BYTES)}
+        kept |= {self.ranks[bytes([letter])] for letter in range(33, 127)} | {self.ranks[SPACE.encode()]}
+        if len(kept) > count:
+            raise ConfigError(f"text.vocab_size: expected at least {len(kept)} besides the marks, got {count}")
+        used = Counter(number for text in texts for number in self.encode(text))
+        for number, _ in used.most_common():
+            wanted = kept | self._merged_from(self.pieces[number].decode("utf-8", "ignore"))
+            if len(wanted) <= count:
+                kept = wanted
+        return sorted(kept)
+
+    def named(self, number: int) -> str:
+        """A piece as `TextCodec.of_pieces` takes it."""
+        byte = number - FIRST_TEXT
+        return f"<0x{byte:02X}>" if 0 <= byte < BYTES else self.pieces[number].decode()
+
     def decode(self, numbers: list[int]) -> str:
         """The text of these numbers; marks are left out."""
         data = b"".join(self.pieces[number] for number in numbers if number >= FIRST_TEXT)
@@ -192,16 +214,26 @@ class Tokenizer:
 
     def _word(self, word: str) -> list[int]:
         if word not in self._known:
-            parts: list[bytes] = []
-            for character in word:
-                whole = character.encode()
-                parts += [whole] if self.ranks.get(whole, 0) >= FIRST_TEXT + 256 else [bytes([b]) for b in whole]
-            while len(parts) > 1:
-                rank, place = min(
-                    (self.ranks.get(parts[i] + parts[i + 1], len(self.pieces)), i) for i in range(len(parts) - 1)
-                )
-                if rank == len(self.pieces):
-                    break
-                parts[place : place + 2] = [parts[place] + parts[place + 1]]
-            self._known[word] = [self.ranks[part] for part in parts]
+            self._known[word] = [self.ranks[part] for part in self._merge(word)[0]]
         return self._known[word]
+
+    def _merged_from(self, word: str) -> set[int]:
+        """All pieces on the way to those of `word`."""
+        return {self.ranks[part] for part in self._merge(word)[1]}
+
+    def _merge(self, word: str) -> tuple[list[bytes], set[bytes]]:
+        """Its pieces, and all that stood on the way."""
+        parts: list[bytes] = []
+        for character in word:
+            whole = character.encode()
+            parts += [whole] if self.ranks.get(whole, 0) >= FIRST_TEXT + BYTES else [bytes([b]) for b in whole]
+        made = set(parts)
+        while len(parts) > 1:
+            rank, place = min(
+                (self.ranks.get(parts[i] + parts[i + 1], len(self.pieces)), i) for i in range(len(parts) - 1)
+            )
+            if rank == len(self.pieces):
+                break
+            parts[place : place + 2] = [parts[place] + parts[place + 1]]
+            made.add(parts[place])
+        return parts, made

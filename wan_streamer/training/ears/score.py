@@ -22,7 +22,7 @@ from wan_streamer.perception.ears import Ears
 from wan_streamer.training.ears.corpus import Clip, load_corpus, read_clip
 from wan_streamer.training.ears.heard import LONGEST, padded
 from wan_streamer.training.ears.moonshine import Tokenizer
-from wan_streamer.training.ears.reader import Reader
+from wan_streamer.training.ears.reader import Decoder
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT
 
 FIGURES = {
@@ -73,7 +73,7 @@ def slots_right(slots: str, heard: Sequence[str]) -> int:
 
 
 @torch.no_grad()
-def read_features(reader: Reader, tokenizer: Tokenizer, features: Sequence[Tensor]) -> list[list[str]]:
+def read_features(reader: Decoder, tokenizer: Tokenizer, features: Sequence[Tensor]) -> list[list[str]]:
     """Words of every clip; features [frames, D] each."""
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     texts: dict[int, list[str]] = {}
@@ -102,7 +102,7 @@ def scored_clips(folder: str | Path, source: str, most: int | None = None) -> li
 @torch.no_grad()
 def score_hearing(
     hear: Hear,
-    reader: Reader,
+    reader: Decoder,
     tokenizer: Tokenizer,
     folder: str | Path,
     sources: Iterable[str],
@@ -137,7 +137,7 @@ def _count(clips: Sequence[Clip], texts: Sequence[Sequence[str]]) -> Score:
 
 @torch.no_grad()
 def score_endless(
-    ears: Ears, reader: Reader, tokenizer: Tokenizer, folder: str | Path, clips: Sequence[Clip], seed: int = 0
+    ears: Ears, reader: Decoder, tokenizer: Tokenizer, folder: str | Path, clips: Sequence[Clip], seed: int = 0
 ) -> tuple[Score, Score, float]:
     """Words wrong of clips alone and in one stream, unit by unit, with gaps of up to 48 s; its length in seconds."""
     rng = np.random.default_rng(seed)

@@ -97,5 +97,5 @@ def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: P
     """
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(tasks) / "train"] if tasks else [])]
-    streamer, text = starting_point(options, lambda size, start: learn_text(stores, size, options.heard, start))
+    streamer, text = starting_point(options, lambda config, start: learn_text(stores, config, options.heard, start))
     return run(DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard), options, world)

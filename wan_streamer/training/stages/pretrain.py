@@ -61,5 +61,5 @@ def train_pretrain(
     """
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(talks) / "train"] if talks else [])]
-    streamer, text = starting_point(options, lambda size, start: learn_text(stores, size, options.heard, start))
+    streamer, text = starting_point(options, lambda config, start: learn_text(stores, config, options.heard, start))
     return run(PretrainStage(streamer, text, data, options.apply(CONFIG), options.heard), options, world)

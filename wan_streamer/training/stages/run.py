@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from wan_streamer.codecs.text import TextCodec
-from wan_streamer.config import load_config, to_dict
+from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import ConfigError
 from wan_streamer.files import write_json
 from wan_streamer.model.language import initialise_from
@@ -24,7 +24,7 @@ from wan_streamer.tensors import load_module
 from wan_streamer.training.loop.parallel import World
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
-from wan_streamer.training.stages.adopt import adopt, adopt_ears, adopt_eyes
+from wan_streamer.training.stages.adopt import adopt, adopt_ears, adopt_eyes, adopt_reader
 from wan_streamer.training.stages.lora import add_lora
 from wan_streamer.training.stages.streamer import StreamerStage
 
@@ -77,13 +77,13 @@ class RunOptions:
         return dataclasses.replace(config, **chosen)
 
 
-NewText = Callable[[int, TextCodec | None], TextCodec]
+NewText = Callable[[StreamerConfig, TextCodec | None], TextCodec]
 
 
 def starting_point(options: RunOptions, new_text: NewText) -> tuple[Streamer, TextCodec]:
     """The model and tokenizer that a run begins with; both are noted in the run's folder, for a resume.
 
-    new_text  makes the tokenizer of a new model, given the size of its vocabulary and the tokenizer of `start`
+    new_text  makes the tokenizer of a new model, given its configuration and the tokenizer of `start`
 
     Raises `ConfigError` or `CheckpointError` for an unknown preset or checkpoint, or a resume of nothing.
     """
@@ -106,7 +106,7 @@ def starting_point(options: RunOptions, new_text: NewText) -> tuple[Streamer, Te
         streamer, text = initialise_from(get_preset(options.preset), options.language)
     else:
         config = get_preset(options.preset)
-        streamer, text = Streamer(config), new_text(config.text.vocab_size, None)
+        streamer, text = Streamer(config), new_text(config, None)
     if not options.resume:
         text.save(out / "tokenizer.json")
         write_json(out / "config.json", to_dict(streamer.config))
@@ -121,13 +121,15 @@ def _perceiving(options: RunOptions, new_text: NewText) -> tuple[Streamer, TextC
     if options.eyes is not None:
         perception = dataclasses.replace(config.perception, seeing="eyes")
         config = dataclasses.replace(config, perception=perception)
-    streamer = Streamer(config)
+    streamer, has_read = Streamer(config), False
     if options.start is None:
-        text = new_text(config.text.vocab_size, None)
+        text = new_text(config, None)
     else:
         folder = find_checkpoint(options.start)
-        text = new_text(config.text.vocab_size, TextCodec.load(folder / "tokenizer.json"))
-        adopt(streamer, folder, text)
+        text = new_text(config, TextCodec.load(folder / "tokenizer.json"))
+        has_read = adopt(streamer, folder, text)
+    if config.perception.reading and not has_read:
+        adopt_reader(streamer, text)
     if options.ears is not None:
         adopt_ears(streamer, options.ears)
     if options.eyes is not None:

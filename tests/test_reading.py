@@ -1,0 +1,208 @@
+"""The reader: what it expects next is the same in a clip and in a call, and depends on nothing that comes later."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TALKER, tiny_text, tiny_weights
+from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+from tiny_ears import SMALL
+
+from wan_streamer.codecs.text import END, SILENCE, TextCodec
+from wan_streamer.config import CacheConfig, StreamerConfig
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.perception.ears import turns
+from wan_streamer.perception.reading import BEGIN, WRITTEN_LATE, Reader
+from wan_streamer.runtime.session import Session
+from wan_streamer.runtime.state import resume_session, session_state
+from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
+
+COUNT, WINDOW, VOCABULARY, FRAMES = 3, 5, 40, 7
+PERCEPTION = dataclasses.replace(TALKER.perception, hearing="ears", ears=SMALL, reading=COUNT, reading_units=WINDOW)
+CACHE = CacheConfig(sink_units=2, video_units=2, audio_units=3, text_units=9, memory_tokens=8)
+CONFIG = dataclasses.replace(TALKER, perception=PERCEPTION, cache=CACHE)
+
+
+def livened(reader: Reader) -> Reader:
+    """With weights that make it say many different things."""
+    torch.manual_seed(1)
+    for p in reader.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=1.5 * p.shape[1] ** -0.5)
+    return reader.eval().requires_grad_(False)
+
+
+def heard_and_written(units: int = K) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [2, units, 7, D], tokens [2, units, 2] of which half are words."""
+    g = torch.Generator().manual_seed(2)
+    words = torch.randint(END + 1, VOCABULARY, (2, units, 2), generator=g)
+    written = torch.where(torch.rand(2, units, 2, generator=g) < 0.5, words, SILENCE)
+    return torch.randn(2, units, FRAMES, SMALL.width, generator=g), written
+
+
+def ahead(reader: Reader, heard: torch.Tensor, written: torch.Tensor, last: bool = False) -> torch.Tensor:
+    return reader.ahead(reader.sound(heard.flatten(1, 2)), written, COUNT, WINDOW, last)
+
+
+@torch.no_grad()
+def one_by_one(reader: Reader, heard_KTD: torch.Tensor, written_KS: torch.Tensor, k: int) -> list[int]:
+    """The rule, word by word: the text and the sound of the window of unit k, read anew for every token."""
+    sound = reader.sound(heard_KTD[max(0, k - WINDOW + 1) : k + 1].flatten(0, 1)[None])
+    all_seen = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    text = [BEGIN, *(t for t in written_KS[max(0, k - WINDOW + WRITTEN_LATE) : k].flatten().tolist() if t > END)]
+    found: list[int] = []
+    while len(found) < COUNT and END not in found:
+        hidden, _ = reader.read(torch.tensor([text + found]), turns(len(text + found), SMALL), sound, all_seen)
+        scores = reader.scores(hidden[0, -1])
+        found.append(int(scores[END:].argmax()) + END)
+    return found + [SILENCE] * (COUNT - len(found))
+
+
+def test_a_clip_is_read_as_the_rule_says() -> None:
+    reader = livened(Reader(SMALL, VOCABULARY))
+    heard, written = heard_and_written()
+    found = ahead(reader, heard, written)
+    expected = [[one_by_one(reader, heard[b], written[b], k) for k in range(K)] for b in range(2)]
+    assert found.tolist() == expected
+    assert len({tuple(unit) for row in expected for unit in row}) > K  # it says different things
+
+
+def test_a_text_that_ends_is_followed_by_silence() -> None:
+    reader = livened(Reader(SMALL, VOCABULARY))
+    torch.nn.init.zeros_(reader.words.weight[END + 1 :])
+    heard, written = heard_and_written()
+    found = ahead(reader, heard, written)
+    assert (found[..., 0] == END).any()
+    for unit in found.flatten(0, 1).tolist():
+        if END in unit:
+            assert unit[unit.index(END) + 1 :] == [SILENCE] * (COUNT - 1 - unit.index(END))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, K - 1))
+def test_what_comes_later_changes_nothing(k: int) -> None:
+    """Neither later sound, nor words that are written in the unit itself or later; and units are read one at a time."""
+    reader = livened(Reader(SMALL, VOCABULARY))
+    heard, written = heard_and_written()
+    whole = ahead(reader, heard, written)
+    other_heard, other_written = heard.clone(), written.clone()
+    other_heard[:, k + 1 :] += 1
+    other_written[:, k:] = 7
+    assert torch.equal(ahead(reader, other_heard, other_written)[:, : k + 1], whole[:, : k + 1])
+    so_far = ahead(reader, heard[:, : k + 1], written[:, : k + 1], last=True)
+    assert torch.equal(so_far[:, 0], whole[:, k])
+
+
+def model_and_clip() -> tuple[Streamer, ClipBatch]:
+    torch.manual_seed(0)
+    model = Streamer(CONFIG).eval()
+    livened(model.reading)
+    torch.nn.init.normal_(model.video_out.weight, std=0.2)
+    torch.nn.init.normal_(model.audio_out.weight, std=0.2)
+    clip = random_clip(CONFIG)
+    sound = torch.randn(1, (PERCEPTION.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
+    whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
+    blank = off_is_blank(whole)
+    lead = torch.zeros(1, PERCEPTION.lead_units * SAMPLES_PER_UNIT)
+    memory = torch.full((1, CACHE.memory_tokens, 2), -1)
+    return model, dataclasses.replace(blank, user_audio=torch.cat([lead, blank.user_audio], 1), memory_BM2=memory)
+
+
+def test_training_pass_equals_cached_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a reader, whose window is shorter than the clip; the microphone is off in some units."""
+    model, clip = model_and_clip()
+    noisy, tau = noisy_latents(clip)
+    velocity, logits = one_pass(model, clip, noisy, tau)
+    live_velocity, live_logits = unit_by_unit(model, clip, noisy, tau)
+    torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(velocity.video, live_velocity.video, atol=1e-4, rtol=0)
+    monkeypatch.setattr(Reader, "ahead", lambda *args, **_: torch.full((1, K, COUNT), SILENCE))
+    assert not torch.allclose(one_pass(model, clip, noisy, tau)[1], logits, atol=1e-2)  # it matters
+    off = dataclasses.replace(clip, microphone_BK=torch.zeros_like(clip.microphone_BK))
+    silent = one_pass(model, off, noisy, tau)[1]
+    monkeypatch.undo()
+    torch.testing.assert_close(one_pass(model, off, noisy, tau)[1], silent)  # nothing is read where nothing is heard
+
+
+def test_a_session_goes_on_with_what_it_has_heard() -> None:
+    weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0], text=tiny_text())
+    g = torch.Generator().manual_seed(4)
+    units = [UserUnit(torch.randn(SAMPLES_PER_UNIT, generator=g).clamp(-1, 1).numpy() * 0.1, None) for _ in range(12)]
+    whole, first, second = (Session(weights, seed=3) for _ in range(3))
+    expected = [whole.step(unit) for unit in units]
+    for unit in units[:7]:
+        first.step(unit)
+    resume_session(second, session_state(first))
+    for unit, out in zip(units[7:], expected[7:], strict=True):
+        again = second.step(unit)
+        assert (again.text, again.transcript) == (out.text, out.transcript)
+        assert (again.audio == out.audio).all()
+
+
+@pytest.mark.parametrize(
+    ("perception", "cache", "words"),
+    [
+        ({"hearing": "mel"}, {}, "where no ears hear"),
+        ({}, {"memory_tokens": 0}, "text memory"),
+        ({"reading_units": 40}, {}, "text window"),
+    ],
+)
+def test_a_reader_needs_ears_and_a_memory(perception: dict, cache: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        StreamerConfig(
+            perception=dataclasses.replace(PERCEPTION, **perception), cache=dataclasses.replace(CACHE, **cache)
+        )
+
+
+LETTERS = [f"<0x{byte:02X}>" for byte in range(256)] + ["\u2581", *"abcdehlnorstw,'"]
+PIECES = "_h el _t he _hel lo _hello _the re _there".replace("_", "\u2581").split(" ") + LETTERS
+
+
+@given(st.text(max_size=30))
+def test_pieces_write_every_text(text: str) -> None:
+    codec = TextCodec.of_pieces(PIECES)
+    said = " ".join(text.split(" ")).replace("\u2581", " ")
+    assert codec.decode(codec.encode(said)).strip(" ") == said.strip(" ")
+
+
+def test_pieces_are_merged_in_their_order() -> None:
+    codec = TextCodec.of_pieces(PIECES)
+    assert codec.pieces == PIECES
+    first = len(PIECES[:6]) + END + 1
+    assert codec.encode("hello there") == codec.encode(" hello there") == [first, first + 3]
+    assert tiny_text().pieces is None
+
+
+@pytest.mark.moonshine
+def test_a_model_writes_and_reads_with_the_tokens_of_a_recogniser(tmp_path) -> None:
+    """A tokenizer of its pieces, a model that takes its words over from another tokenizer, and the decoder's rows."""
+    from wan_streamer.model.pretrained import save_weights
+    from wan_streamer.training.ears.moonshine import END as STOP
+    from wan_streamer.training.ears.moonshine import Tokenizer, decoder_weights
+    from wan_streamer.training.stages.adopt import adopt, adopt_reader
+
+    vocabulary = Tokenizer()
+    numbers = vocabulary.most_used(["Hello there, how are you?", "please"], 400)
+    codec = TextCodec.of_pieces([vocabulary.named(number) for number in numbers])
+    text = "Hello there, please."
+    assert [numbers[token - END - 1] for token in codec.encode(text)] == vocabulary.encode(text)
+    with pytest.raises(ConfigError, match="vocab_size"):
+        vocabulary.most_used([], 100)
+    save_weights(tiny_weights(), tmp_path)
+    size = codec.tokenizer.get_vocab_size() + 2
+    whole = dataclasses.replace(PERCEPTION, ears=dataclasses.replace(StreamerConfig().perception.ears))
+    model = Streamer(
+        dataclasses.replace(CONFIG, perception=whole, text=dataclasses.replace(CONFIG.text, vocab_size=size))
+    )
+    assert not adopt(model, tmp_path, codec)
+    adopt_reader(model, codec)
+    rows, theirs = model.reading.words.weight, decoder_weights()["words.weight"]
+    assert torch.equal(rows[END + 1 : size - 2], theirs[numbers])
+    assert torch.equal(rows[size - 2 :], theirs[[STOP, STOP]])
+    (hello,) = codec.encode("Hello")
+    old = tiny_weights()
+    expected = old.streamer.text_in.weight[old.text.encode(" Hello")].mean(0)
+    torch.testing.assert_close(model.text_in.weight[hello], expected, atol=0.01, rtol=0.01)

@@ -1,0 +1,221 @@
+"""A reader: the decoder of a recogniser, which looks at what the ears make of the last seconds.
+
+`Reader`       given the words that the agent has written down, it tells which are likely to come next
+`reading`      it, if a configuration has one
+`hints`        its tokens for all units of a clip;   `live_hints`  for the unit that a session has just heard
+
+The words are hints, tokens of the user beside those of the sound. The agent decides what stands in its transcript, and
+when; what it has written is what the reader goes on from.
+
+Architecture: the decoder of Moonshine (Jeffries et al. 2024, section 3; MIT licence).
+"""
+
+from collections import deque
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan_streamer.codecs.text import END, SILENCE
+from wan_streamer.perception.ears import rotate, turns
+from wan_streamer.shapes import EarsConfig, PerceptionConfig
+
+Pair = tuple[Tensor, Tensor]
+BEGIN = SILENCE  # whose row of the embedding is that of the mark before a text; END is the mark behind it
+WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
+
+
+class Attention(nn.Module):
+    def __init__(self, config: EarsConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.heads, self.head = config.heads, config.head
+        self.query, self.key, self.value, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
+
+    def split(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(2, (self.heads, self.head)).transpose(1, 2)
+
+    def pair(self, x_BTD: Tensor) -> Pair:
+        """Keys and values of what is looked at, [B, heads, T, head]."""
+        return self.split(self.key(x_BTD)), self.split(self.value(x_BTD))
+
+    def merge(self, x_BHTD: Tensor) -> Tensor:
+        return self.out(x_BHTD.transpose(1, 2).flatten(2))
+
+
+class ReaderLayer(nn.Module):
+    """Attention to the text so far, then to the sound, then a gated feed-forward part."""
+
+    def __init__(self, config: EarsConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(D, bias=False) for _ in range(3))
+        self.own, self.other = Attention(config), Attention(config)
+        self.up, self.down = nn.Linear(D, 2 * config.feed * D), nn.Linear(config.feed * D, D)
+
+    def forward(
+        self,
+        x_RND: Tensor,
+        turn: Tensor,
+        sound: Pair,
+        heard: Tensor,
+        past: Pair | None = None,
+        read: Tensor | None = None,
+    ) -> tuple[Tensor, Pair]:
+        """R texts that look at B sounds, R / B to each, one behind the other.
+
+        turn   of the places of the N tokens, [N, pairs] or [R, 1, N, pairs]
+        heard  which frames they see: bool, broadcasts to [B, 1, R / B x N, T]
+        read   which tokens of the past and their own they see: bool [R, 1, N, all]; None: all before
+        """
+        normal = self.norm1(x_RND)
+        k, v = self.own.pair(normal)
+        q, k = rotate(self.own.split(self.own.query(normal)), turn), rotate(k, turn)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        causal = past is None and read is None
+        x_RND = x_RND + self.own.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=read, is_causal=causal))
+        q = self.other.split(self.other.query(self.norm2(x_RND)).reshape(len(sound[0]), -1, x_RND.shape[2]))
+        seen = self.other.merge(F.scaled_dot_product_attention(q, *sound, attn_mask=heard))
+        x_RND = x_RND + seen.view_as(x_RND)
+        value, gate = self.up(self.norm3(x_RND)).chunk(2, dim=2)
+        return x_RND + self.down(F.silu(gate) * value), (k, v)
+
+
+class Reader(nn.Module):
+    """Reads features [B, T, D] of the ears. Tokens are those of the agent's text."""
+
+    def __init__(self, config: EarsConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.words = nn.Embedding(vocabulary, config.width)
+        self.layers = nn.ModuleList(ReaderLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, bias=False)
+
+    def sound(self, features_BTD: Tensor) -> list[Pair]:
+        """What each layer looks at: keys and values [B, heads, T, head]."""
+        return [cast(ReaderLayer, layer).other.pair(features_BTD) for layer in self.layers]
+
+    def read(
+        self,
+        tokens_RN: Tensor,
+        turn: Tensor,
+        sound: list[Pair],
+        heard: Tensor,
+        past: list[Pair] | None = None,
+        read: Tensor | None = None,
+    ) -> tuple[Tensor, list[Pair]]:
+        """Hidden states [R, N, D] of more tokens, and the past for the next call; arguments as in `ReaderLayer`."""
+        x_RND, kept = self.words(tokens_RN), []
+        for i, layer in enumerate(self.layers):
+            x_RND, pair = layer(x_RND, turn, sound[i], heard, past[i] if past else None, read)
+            kept.append(pair)
+        return self.norm(x_RND), kept
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of the token after each."""
+        return F.linear(hidden, self.words.weight.to(hidden.dtype)).float()
+
+    @torch.no_grad()
+    def ahead(self, sound: list[Pair], written_BKS: Tensor, count: int, window: int, last: bool = False) -> Tensor:
+        """The next `count` tokens after what is written before each of K units: int64 [B, K, count].
+
+        sound        of K units, as `sound` gives it
+        written_BKS  tokens of the transcript; those of unit k are read from unit k + 1 on
+        window       units of sound that are looked at, the unit itself included
+        last         only what comes in the last unit: [B, 1, count]
+
+        A text that ends is followed by END and then SILENCE. A unit depends on nothing behind it.
+        """
+        (B, K), device = written_BKS.shape[:2], written_BKS.device
+        T = sound[0][0].shape[2] // K
+        unit_K = torch.arange(K, device=device)
+        unit_Q = unit_K[-1:] if last else unit_K
+        prefix_BQN, length_BQ = _before(written_BKS, unit_Q, window)
+        tokens_RN, length_R = prefix_BQN.flatten(0, 1), length_BQ.flatten()
+        N = tokens_RN.shape[1]
+        age_QF = unit_Q[:, None] - unit_K.repeat_interleave(T)[None]
+        near_QF = (age_QF >= 0) & (age_QF < window)
+        turn_MR = turns(N + count, self.config, device=device)
+        hidden_RND, past = self.read(tokens_RN, turn_MR[:N], sound, near_QF.repeat_interleave(N, 0)[None, None])
+        hidden_RD = hidden_RND[torch.arange(len(tokens_RN), device=device), length_R - 1]
+        real_RM = torch.arange(N, device=device)[None] < length_R[:, None]
+        found: list[Tensor] = []
+        for number in range(count):
+            if number:
+                real_RM = F.pad(real_RM, (0, 1), value=True)
+                turn = turn_MR[length_R + number - 1][:, None, None]
+                hidden_RND, past = self.read(
+                    found[-1][:, None], turn, sound, near_QF[None, None], past, real_RM[:, None, None]
+                )
+                hidden_RD = hidden_RND[:, 0]
+            logits_RV = self.scores(hidden_RD)
+            logits_RV[:, :END] = float("-inf")
+            found.append(logits_RV.argmax(-1))
+            if last and device.type != "meta" and bool((found[-1] == END).all()):  # silences need not be read on
+                break
+        found_RC = F.pad(torch.stack(found, dim=1), (0, count - len(found)), value=SILENCE)
+        ended_RC = (found_RC == END).cumsum(1) - (found_RC == END).long() > 0
+        return found_RC.masked_fill(ended_RC, SILENCE).unflatten(0, (B, -1))
+
+
+def _before(written_BKS: Tensor, unit_Q: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """The words that stand before units Q and are in their windows, behind the mark: [B, Q, N], and how many [B, Q].
+
+    What stands behind them is no text.
+    """
+    K, S = written_BKS.shape[1:]
+    token_BT = written_BKS.flatten(1)
+    age_QT = unit_Q[:, None] - torch.arange(K, device=unit_Q.device).repeat_interleave(S)[None]
+    there_BQT = (token_BT > END)[:, None] & (age_QT > 0) & (age_QT <= max(1, window - WRITTEN_LATE))
+    length_BQ = there_BQT.sum(2)
+    most = len(there_BQT[0, 0]) if length_BQ.is_meta else int(length_BQ.max())  # sizes are asked for without values
+    first_BQN = there_BQT.int().argsort(dim=2, descending=True, stable=True)[..., :most]
+    text_BQN = token_BT[:, None].expand(-1, len(unit_Q), -1).gather(2, first_BQN)
+    return F.pad(text_BQN, (1, 0), value=BEGIN), length_BQ + 1
+
+
+def reading(config: PerceptionConfig, vocabulary: int) -> Reader | None:
+    """The reader of a model with so many tokens, frozen, if it has one."""
+    return Reader(config.ears, vocabulary).requires_grad_(False) if config.reading else None
+
+
+def hints(
+    reader: Reader | None, config: PerceptionConfig, heard_BKTD: Tensor, microphone_BK: Tensor, written_BKS: Tensor
+) -> Tensor:
+    """Tokens int64 [B, K, R] of clips in which `written_BKS` is written down; R is 0 without a reader."""
+    if reader is None:
+        return written_BKS[..., :0]
+    with torch.no_grad():
+        sound = reader.sound(heard_BKTD.float().flatten(1, 2))
+    found_BKR = reader.ahead(sound, written_BKS, config.reading, config.reading_units)
+    return torch.where(microphone_BK[..., None], found_BKR, SILENCE)
+
+
+def live_hints(
+    reader: Reader | None,
+    config: PerceptionConfig,
+    past: deque[Tensor],
+    heard_TD: Tensor,
+    microphone: Tensor,
+    written: list[Tensor],
+) -> Tensor:
+    """Tokens [R] of a unit with the features `heard_TD`, as `hints` gives them in a clip.
+
+    past     what is looked at of the units before, [layers, 2, heads, T, head] each; the new one is added here
+    written  tokens [S] of the latest units before
+    """
+    if reader is None:
+        return torch.empty(0, dtype=torch.long, device=heard_TD.device)
+    with torch.no_grad():
+        past.append(torch.stack([torch.cat(pair) for pair in reader.sound(heard_TD.float()[None])]))
+    while len(past) > config.reading_units:
+        past.popleft()
+    count = len(past) - 1
+    known = written[-count:] if count else []
+    silent_S = torch.full_like(written[0], SILENCE) if written else torch.tensor([SILENCE], device=heard_TD.device)
+    written_KS = torch.stack([*[silent_S] * (count - len(known)), *known, silent_S])
+    sound = [(key[None], value[None]) for key, value in torch.cat(list(past), dim=3)]
+    found_11R = reader.ahead(sound, written_KS[None], config.reading, config.reading_units, last=True)
+    return torch.where(microphone, found_11R[0, 0], SILENCE)
