@@ -1,7 +1,7 @@
 """An agent as small as it is shipped: python scripts/pack_agent.py RUN OUT [--without-senses].
 
 Writes OUT with the matrices of the model in 8 bits, and the codecs as they are. With --without-senses only what a run
-has learned: no codecs, and no ears and eyes that were trained before; `train duplex --from OUT --ears ... --eyes ...`
+has learned: no codecs, and no ears, reader and eyes that were trained before; `train duplex --from OUT --ears ... --eyes ...`
 goes on from it, once the codecs are beside it.
 """
 
@@ -13,7 +13,7 @@ from wan_streamer.files import write_json
 from wan_streamer.model.pretrained import CODEC_KEY, find_checkpoint, load_weights, save_weights
 from wan_streamer.tensors import packed, save_atomically
 
-SENSES = ("hearing.", "seeing.")
+SENSES = ("hearing.", "seeing.", "reading.")
 
 
 def main() -> None:
