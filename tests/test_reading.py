@@ -13,9 +13,11 @@ from tiny_ears import SMALL
 from wan_streamer.codecs.text import END, SILENCE, TextCodec
 from wan_streamer.config import CacheConfig, StreamerConfig
 from wan_streamer.errors import ConfigError
+from wan_streamer.model.layers import PackedLinear
 from wan_streamer.model.streamer import ClipBatch, Streamer
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import BEGIN, WRITTEN_LATE, Reader
+from wan_streamer.runtime.formats import Formats, apply_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.state import resume_session, session_state
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
@@ -79,6 +81,8 @@ def test_a_text_that_ends_is_followed_by_silence() -> None:
     for unit in found.flatten(0, 1).tolist():
         if END in unit:
             assert unit[unit.index(END) + 1 :] == [SILENCE] * (COUNT - 1 - unit.index(END))
+    for k in range(K):  # a session stops reading there
+        assert torch.equal(ahead(reader, heard[:, : k + 1], written[:, : k + 1], last=True)[:, 0], found[:, k])
 
 
 @settings(max_examples=20, deadline=None)
@@ -140,6 +144,16 @@ def test_a_session_goes_on_with_what_it_has_heard() -> None:
         again = second.step(unit)
         assert (again.text, again.transcript) == (out.text, out.transcript)
         assert (again.audio == out.audio).all()
+
+
+def test_its_weights_are_packed_with_those_of_the_agent() -> None:
+    weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0])
+    reader, (heard, written) = weights.streamer.reading, heard_and_written()
+    reader.to(torch.bfloat16).to(torch.float32)  # as from a checkpoint
+    before = ahead(reader, heard, written)
+    apply_formats(weights, Formats("half", "float32"))
+    assert all(isinstance(part, PackedLinear) for part in reader.modules() if isinstance(part, torch.nn.Linear))
+    assert (ahead(reader, heard, written) == before).float().mean() > 0.9  # sums in another order may choose otherwise
 
 
 @pytest.mark.parametrize(
