@@ -20,9 +20,9 @@ from wan_streamer.config import FlowConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
 from wan_streamer.flow.joint import Guidance, denoise, each
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.layout import Latents
+from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.pretrained import Weights, save_weights
-from wan_streamer.model.streamer import TAU_FLOOR, ClipBatch, Streamer
+from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.runtime.session import Session
 from wan_streamer.training.distill import matching
 from wan_streamer.training.distill.consistency import ConsistencyStage

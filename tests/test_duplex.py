@@ -16,7 +16,8 @@ from wan_streamer.codecs.text import SILENCE
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import CheckpointError, DataError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import ClipBatch
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples import conversations
 from wan_streamer.training.examples.clips import stack
 from wan_streamer.training.loop.means import means

@@ -10,8 +10,8 @@ from tiny_world import make_latents
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.layout import LANES, Latents
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import LANES, ClipBatch, Latents
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation.voice.users import UserVoice
 from wan_streamer.training.ears.corpus import CorpusWriter
 from wan_streamer.training.examples.heard import HeardClips

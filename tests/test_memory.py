@@ -13,9 +13,9 @@ from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import rotary_table, rotate
-from wan_streamer.model.layout import Kind, Latents, effective_distance
+from wan_streamer.model.layout import ClipBatch, Kind, Latents, effective_distance
 from wan_streamer.model.memory import PADDING, MemoryKV, attend_memory, clip_memory, latest, readable, spoken
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples import clips as examples
 
 SIZE = 12

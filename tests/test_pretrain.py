@@ -21,8 +21,8 @@ from wan_streamer.data.latents import encode_shards
 from wan_streamer.data.shards import Episode, write_shard
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.layout import LANES, Latents
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import LANES, ClipBatch, Latents
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation.tasks.episodes import TASKS, make_task
 from wan_streamer.training.examples import tasks
 from wan_streamer.training.examples.clips import MASKS, Example, hide, stack

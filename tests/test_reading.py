@@ -14,9 +14,10 @@ from wan_streamer.codecs.text import END, SILENCE, TextCodec
 from wan_streamer.config import CacheConfig, StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import PackedLinear
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import ClipBatch
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import turns
-from wan_streamer.perception.reading import BEGIN, WRITTEN_LATE, Reader
+from wan_streamer.perception.reading import BEGIN, UNLIKELY, WRITTEN_LATE, Expected, Reader, Trust, as_expected
 from wan_streamer.runtime.formats import Formats, apply_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.state import resume_session, session_state
@@ -45,8 +46,12 @@ def heard_and_written(units: int = K) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, units, FRAMES, SMALL.width, generator=g), written
 
 
-def ahead(reader: Reader, heard: torch.Tensor, written: torch.Tensor, last: bool = False) -> torch.Tensor:
+def expected_of(reader: Reader, heard: torch.Tensor, written: torch.Tensor, last: bool = False) -> Expected:
     return reader.ahead(reader.sound(heard.flatten(1, 2)), written, COUNT, WINDOW, last)
+
+
+def ahead(reader: Reader, heard: torch.Tensor, written: torch.Tensor, last: bool = False) -> torch.Tensor:
+    return expected_of(reader, heard, written, last).token
 
 
 @torch.no_grad()
@@ -83,6 +88,50 @@ def test_a_text_that_ends_is_followed_by_silence() -> None:
             assert unit[unit.index(END) + 1 :] == [SILENCE] * (COUNT - 1 - unit.index(END))
     for k in range(K):  # a session stops reading there
         assert torch.equal(ahead(reader, heard[:, : k + 1], written[:, : k + 1], last=True)[:, 0], found[:, k])
+
+
+def test_scores_are_those_of_words() -> None:
+    """Of its first choice among words; none behind the end of a text, where sessions no longer read."""
+    reader = livened(Reader(SMALL, VOCABULARY))
+    reader.words.weight.data[END] *= 2
+    heard, written = heard_and_written()
+    token, score = expected_of(reader, heard, written)
+    assert token.shape == score.shape[:3]
+    assert (score[..., : END + 1] == 0).all()
+    assert score.min() >= UNLIKELY
+    ended = (token == SILENCE)[..., None]
+    assert 0 < ended.sum() < ended.numel()
+    assert (score.masked_select(ended) == 0).all()
+    words = score[..., END + 1 :]
+    likeliest = words.argmax(-1) + END + 1
+    assert torch.equal(likeliest[token > END], token[token > END])
+    whole = torch.where(words > UNLIKELY, words, -torch.inf).exp().sum(-1)
+    torch.testing.assert_close(whole[token > SILENCE], torch.ones(int((token > SILENCE).sum())), atol=1e-3, rtol=0)
+    for k in range(K):
+        live = expected_of(reader, heard[:, : k + 1], written[:, : k + 1], last=True)
+        torch.testing.assert_close(live.score[:, 0], score[:, k], atol=1e-5, rtol=1e-5)
+
+
+def test_trust_moves_words_and_leaves_whether_one_is_written() -> None:
+    torch.manual_seed(0)
+    trust = Trust(8)
+    trust.reset()
+    logits, hidden = torch.randn(5, VOCABULARY), torch.randn(5, 8)
+    score = torch.full((5, VOCABULARY), UNLIKELY)
+    score[:, : END + 1], score[:, 9] = 0, -0.1
+    before, after = logits.softmax(-1), trust(logits, hidden, score).softmax(-1)
+    torch.testing.assert_close(after[:, : END + 1], before[:, : END + 1])
+    assert (after[:, 9] > 0.9 * before[:, END + 1 :].sum(-1)).all()
+    torch.testing.assert_close(trust(logits, hidden, torch.zeros_like(score)), logits)
+    torch.nn.init.zeros_(trust.weight.bias)  # an agent may learn not to
+    torch.testing.assert_close(trust(logits, hidden, score), logits)
+
+
+def test_words_count_as_long_as_they_were_expected() -> None:
+    token = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 7], [SILENCE, 6, 7]])
+    written = torch.tensor([[5, 6, 7], [5, 9, 7], [8, 6, 7], [8, 6, 7]])
+    kept = as_expected(Expected(token, torch.ones(4, 3, VOCABULARY)), written)[..., 0]
+    assert kept.tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]]
 
 
 @settings(max_examples=20, deadline=None)
@@ -123,7 +172,9 @@ def test_training_pass_equals_cached_rollout(monkeypatch: pytest.MonkeyPatch) ->
     live_velocity, live_logits = unit_by_unit(model, clip, noisy, tau)
     torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(velocity.video, live_velocity.video, atol=1e-4, rtol=0)
-    monkeypatch.setattr(Reader, "ahead", lambda *args, **_: torch.full((1, K, COUNT), SILENCE))
+    words = CONFIG.text.vocab_size
+    nothing = Expected(torch.full((1, K, COUNT), SILENCE), torch.zeros(1, K, COUNT, words))
+    monkeypatch.setattr(Reader, "ahead", lambda *args, **_: nothing)
     assert not torch.allclose(one_pass(model, clip, noisy, tau)[1], logits, atol=1e-2)  # it matters
     off = dataclasses.replace(clip, microphone_BK=torch.zeros_like(clip.microphone_BK))
     silent = one_pass(model, off, noisy, tau)[1]

@@ -11,8 +11,8 @@ from wan_streamer.flow.path import interpolate
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
-from wan_streamer.model.layout import Latents, UnitLayout, unit_layout
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import ClipBatch, Latents, UnitLayout, unit_layout
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.stages.rollout import roll_out
 from wan_streamer.units import SAMPLES_PER_UNIT
 

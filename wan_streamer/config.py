@@ -157,6 +157,11 @@ class StreamerConfig(Ranged):
                 f" be read again, got memory_tokens {self.cache.memory_tokens}, text_units {self.cache.text_units} and"
                 f" reading_units {self.perception.reading_units}"
             )
+        if 0 < self.perception.reading < self.text.slots:
+            raise ConfigError(
+                f"perception.reading: expected 0, or a token for each of {self.text.slots} slots, got"
+                f" {self.perception.reading}"
+            )
         if (self.unit_ms, self.fps, self.sample_rate) != (UNIT_MS, FPS, SAMPLE_RATE):
             raise ConfigError(
                 f"expected units of {UNIT_MS} ms, {FPS} fps and {SAMPLE_RATE} Hz,"

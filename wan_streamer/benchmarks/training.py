@@ -26,9 +26,9 @@ from wan_streamer.benchmarks.timing import spread
 from wan_streamer.config import BackboneConfig, StreamerConfig
 from wan_streamer.device import find_device, has_bfloat16, working_dtype
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.layout import LANES
+from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import SOURCES
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import get_preset
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.stages.objective import streamer_loss

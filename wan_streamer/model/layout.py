@@ -41,6 +41,33 @@ class Latents(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ClipBatch:
+    """K units of B conversations, as the model is trained on them.
+
+    video_BKNP    float [B, K + 1, video tokens, patch_dim]: standardised agent latents; entry 0 is before the clip
+    audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
+    user_audio    float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
+    microphone_BK bool: False where it is off
+    user_video    uint8 [B, 4 K, h, w, 3], or [B, 0, h, w, 3] to leave the eyes out;   camera_BK bool
+                  Of both, also what frozen ears or eyes made of them: float [B, K, tokens, features]
+    user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
+    written_BK    bool: False where the agent's own text is hidden from it (half of guidance), and then in the memory
+    memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before (`model/memory.py`), -1 for none
+    """
+
+    video_BKNP: Tensor
+    audio_BKTC: Tensor
+    user_audio: Tensor
+    microphone_BK: Tensor
+    user_video: Tensor
+    camera_BK: Tensor
+    user_text_BKS: Tensor
+    slot_BKSL: Tensor
+    written_BK: Tensor
+    memory_BM2: Tensor
+
+
+@dataclass(frozen=True)
 class UnitLayout:
     """Token indices inside one block, derived once from the config.
 

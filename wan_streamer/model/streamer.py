@@ -23,42 +23,15 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.model.backbone import Backbone, Step
 from wan_streamer.model.cache import KVCache, KVSlice
 from wan_streamer.model.layers import Kinds, Mixed, States, kinds_of, tokens_at
-from wan_streamer.model.layout import LANES, Kind, Latents
+from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
 from wan_streamer.perception.audio import AudioPerceptionState, hearing
 from wan_streamer.perception.ears import EarsState
-from wan_streamer.perception.reading import hints, live_hints, reading
+from wan_streamer.perception.reading import Expected, Trust, as_expected, hints, live_hints, reading
 from wan_streamer.perception.video import VideoPerceptionState, seeing
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """K units of B conversations, as the model is trained on them.
-
-    video_BKNP    float [B, K + 1, video tokens, patch_dim]: standardised agent latents; entry 0 is before the clip
-    audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
-    user_audio    float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
-    microphone_BK bool: False where it is off
-    user_video    uint8 [B, 4 K, h, w, 3], or [B, 0, h, w, 3] to leave the eyes out;   camera_BK bool
-                  Of both, also what frozen ears or eyes made of them: float [B, K, tokens, features]
-    user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
-    written_BK    bool: False where the agent's own text is hidden from it (half of guidance), and then in the memory
-    memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before (`model/memory.py`), -1 for none
-    """
-
-    video_BKNP: Tensor
-    audio_BKTC: Tensor
-    user_audio: Tensor
-    microphone_BK: Tensor
-    user_video: Tensor
-    camera_BK: Tensor
-    user_text_BKS: Tensor
-    slot_BKSL: Tensor
-    written_BK: Tensor
-    memory_BM2: Tensor
 
 
 @dataclass
@@ -68,6 +41,7 @@ class LiveState:
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
     heard    what a reader looks at of the latest units (`live_hints`)
+    expected what it expects in the unit, of which words are being written
     settled  the next block is open and has the last latents
     """
 
@@ -77,6 +51,7 @@ class LiveState:
     told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     said: deque[Tensor] = field(default_factory=deque)
     heard: deque[Tensor] = field(default_factory=deque)
+    expected: Expected | None = None
     settled: bool = False
 
 
@@ -94,6 +69,7 @@ class Streamer(nn.Module):
         self.hearing = hearing(config.perception)
         self.seeing = seeing(config.perception)
         self.reading = reading(config.perception, config.text.vocab_size)
+        self.trust = None if self.reading is None else Trust(D)
         self.user_audio_in = nn.Linear(config.perception.audio_features, M)
         self.user_video_in = nn.Linear(config.perception.video_features, M)
         self.off = nn.Parameter(torch.randn(2, M) * 0.02)  # microphone off, camera off
@@ -111,6 +87,8 @@ class Streamer(nn.Module):
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
+        if self.trust is not None:
+            self.trust.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
         self._kinds: dict[tuple[tuple[int, int], ...], tuple[Kinds, Tensor]] = {}  # constants, not state
         self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if config.cache.memory_tokens else None
@@ -182,6 +160,13 @@ class Streamer(nn.Module):
         head = self.text_in if self.text_out is None else self.text_out
         return nn.functional.linear(hidden, head.weight.to(hidden.dtype)).float()
 
+    def trusted(self, logits: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
+        """Logits [..., lanes, V] of hidden states [..., lanes, D] and of what a reader, if there is one, expects."""
+        if self.trust is None:
+            return logits
+        transcript = self.trust(logits[..., TRANSCRIPT, :], hidden[..., TRANSCRIPT, :], score)
+        return torch.cat([logits[..., :TRANSCRIPT, :], transcript[..., None, :]], dim=-2)
+
     # ---- training
 
     def forward(
@@ -200,8 +185,8 @@ class Streamer(nn.Module):
         layout = self.layout.part(*parts_read)
         heard, seen = self._perceive(batch)
         written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
-        read_BKR = hints(self.reading, self.config.perception, heard, batch.microphone_BK, written_BKS)
-        text = torch.cat([batch.user_text_BKS, read_BKR], dim=-1)
+        expected = hints(self.reading, self.config.perception, heard, batch.microphone_BK, written_BKS)
+        text = torch.cat([batch.user_text_BKS, expected.token], dim=-1)
         user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, text)
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*user, self._starts(slots), slots]
@@ -212,7 +197,8 @@ class Streamer(nn.Module):
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
         hidden = self.backbone(self._joined(parts, *self.layout.kept(*parts_read)), *memory, layout)
         asking = tokens_at(hidden, slice(layout.lane_start.start, layout.slots[-1].start))
-        logits = self.logits(asking).unflatten(2, (self.config.text.slots, len(LANES)))
+        asking = asking.unflatten(2, (self.config.text.slots, len(LANES)))
+        logits = self.trusted(self.logits(asking), asking, as_expected(expected, written_BKS))
         return None if noisy is None else self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2), logits
 
     def _perceive(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
@@ -283,14 +269,15 @@ class Streamer(nn.Module):
         heard, live.hearing = self.hearing(audio_T[None], live.hearing)
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
         written = [said[:, TRANSCRIPT] for said in live.said]
-        read_R = live_hints(self.reading, perception, live.heard, heard[0], microphone, written)
-        text = torch.cat([text_S, read_R])
+        expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written)
+        live.expected = expected if self.trust is not None else None
+        text = torch.cat([text_S, expected.token])
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text)
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
             live.said[-1][:, len(LANES) :] = text_S[:, None]
         live.settled = False
-        return self._asked(self._commit(live, [*user, self._starts(user[-1])], self.layout.opening))
+        return self._asked(live, 0, self._commit(live, [*user, self._starts(user[-1])], self.layout.opening))
 
     def speak(self, live: LiveState, slot: int, token_L: Tensor, written: bool = True) -> Tensor:
         """Commit the tokens [lanes] of one slot. Returns logits [lanes, V] of the next slot (unused after the last).
@@ -300,7 +287,11 @@ class Streamer(nn.Module):
         if live.said:
             first = 0 if written else RESPONSE + 1
             live.said[-1][slot, first : len(LANES)] = token_L[first:]
-        return self._asked(self._commit(live, [self.text_in(token_L) * written], self.layout.slots[slot]))
+        if live.expected is not None:
+            alike = token_L[TRANSCRIPT] == live.expected.token[slot]
+            live.expected = live.expected._replace(score=live.expected.score * alike)
+        hidden_BND = self._commit(live, [self.text_in(token_L) * written], self.layout.slots[slot])
+        return self._asked(live, slot + 1, hidden_BND)
 
     def _remember(self, live: LiveState) -> None:
         """The words of the unit that leaves the text window go to the memory."""
@@ -324,9 +315,12 @@ class Streamer(nn.Module):
         step, x_BND = self.together or self.backbone.step, self._joined([part[None] for part in parts], where)
         return step(x_BND, torch.arange(where.start, where.stop), [live.cache])
 
-    def _asked(self, hidden_BND: States) -> Tensor:
-        """Logits of the last token of each lane."""
-        return self.logits(tokens_at(hidden_BND, slice(-len(LANES), None))[0])
+    def _asked(self, live: LiveState, slot: int, hidden_BND: States) -> Tensor:
+        """Logits [lanes, V] of a slot, from the last token of each lane before."""
+        hidden_LD = tokens_at(hidden_BND, slice(-len(LANES), None))[0]
+        if live.expected is None or slot == self.config.text.slots:
+            return self.logits(hidden_LD)
+        return self.trusted(self.logits(hidden_LD), hidden_LD, live.expected.score[slot])
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""

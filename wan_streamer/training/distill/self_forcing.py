@@ -14,8 +14,8 @@ from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import denoise, each, stack
 from wan_streamer.flow.sampler import draw_unit
 from wan_streamer.flow.solver import Velocity
-from wan_streamer.model.layout import Latents
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import ClipBatch, Latents
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.stages.rollout import roll_out
 
 

@@ -20,9 +20,9 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.flow.joint import Guidance, advance, denoise, each
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.solver import time_grid
-from wan_streamer.model.layout import Latents
+from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.pretrained import Weights
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.tensors import whole
 from wan_streamer.training.distill.self_forcing import continue_clips
 from wan_streamer.training.distill.teacher import Teacher, check_same_kind

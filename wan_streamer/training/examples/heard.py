@@ -12,9 +12,8 @@ import torch
 from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
-from wan_streamer.model.layout import LANES
+from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import latest, spoken
-from wan_streamer.model.streamer import ClipBatch
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
 

@@ -18,8 +18,8 @@ from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import sample_tau
-from wan_streamer.model.layout import LANES, Latents
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import LANES, ClipBatch, Latents
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.clips import Example
 
 RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import ClipBatch
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text

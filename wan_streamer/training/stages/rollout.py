@@ -9,9 +9,9 @@ from torch import Tensor
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.solver import Velocity
-from wan_streamer.model.layout import Latents
+from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.memory import PADDING, readable
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import Streamer
 
 
 @torch.no_grad()

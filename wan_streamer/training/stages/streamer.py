@@ -13,8 +13,9 @@ from wan_streamer.data.encode import stale_reason
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.layout import ClipBatch
 from wan_streamer.model.pretrained import Weights, save_weights
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.senses import senses_of
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.heard import HeardClips

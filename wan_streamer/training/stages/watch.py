@@ -21,8 +21,8 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.device import working_dtype
 from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler, draw_unit
-from wan_streamer.model.layout import LANES, Latents
-from wan_streamer.model.streamer import ClipBatch, Streamer
+from wan_streamer.model.layout import LANES, ClipBatch, Latents
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.codecs.samples import mel_sheet, pair_sheet, stack_images, write_png, write_wav
 from wan_streamer.training.ears.score import normal_words, words_wrong
 from wan_streamer.training.stages.rollout import roll_out
