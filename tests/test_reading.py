@@ -17,7 +17,16 @@ from wan_streamer.model.layers import PackedLinear
 from wan_streamer.model.layout import ClipBatch
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import turns
-from wan_streamer.perception.reading import BEGIN, UNLIKELY, WRITTEN_LATE, Expected, Reader, Trust, as_expected
+from wan_streamer.perception.reading import (
+    BEGIN,
+    ENDED_LATE,
+    UNLIKELY,
+    WRITTEN_LATE,
+    Expected,
+    Reader,
+    Trust,
+    as_expected,
+)
 from wan_streamer.runtime.formats import Formats, apply_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.state import resume_session, session_state
@@ -39,10 +48,11 @@ def livened(reader: Reader) -> Reader:
 
 
 def heard_and_written(units: int = K) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [2, units, 7, D], tokens [2, units, 2] of which half are words."""
+    """Features [2, units, 7, D], tokens [2, units, 2] of which half are words, and a few the end of a text."""
     g = torch.Generator().manual_seed(2)
     words = torch.randint(END + 1, VOCABULARY, (2, units, 2), generator=g)
     written = torch.where(torch.rand(2, units, 2, generator=g) < 0.5, words, SILENCE)
+    written[..., 1] = torch.where(torch.rand(2, units, generator=g) < 0.2, END, written[..., 1])
     return torch.randn(2, units, FRAMES, SMALL.width, generator=g), written
 
 
@@ -57,9 +67,11 @@ def ahead(reader: Reader, heard: torch.Tensor, written: torch.Tensor, last: bool
 @torch.no_grad()
 def one_by_one(reader: Reader, heard_KTD: torch.Tensor, written_KS: torch.Tensor, k: int) -> list[int]:
     """The rule, word by word: the text and the sound of the window of unit k, read anew for every token."""
-    sound = reader.sound(heard_KTD[max(0, k - WINDOW + 1) : k + 1].flatten(0, 1)[None])
+    ended = max((unit for unit in range(k) if END in written_KS[unit].tolist()), default=-1)
+    sound = reader.sound(heard_KTD[max(0, k - WINDOW + 1, ended - ENDED_LATE) : k + 1].flatten(0, 1)[None])
     all_seen = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    text = [BEGIN, *(t for t in written_KS[max(0, k - WINDOW + WRITTEN_LATE) : k].flatten().tolist() if t > END)]
+    words = written_KS[max(0, k - WINDOW + WRITTEN_LATE, ended + 1) : k].flatten().tolist()
+    text = [BEGIN, *(word for word in words if word > END)]
     found: list[int] = []
     while len(found) < COUNT and END not in found:
         hidden, _ = reader.read(torch.tensor([text + found]), turns(len(text + found), SMALL), sound, all_seen)

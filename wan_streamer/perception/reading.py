@@ -29,6 +29,7 @@ BEGIN = SILENCE  # whose row of the embedding is that of the mark before a text;
 UNLIKELY = -12.0  # the lowest logarithm of a probability: no word is ruled out
 TRUST = 0.7  # before training: the best one for all words on test voices, of an agent that had not learned with it
 WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
+ENDED_LATE = 2  # units from the end of a text to that being written
 
 
 class Expected(NamedTuple):
@@ -140,22 +141,25 @@ class Reader(nn.Module):
 
         sound        of K units, as `sound` gives it
         written_BKS  tokens of the transcript; those of unit k are read from unit k + 1 on
-        window       units of sound that are looked at, the unit itself included
+        window       units of sound that are looked at, the unit itself included; less after the end of a text
         last         only what comes in the last unit: [B, 1, count]
 
-        A text that ends is followed by END and then SILENCE. A unit depends on nothing behind it.
+        A text that ends is followed by END and then SILENCE. A unit depends on nothing behind it, nor on what was said
+        before the last end that is written: the decoder has learned from one text at a time.
         """
         (B, K), device = written_BKS.shape[:2], written_BKS.device
         T = sound[0][0].shape[2] // K
         unit_K = torch.arange(K, device=device)
         unit_Q = unit_K[-1:] if last else unit_K
-        prefix_BQN, length_BQ = _before(written_BKS, unit_Q, window)
+        ended_BQ = _last_end(written_BKS, unit_Q)
+        prefix_BQN, length_BQ = _before(written_BKS, unit_Q, ended_BQ, window)
         tokens_RN, length_R = prefix_BQN.flatten(0, 1), length_BQ.flatten()
         N = tokens_RN.shape[1]
-        age_QF = unit_Q[:, None] - unit_K.repeat_interleave(T)[None]
-        near_QF = (age_QF >= 0) & (age_QF < window)
+        unit_F = unit_K.repeat_interleave(T)
+        age_QF = unit_Q[:, None] - unit_F[None]
+        near_BQF = (age_QF >= 0) & (age_QF < window) & (unit_F >= ended_BQ[..., None] - ENDED_LATE)
         turn_MR = turns(N + count, self.config, device=device)
-        hidden_RND, past = self.read(tokens_RN, turn_MR[:N], sound, near_QF.repeat_interleave(N, 0)[None, None])
+        hidden_RND, past = self.read(tokens_RN, turn_MR[:N], sound, near_BQF.repeat_interleave(N, 1)[:, None])
         hidden_RD = hidden_RND[torch.arange(len(tokens_RN), device=device), length_R - 1]
         real_RM = torch.arange(N, device=device)[None] < length_R[:, None]
         found: list[Tensor] = []
@@ -165,7 +169,7 @@ class Reader(nn.Module):
                 real_RM = F.pad(real_RM, (0, 1), value=True)
                 turn = turn_MR[length_R + number - 1][:, None, None]
                 hidden_RND, past = self.read(
-                    found[-1][:, None], turn, sound, near_QF[None, None], past, real_RM[:, None, None]
+                    found[-1][:, None], turn, sound, near_BQF[:, None], past, real_RM[:, None, None]
                 )
                 hidden_RD = hidden_RND[:, 0]
             logits_RV = self.scores(hidden_RD)
@@ -183,15 +187,24 @@ class Reader(nn.Module):
         return Expected(found_RC.unflatten(0, (B, -1)), score_RCV.unflatten(0, (B, -1)))
 
 
-def _before(written_BKS: Tensor, unit_Q: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def _last_end(written_BKS: Tensor, unit_Q: Tensor) -> Tensor:
+    """The last unit before each of units Q in which the end of a text is written: int64 [B, Q]; -1 for none."""
+    unit_K = torch.arange(written_BKS.shape[1], device=unit_Q.device)
+    last_BK = torch.where((written_BKS == END).any(2), unit_K, -1).cummax(1).values
+    return F.pad(last_BK, (1, 0), value=-1)[:, unit_Q]
+
+
+def _before(written_BKS: Tensor, unit_Q: Tensor, ended_BQ: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """The words that stand before units Q and are in their windows, behind the mark: [B, Q, N], and how many [B, Q].
 
     What stands behind them is no text.
     """
     K, S = written_BKS.shape[1:]
     token_BT = written_BKS.flatten(1)
-    age_QT = unit_Q[:, None] - torch.arange(K, device=unit_Q.device).repeat_interleave(S)[None]
+    unit_T = torch.arange(K, device=unit_Q.device).repeat_interleave(S)
+    age_QT = unit_Q[:, None] - unit_T[None]
     there_BQT = (token_BT > END)[:, None] & (age_QT > 0) & (age_QT <= max(1, window - WRITTEN_LATE))
+    there_BQT &= unit_T > ended_BQ[..., None]
     length_BQ = there_BQT.sum(2)
     most = len(there_BQT[0, 0]) if length_BQ.is_meta else int(length_BQ.max())  # sizes are asked for without values
     first_BQN = there_BQT.int().argsort(dim=2, descending=True, stable=True)[..., :most]
