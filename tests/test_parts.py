@@ -76,14 +76,15 @@ def test_sound_alone_is_read_without_pictures(model: Streamer) -> None:
     assert not torch.allclose(whole.audio, found[0][0], atol=1e-2)
 
 
-@pytest.mark.parametrize("there", list(itertools.product([True, False], repeat=4)))
-def test_parts_of_a_block_keep_their_places(there: tuple[bool, bool, bool, bool]) -> None:
+@pytest.mark.parametrize("there", list(itertools.product([True, False], repeat=5)))
+def test_parts_of_a_block_keep_their_places(there: tuple[bool, ...]) -> None:
     layout = unit_layout(TINY)
     part, kept = layout.part(*there), [i for where in layout.kept(*there) for i in range(where.start, where.stop)]
     assert torch.equal(part.position_N3, layout.position_N3[kept])
-    parts = (("agent_video", "agent_audio"), ("user_video",), ("noisy_video", "noisy_audio"))
-    left_out = [name for names, here in zip(parts, there[:3], strict=True) if not here for name in names]
-    left_out += [] if there[3] else ["agent_video", "noisy_video"]
+    made, drawn = ("agent_video", "agent_audio"), ("noisy_video", "noisy_audio")
+    parts = (made, ("user_audio", "user_read"), ("user_video",), drawn)
+    left_out = [name for names, here in zip(parts, there[:4], strict=True) if not here for name in names]
+    left_out += [] if there[4] else ["agent_video", "noisy_video"]
     for field in dataclasses.fields(UnitLayout):
         pairs = [(getattr(layout, field.name), getattr(part, field.name))]
         if field.name == "slots":

@@ -97,6 +97,9 @@ class DuplexRun(ModelRun):
         int | None,
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
+    written: Annotated[
+        bool, typer.Option("--written", help="Conversations that are only words join in, three steps in ten.")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -21,22 +21,24 @@ class RowNoise:
         self._there: list[torch.Generator] = []  # the same on the device
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal numbers; `shape` begins with the number of rows."""
+        """Standard normal numbers; `shape` begins with the number of rows, or a multiple: so many for each in turn."""
         return self._draw(torch.randn, shape)
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Numbers in [0, 1); `shape` begins with the number of rows."""
+        """Numbers in [0, 1); `shape` as for `normal`."""
         return self._draw(torch.rand, shape)
 
     def like(self, z_B: Tensor) -> Tensor:
-        """Standard normal numbers in the shape of `z_B` and on its device; its first axis is the rows."""
+        """Standard normal numbers in the shape of `z_B` and on its device; its first axis is as for `normal`."""
         if z_B.device.type == "cpu":
             return self.normal(tuple(z_B.shape))
         if not self._there:
             seeds = [generator.initial_seed() for generator in self.generators]
             self._there = [torch.Generator(z_B.device).manual_seed(seed) for seed in seeds]
-        return torch.stack([torch.randn(z_B.shape[1:], generator=g, device=z_B.device) for g in self._there])
+        each = len(z_B) // len(self._there)
+        return torch.cat([torch.randn((each, *z_B.shape[1:]), generator=g, device=z_B.device) for g in self._there])
 
     def _draw(self, make, shape: tuple[int, ...]) -> Tensor:
-        assert shape[0] == len(self.generators), f"expected {len(self.generators)} rows, got {shape[0]}"
-        return torch.stack([make(shape[1:], generator=generator) for generator in self.generators])
+        each, left = divmod(shape[0], len(self.generators))
+        assert not left, f"expected a multiple of {len(self.generators)} rows, got {shape[0]}"
+        return torch.cat([make((each, *shape[1:]), generator=generator) for generator in self.generators])

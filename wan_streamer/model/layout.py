@@ -46,7 +46,8 @@ class ClipBatch:
 
     video_BKNP    float [B, K + 1, video tokens, patch_dim]: standardised agent latents; entry 0 is before the clip
     audio_BKTC    float [B, K + 1, 4, latent_dim]: likewise
-    user_audio    float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip
+    user_audio    float [B, (L + K) x 3840], L `PerceptionConfig.lead_units` before the clip, or [B, 0] to leave the
+                  ears out
     microphone_BK bool: False where it is off
     user_video    uint8 [B, 4 K, h, w, 3], or [B, 0, h, w, 3] to leave the eyes out;   camera_BK bool
                   Of both, also what frozen ears or eyes made of them: float [B, K, tokens, features]
@@ -99,12 +100,12 @@ class UnitLayout:
     def noisy(self) -> slice:
         return slice(self.noisy_video.start, self.noisy_audio.stop)
 
-    def part(self, history: bool, seen: bool, noisy: bool, pictures: bool = True) -> "UnitLayout":
-        """The same block without what the agent has made, what the user shows, or its noisy latents, which nothing else
-        sees; without `pictures` the agent makes sound alone.
+    def part(self, history: bool, heard: bool, seen: bool, noisy: bool, pictures: bool = True) -> "UnitLayout":
+        """The same block without what the agent has made, what is heard or seen of the user, or its noisy latents,
+        which nothing else sees; without `pictures` the agent makes sound alone.
         """
         kept_N = torch.zeros(len(self.kind_N), dtype=torch.bool)
-        for where in self.kept(history, seen, noisy, pictures):
+        for where in self.kept(history, heard, seen, noisy, pictures):
             kept_N[where] = True
 
         def moved(old: slice) -> slice:
@@ -119,14 +120,16 @@ class UnitLayout:
             **slices,
         )
 
-    def kept(self, history: bool, seen: bool, noisy: bool, pictures: bool = True) -> list[slice]:
+    def kept(self, history: bool, heard: bool, seen: bool, noisy: bool, pictures: bool = True) -> list[slice]:
         """Which tokens `part` keeps, in order."""
         parts = [
             (self.agent_video, history and pictures),
             (self.agent_audio, history),
-            (self.user_audio, True),
+            (self.user_audio, heard),
             (self.user_video, seen),
-            (slice(self.user_text.start, self.noisy.start), True),
+            (self.user_text, True),
+            (self.user_read, heard),
+            (slice(self.lane_start.start, self.noisy.start), True),
             (self.noisy_video, noisy and pictures),
             (self.noisy_audio, noisy),
         ]

@@ -114,13 +114,21 @@ class Streamer(nn.Module):
         return self.tau_in(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
     def _embed_user(
-        self, heard: Tensor, microphone: Tensor, seen: Tensor | None, camera: Tensor, text: Tensor
+        self,
+        heard: Tensor | None,
+        microphone: Tensor,
+        seen: Tensor | None,
+        camera: Tensor,
+        text: Tensor,
+        read: Expected | None,
     ) -> list[Tensor]:
-        """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S + R] -> parts of [..., n, D]."""
-        parts = [torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))]
+        """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S], [..., R] -> [..., n, D] each."""
+        parts = []
+        if heard is not None:
+            parts += [torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))]
         if seen is not None:
             parts += [torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))]
-        return [*parts, self.text_in(text)]
+        return [*parts, self.text_in(text if read is None else torch.cat([text, read.token], dim=-1))]
 
     def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor) -> list[Tensor]:
         """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
@@ -160,9 +168,9 @@ class Streamer(nn.Module):
         head = self.text_in if self.text_out is None else self.text_out
         return nn.functional.linear(hidden, head.weight.to(hidden.dtype)).float()
 
-    def trusted(self, logits: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
+    def trusted(self, logits: Tensor, hidden: Tensor, score: Tensor | None) -> Tensor:
         """Logits [..., lanes, V] of hidden states [..., lanes, D] and of what a reader, if there is one, expects."""
-        if self.trust is None:
+        if self.trust is None or score is None:
             return logits
         transcript = self.trust(logits[..., TRANSCRIPT, :], hidden[..., TRANSCRIPT, :], score)
         return torch.cat([logits[..., :TRANSCRIPT, :], transcript[..., None, :]], dim=-2)
@@ -181,13 +189,13 @@ class Streamer(nn.Module):
         Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         pictures = history is None or history.video.shape[2] > 0
-        parts_read = history is not None, batch.user_video.shape[1] > 0, noisy is not None, pictures
+        sensed = batch.user_audio.shape[1] > 0, batch.user_video.shape[1] > 0
+        parts_read = history is not None, *sensed, noisy is not None, pictures
         layout = self.layout.part(*parts_read)
         heard, seen = self._perceive(batch)
         written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
         expected = hints(self.reading, self.config.perception, heard, batch.microphone_BK, written_BKS)
-        text = torch.cat([batch.user_text_BKS, expected.token], dim=-1)
-        user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, text)
+        user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, batch.user_text_BKS, expected)
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*user, self._starts(slots), slots]
         if history is not None:
@@ -198,14 +206,15 @@ class Streamer(nn.Module):
         hidden = self.backbone(self._joined(parts, *self.layout.kept(*parts_read)), *memory, layout)
         asking = tokens_at(hidden, slice(layout.lane_start.start, layout.slots[-1].start))
         asking = asking.unflatten(2, (self.config.text.slots, len(LANES)))
-        logits = self.trusted(self.logits(asking), asking, as_expected(expected, written_BKS))
+        score_BKSV = None if expected is None else as_expected(expected, written_BKS)
+        logits = self.trusted(self.logits(asking), asking, score_BKSV)
         return None if noisy is None else self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2), logits
 
-    def _perceive(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
+    def _perceive(self, batch: ClipBatch) -> tuple[Tensor | None, Tensor | None]:
         """What is heard and seen in clips [B, K, tokens, features]; None for what is left out."""
         K, lead = batch.microphone_BK.shape[1], self.config.perception.lead_units
-        heard, seen = batch.user_audio, batch.user_video if batch.user_video.shape[1] else None
-        if heard.ndim == 2:
+        heard, seen = (x if x.shape[1] else None for x in (batch.user_audio, batch.user_video))
+        if heard is not None and heard.ndim == 2:
             with torch.set_grad_enabled(torch.is_grad_enabled() and lead == 0):  # ears that need one are not trained
                 heard = self.hearing(heard)[0].unflatten(1, (lead + K, -1))[:, lead:]
         if seen is not None and seen.ndim == 5:
@@ -269,10 +278,8 @@ class Streamer(nn.Module):
         heard, live.hearing = self.hearing(audio_T[None], live.hearing)
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
         written = [said[:, TRANSCRIPT] for said in live.said]
-        expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written)
-        live.expected = expected if self.trust is not None else None
-        text = torch.cat([text_S, expected.token])
-        user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text)
+        live.expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written)
+        user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S, live.expected)
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
             live.said[-1][:, len(LANES) :] = text_S[:, None]

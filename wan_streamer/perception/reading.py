@@ -218,11 +218,15 @@ def reading(config: PerceptionConfig, vocabulary: int) -> Reader | None:
 
 
 def hints(
-    reader: Reader | None, config: PerceptionConfig, heard_BKTD: Tensor, microphone_BK: Tensor, written_BKS: Tensor
-) -> Expected:
-    """[B, K, R] of clips in which `written_BKS` is written down; R is 0 without a reader."""
-    if reader is None:
-        return _nothing(written_BKS[..., 0])
+    reader: Reader | None,
+    config: PerceptionConfig,
+    heard_BKTD: Tensor | None,
+    microphone_BK: Tensor,
+    written_BKS: Tensor,
+) -> Expected | None:
+    """[B, K, R] of clips in which `written_BKS` is written down; None without a reader or ears."""
+    if reader is None or heard_BKTD is None:
+        return None
     with torch.no_grad():
         sound = reader.sound(heard_BKTD.float().flatten(1, 2))
     return _if_on(microphone_BK, reader.ahead(sound, written_BKS, config.reading, config.reading_units))
@@ -235,14 +239,14 @@ def live_hints(
     heard_TD: Tensor,
     microphone: Tensor,
     written: list[Tensor],
-) -> Expected:
+) -> Expected | None:
     """[R] of a unit with the features `heard_TD`, as `hints` gives them in a clip.
 
     past     what is looked at of the units before, [layers, 2, heads, T, head] each; the new one is added here
     written  tokens [S] of the latest units before
     """
     if reader is None:
-        return _nothing(microphone.long())
+        return None
     with torch.no_grad():
         past.append(torch.stack([torch.cat(pair) for pair in reader.sound(heard_TD.float()[None])]))
     while len(past) > config.reading_units:
@@ -254,11 +258,6 @@ def live_hints(
     sound = [(key[None], value[None]) for key, value in torch.cat(list(past), dim=3)]
     found_11R = reader.ahead(sound, written_KS[None], config.reading, config.reading_units, last=True)
     return _if_on(microphone, Expected(found_11R.token[0, 0], found_11R.score[0, 0]))
-
-
-def _nothing(like: Tensor) -> Expected:
-    token = like.new_empty(*like.shape, 0)
-    return Expected(token, token[..., None].float())
 
 
 def _if_on(microphone: Tensor, expected: Expected) -> Expected:

@@ -27,6 +27,7 @@ from wan_streamer.simulation.sound.microphone import capture
 from wan_streamer.simulation.sound.noises import Noise
 from wan_streamer.simulation.voice.hibari import HibariVoice
 from wan_streamer.simulation.voice.natural import NaturalVoice, NaturalVoices
+from wan_streamer.simulation.voice.silent import SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -130,11 +131,7 @@ def make_episode(
 
     voice = human.name if isinstance(human, NaturalVoice) else ""
     planner = planner or _planner_of(split, episode_units(seed, split, index), voice)
-    attempts = (
-        planner(agent_voice.speak, speak, camera, episode_rng(seed, split, index, PLANS + attempt))
-        for attempt in itertools.count()
-    )
-    dialogue = next(planned for planned in attempts if planned is not None)
+    dialogue = _planned(planner, agent_voice.speak, speak, camera, seed, split, index)
     sound_rng = episode_rng(seed, split, index, 3)
     agent_T = mix_track(dialogue, "agent", sound_rng)
     user_T, microphone = capture(
@@ -162,7 +159,7 @@ def make_episode(
             "microphone": microphone,
         },
         "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": to_dict(AGENT_IDENTITY), "camera": True},
-        "words": {s: [asdict(w) for t in dialogue.turns if t.side == s for w in t.words()] for s in SIDES},
+        "words": _words(dialogue),
         "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
         "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
         "mouth_open": {side: [round(p.mouth_open, 3) for p in acting[side].motion.poses] for side in SIDES},
@@ -175,6 +172,31 @@ def make_episode(
     user_video = acting["user"].film(identity) if pictures and camera else None
     agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures and filmed else None
     return Episode(episode_key(index), user_T, agent_T, user_video, agent_video, labels)
+
+
+def written_conversation(seed: int, split: str, index: int) -> dict:
+    """What the labels of a conversation tell of its words, without anybody who says or shows them.
+
+    units, words, events and before, as in the labels of `make_episode`. Nobody is seen.
+    """
+    user, agent = (SilentVoice.sample(episode_rng(seed, split, index, purpose)) for purpose in (1, 2))
+    planner = _planner_of(split, episode_units(seed, split, index), "")
+    dialogue = _planned(planner, agent.speak, user.speak, False, seed, split, index)
+    return {
+        "units": dialogue.units, "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
+    }  # fmt: skip
+
+
+def _planned(planner: Planner, agent: Speak, user: Speak, camera: bool, seed: int, split: str, index: int) -> Dialogue:
+    """The first plan that succeeds."""
+    attempts = (
+        planner(agent, user, camera, episode_rng(seed, split, index, PLANS + attempt)) for attempt in itertools.count()
+    )
+    return next(planned for planned in attempts if planned is not None)
+
+
+def _words(dialogue: Dialogue) -> dict[str, list[dict]]:
+    return {side: [asdict(w) for t in dialogue.turns if t.side == side for w in t.words()] for side in SIDES}
 
 
 def _natural_speaker(

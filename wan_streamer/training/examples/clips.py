@@ -1,6 +1,7 @@
 """Encoded conversations -> what a training step of the model reads.
 
 `Example`      a batch of clips, and how much each of their targets counts
+`told`         what was said before a conversation, as memory
 `hide`         an example without some of its conditions, so that the model can be guided by them
 `ClipReader`   random or given clips of a latent store, as examples
 """
@@ -92,6 +93,14 @@ def hide(
     return dataclasses.replace(example, clips=clips, recalled_BK=no if history else example.recalled_BK)
 
 
+def told(turns: Iterable[dict], text: TextCodec) -> Tensor:
+    """Memory tokens [N, 2] of what was said before a conversation (`before` of its labels)."""
+    pairs = [
+        (SOURCES.index(SAYS[turn["side"]]), token) for turn in turns for token in [*text.encode(turn["text"]), END]
+    ]
+    return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+
+
 class ClipReader:
     """Clips of `units` units from `store`, for a model of `config`, with the text of `text`.
 
@@ -153,21 +162,12 @@ class ClipReader:
             _pad(user_text, K),
             _pad(lanes, K),
             torch.full((K,), heard["response"]),  # speech without known words is speech without shown text
-            latest(torch.cat([self._told(number), spoken(before)]), config.cache.memory_tokens),
+            latest(torch.cat([told(labels.get("before", ()), self.text), spoken(before)]), config.cache.memory_tokens),
         )
         clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
         lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)
         recalled = torch.ones(1, K, dtype=torch.bool)
         return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled)
-
-    def _told(self, number: int) -> Tensor:
-        """Memory tokens of what was said before the recording (`before` of its labels)."""
-        pairs = [
-            (SOURCES.index(SAYS[turn["side"]]), token)
-            for turn in self.store.labels[number].get("before", ())
-            for token in [*self.text.encode(turn["text"]), END]
-        ]
-        return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
     def busiest(self, number: int) -> int:
         """The first unit of the clip of a conversation in which the agent says most."""

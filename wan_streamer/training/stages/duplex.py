@@ -11,6 +11,7 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
+from wan_streamer.training.examples.written import WrittenClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
@@ -23,11 +24,16 @@ TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % ke
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth goes on from the model's mistakes
 HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
+WRITTEN_STEPS = (2, 3, 6)  # of ten, made of conversations that are only words, if they are wanted
 VALIDATION = (8, 4)  # batches and rows of each
 
 
 class DuplexStage(StreamerStage):
-    """Conversations of `data`, and in one step of `TASK_EVERY` the tasks of `tasks`, if it is given."""
+    """Conversations of `data`, and in one step of `TASK_EVERY` the tasks of `tasks`, if it is given.
+
+    heard    a corpus of speech to write down, in the steps `HEARD_STEPS`
+    written  conversations that are only words, in the steps `WRITTEN_STEPS`
+    """
 
     name = "duplex"
 
@@ -39,8 +45,13 @@ class DuplexStage(StreamerStage):
         config: TrainConfig,
         tasks: Path | None = None,
         heard: Path | None = None,
+        written: bool = False,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units, heard)
+        self.train_written, self.valid_written = (
+            WrittenClips(split, streamer.config, text, config.clip_units) if written else None
+            for split in ("train", "valid")
+        )
         self.train_talks, self.valid_talks = (
             ConversationClips(clips, data) for clips in (self.train_clips, self.valid_clips)
         )
@@ -50,7 +61,8 @@ class DuplexStage(StreamerStage):
         )
 
     def batch(self, step: int, rows: range) -> Example:
-        clips, seed = self._tasks_of(step) or (self.heard.train if self.listens(step) else None), self.config.seed
+        seed, heard = self.config.seed, self.heard.train if self.listens(step) else None
+        clips = self._tasks_of(step) or self._written_of(step) or heard
         if clips is not None:
             return clips.batch(seed, step, rows)
         return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE, self.draws(step))
@@ -59,8 +71,15 @@ class DuplexStage(StreamerStage):
         """What a step of tasks draws from; None for a step of conversations."""
         return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
+    def _written_of(self, step: int) -> WrittenClips | None:
+        """Likewise of conversations that are only words."""
+        return self.train_written if step % 10 in WRITTEN_STEPS else None
+
     def listens(self, step: int) -> bool:
-        return self.heard.train is not None and step % 10 in HEARD_STEPS
+        return self.heard.train is not None and step % 10 in HEARD_STEPS and self._written_of(step) is None
+
+    def drawn(self, step: int) -> bool:
+        return not self.listens(step) and self._written_of(step) is None
 
     def draws(self, step: int) -> bool:
         """Whether a step of conversation learns the agent's pictures, too; every one learns its words and its sound."""
@@ -69,7 +88,7 @@ class DuplexStage(StreamerStage):
     def errors(
         self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.listens(step):
+        if not self.drawn(step):
             return super().errors(batch, step, noise, misread)
         tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
@@ -87,7 +106,18 @@ class DuplexStage(StreamerStage):
             for number in range(batches)
         ]
         tasks = self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {}
-        return means(totals) | tasks | self.heard.validate(self.read_loss)
+        return means(totals) | tasks | self.heard.validate(self.read_loss) | self._validate_written()
+
+    def _validate_written(self) -> dict[str, float]:
+        """`written/...`: what of held-out conversations that are only words is said rightly."""
+        if self.valid_written is None:
+            return {}
+        batches, rows = (range(count) for count in VALIDATION)
+        read = [
+            self.read_loss(self.valid_written.batch(1, number, rows), RowNoise(3, number, rows), WRITTEN_STEPS[0])
+            for number in batches
+        ]
+        return {f"written/{name}": value for name, value in means(read).items() if name in ("text", "response_right")}
 
 
 def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None) -> dict[str, float]:
@@ -98,4 +128,5 @@ def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: P
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(tasks) / "train"] if tasks else [])]
     streamer, text = starting_point(options, lambda config, start: learn_text(stores, config, options.heard, start))
-    return run(DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard), options, world)
+    stage = DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written)
+    return run(stage, options, world)

@@ -46,6 +46,7 @@ class RunOptions:
                 weights are those of `start`, if there is one
     eyes        folder of eyes trained before, likewise; they stay as they are
     heard       corpus of speech to write down, of which some steps are made
+    written     some steps are made of conversations that are only words
     """
 
     out: Path
@@ -67,6 +68,7 @@ class RunOptions:
     ears: Path | None = None
     eyes: Path | None = None
     heard: Path | None = None
+    written: bool = False
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """`config` with the choices of this run. A chosen learning rate scales Muon's too."""

@@ -108,8 +108,12 @@ class StreamerStage(Stage):
         return p.ndim == 2 and inside and "parametrizations" not in name  # corrections of low rank are no directions
 
     def listens(self, step: int) -> bool:
-        """Whether the batch of a step is speech to write down, in which there is nothing to draw."""
+        """Whether the batch of a step is speech to write down."""
         return False
+
+    def drawn(self, step: int) -> bool:
+        """Whether there is something to draw in the batch of a step."""
+        return not self.listens(step)
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         return self.errors(batch, step, noise, MISREAD_SHARE)
@@ -118,12 +122,12 @@ class StreamerStage(Stage):
         self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and numbers of a step; `misread` as in `streamer_loss`."""
-        example, drawn = batch.map(self.move), not self.listens(step)
+        example, drawn = batch.map(self.move), self.drawn(step)
         return streamer_loss(self.streamer, example, noise, self.move, self.autocast(), drawn=drawn, misread=misread)
 
-    def read_loss(self, example: Example, noise: RowNoise) -> dict[str, float]:
-        """Loss and numbers of one batch, for validation: all words are read as they are."""
-        loss, numbers = self.errors(example, 0, noise)
+    def read_loss(self, example: Example, noise: RowNoise, step: int = 0) -> dict[str, float]:
+        """Loss and numbers of one batch as in `step`, for validation: all words are read as they are."""
+        loss, numbers = self.errors(example, step, noise)
         return {"loss": loss.item(), **{name: value.item() for name, value in numbers.items()}}
 
     def sample_clips(self) -> list[ClipBatch]:
