@@ -63,6 +63,10 @@ def simulate(
     tasks: Annotated[
         bool, typer.Option("--tasks", help="Make the independent tasks for [b]train pretrain[/b] instead.")
     ] = False,
+    shown: Annotated[
+        bool,
+        typer.Option("--shown", help="Make conversations about what is seen, without sound, for --shown of training."),
+    ] = False,
     natural: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with Kokoro: half of the users get a natural voice.")
     ] = None,
@@ -97,8 +101,8 @@ def simulate(
     """
     if (hours is not None) == codecs and not (preview and hours is None):
         raise ConfigError("simulate: expected --hours or --codecs, and not both")
-    if tasks and codecs:
-        raise ConfigError("simulate: expected --tasks or --codecs, and not both")
+    if tasks + codecs + shown > 1:
+        raise ConfigError("simulate: expected one of --tasks, --codecs and --shown")
     if codecs and (preview or natural):
         raise ConfigError("simulate: --preview and --natural go with --hours, not with --codecs")
     if speech and not codecs:
@@ -116,7 +120,7 @@ def simulate(
     from wan_streamer.simulation import simulate as run
     from wan_streamer.simulation.generate import check_request
 
-    engine, kind = workers.open(), "tasks" if tasks else "conversations"
+    engine, kind = workers.open(), "tasks" if tasks else "shown" if shown else "conversations"
     if hours is not None:
         check_request(hours, seed, split, kind, natural)
     latents = None

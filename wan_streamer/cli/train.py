@@ -98,7 +98,7 @@ class DuplexRun(ModelRun):
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
     written: Annotated[
-        bool, typer.Option("--written", help="Conversations that are only words join in, three steps in ten.")
+        bool, typer.Option("--written", help="Conversations that are only words join in, two steps in ten.")
     ] = False
 
 
@@ -272,17 +272,22 @@ def train_duplex(
     tasks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
     ] = None,
+    shown: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Conversations of [b]simulate --shown[/b] that join in, two steps in ten."),
+    ] = None,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
 
     Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
     _need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
+    _need_all(conversations=shown)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
     with training_in(options.out, options.resume, overwrite):
-        scores = run(data, RunOptions(**vars(options)), device, tasks)
+        scores = run(data, RunOptions(**vars(options)), device, tasks, shown)
     _print_scores(scores, options.out)
 
 

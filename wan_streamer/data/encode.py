@@ -165,7 +165,7 @@ def encode_episode(
             raise DataError(f"{episode.key}: expected a film of {size}, got {episode.agent_video.shape[1:3]}")
         tensors["video"] = _encode_video(episode.agent_video, video_vae)
     if episode.user_video is not None:
-        frames = scale_frames(torch.from_numpy(episode.user_video).to(device), perception)
+        frames = scale_frames(episode.user_video, perception).to(device)
         if senses.eyes is not None:
             tensors["seen"] = senses.see(frames)
         else:

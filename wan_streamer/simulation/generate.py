@@ -20,7 +20,7 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.files import remove_halves
 from wan_streamer.perception.senses import load_senses
 from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
-from wan_streamer.simulation.conversation.partners import make_episode
+from wan_streamer.simulation.conversation.partners import make_episode, make_shown
 from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german
 from wan_streamer.simulation.tasks.episodes import SHARD_UNITS, shard_tasks
 from wan_streamer.simulation.tasks.say import own_sentences, tts_sentences
@@ -29,7 +29,7 @@ from wan_streamer.simulation.voice.users import AgentVoice
 from wan_streamer.units import UNIT_MS
 
 EPISODES_PER_SHARD = 8
-KINDS = ("conversations", "tasks")
+KINDS = ("conversations", "tasks", "shown")
 Progress = Callable[[int, int], None]
 
 
@@ -100,7 +100,7 @@ class _MakeShard:
     split: str
     cache: Path
     natural: Path | None
-    tasks: bool
+    kind: str
     latents: Latents | None
 
     def __call__(self, number: int) -> None:
@@ -114,14 +114,17 @@ class _MakeShard:
         """Those of shard `number`; of conversations only what is not encoded yet beside `latents`."""
         voice = AgentVoice(self.cache)
         natural = None if self.natural is None else NaturalVoices(self.natural, self.cache)
-        if self.tasks:
+        if self.kind == "tasks":
             yield from shard_tasks(self.seed, self.split, number, voice, natural)
             return
         first = number * EPISODES_PER_SHARD
         for index in range(first, first + EPISODES_PER_SHARD):
             if latents is None or not (self.out / target_name(latents, episode_key(index))).exists():
                 filmed = self.latents is None or index % self.latents.film_every == 0
-                yield make_episode(self.seed, self.split, index, voice, natural, filmed=filmed)
+                if self.kind == "shown":
+                    yield make_shown(self.seed, self.split, index)
+                else:
+                    yield make_episode(self.seed, self.split, index, voice, natural, filmed=filmed)
 
 
 def simulate(
@@ -142,7 +145,8 @@ def simulate(
     engine    where the work is done; a Ray cluster needs `out_dir` and `cache` in a folder that all its machines see
     cache     folder of synthesised sentences (default: the user's cache folder)
     natural   folder with Kokoro (scripts/fetch_kokoro.sh): half of the users have a natural voice
-    kind      "conversations", or "tasks" for the independent tasks of `simulation.tasks`
+    kind      "conversations"; "tasks" for the independent tasks of `simulation.tasks`; "shown" for conversations about
+              what is seen, in which nothing is heard
     latents   write encoded conversations (`wan_streamer.data.latents`) instead of shards
     progress  called with (shards done, shards in all)
 
@@ -158,10 +162,11 @@ def simulate(
         texts = [(text, "en") for text in dict.fromkeys((*own_sentences(), *tts_sentences(split)))]
     else:
         total = shard_count(hours, seed, split)
-        texts = [(text, "de" if is_german(label) else "en") for text, label in agent_texts().items()]
+        agent = agent_texts() if kind == "conversations" else {}
+        texts = [(text, "de" if is_german(label) else "en") for text, label in agent.items()]
     for _ in run_jobs(_FillCache(folder, tuple(texts)), range(len(texts)), engine):
         pass
-    job = _MakeShard(out, seed, split, folder, voices, kind == "tasks", latents)
+    job = _MakeShard(out, seed, split, folder, voices, kind, latents)
     try:
         for done, _ in enumerate(run_jobs(job, range(total), engine), start=1):
             if progress is not None:

@@ -18,7 +18,7 @@ from wan_streamer.simulation.conversation.dialogue import (
 )
 from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.repertoire import SMILES, any_wording
-from wan_streamer.simulation.conversation.scenarios import plan_dialogue
+from wan_streamer.simulation.conversation.scenarios import plan_dialogue, plan_shown
 from wan_streamer.simulation.face.motion import Motion, gesture_tracks, pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, HandPose, Prop
 from wan_streamer.simulation.face.renderer import FaceRenderer
@@ -172,6 +172,31 @@ def make_episode(
     user_video = acting["user"].film(identity) if pictures and camera else None
     agent_video = acting["agent"].film(AGENT_IDENTITY) if pictures and filmed else None
     return Episode(episode_key(index), user_T, agent_T, user_video, agent_video, labels)
+
+
+def make_shown(seed: int, split: str, index: int) -> Episode:
+    """A conversation about what the user shows and does, which is seen; nobody is heard, and what is said is written.
+
+    The agent's words are all there is to learn.
+    """
+    rng = episode_rng(seed, split, index, 1)
+    user, agent, identity = SilentVoice.sample(rng), SilentVoice.sample(rng), FaceIdentity.sample(rng, split)
+
+    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+        dialogue = plan_shown(episode_units(seed, split, index), agent, user, rng)
+        return dialogue if split_of(dialogue.scenarios) == split else None
+
+    dialogue = _planned(plan, agent.speak, user.speak, True, seed, split, index)
+    acting = _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5)))
+    silence_T = np.zeros(dialogue.units * SAMPLES_PER_UNIT, np.float32)
+    labels = {
+        "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
+        "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,
+        "user": {"voice": asdict(user), "identity": to_dict(identity), "camera": True},
+        "agent": {"voice": asdict(agent), "identity": to_dict(AGENT_IDENTITY), "camera": True},
+        "words": _words(dialogue), "events": dialogue.events, "targets": ["response", "transcript"],
+    }  # fmt: skip
+    return Episode(episode_key(index), silence_T, silence_T, acting.film(identity), None, labels)
 
 
 def written_conversation(seed: int, split: str, index: int) -> dict:

@@ -85,6 +85,9 @@ SCENARIOS: dict[str, Scenario] = {
 }
 """What may happen in the middle. Openings (`greeting`, `agent_greets`) and `goodbye` have their place."""
 
+SHOWN = {name: scenario for name, scenario in SCENARIOS.items() if scenario.plan.__module__ == seen.__name__}
+"""Those of them that are about what is seen; a long silence, too."""
+
 FREE: dict[str, Scenario] = {
     "free_talk": Scenario(free.free_talk, 1.0),
     "order": Scenario(free.order, 0.3),
@@ -175,6 +178,17 @@ def _fill(scene: Scene) -> None:
 def _draw(table: dict[str, Scenario], count: int, rng: np.random.Generator) -> list[str]:
     weights = np.array([scenario.weight for scenario in table.values()])
     return [list(table)[i] for i in rng.choice(len(table), count, replace=False, p=weights / weights.sum())]
+
+
+def plan_shown(units: int, agent: Speak, user: Speak, rng: np.random.Generator) -> Dialogue:
+    """Fill `units` with what is only seen, again and again."""
+    scene = Scene(units, agent, user, True, rng)
+    scene.time = scene.between(0.4, 1.4)
+    misses = 0
+    while misses < MISSES and scene.time < scene.limit:
+        (name,) = _draw(SHOWN, 1, rng)
+        misses = 0 if attempt(scene, name) else misses + 1
+    return scene.finish()
 
 
 def plan_exactly(

@@ -111,7 +111,7 @@ class ClipReader:
     def __init__(self, store: LatentStore, config: StreamerConfig, text: TextCodec, units: int) -> None:
         self.store, self.config, self.text, self.units = store, config, text, units
         self.length = np.array([labels["units"] for labels in store.labels])
-        self._lanes = functools.lru_cache(maxsize=4096)(self._read_lanes)
+        self.lanes = functools.lru_cache(maxsize=4096)(self._read_lanes)
 
     def read(
         self,
@@ -131,7 +131,7 @@ class ClipReader:
         K, config, labels = units or self.units, self.config, self.store.labels[number]
         known, lead = min(K, int(self.length[number]) - first), config.perception.lead_units
         clip = self.store.read(number, first, known, lead)
-        whole = [torch.from_numpy(part) for part in self._lanes(number, typed)]
+        whole = [torch.from_numpy(part) for part in self.lanes(number, typed)]
         user_text, lanes = (part[first : first + known] for part in whole)
         before = torch.cat([whole[1][:first], whole[0][:first, :, None]], dim=2)
         sound, shown = clip["user_audio"], clip.get("user_video")
@@ -171,7 +171,7 @@ class ClipReader:
 
     def busiest(self, number: int) -> int:
         """The first unit of the clip of a conversation in which the agent says most."""
-        words_K = (self._lanes(number, False)[1][..., LANES.index("response")] > HOLD).sum(1)
+        words_K = (self.lanes(number)[1][..., LANES.index("response")] > HOLD).sum(1)
         return int(np.convolve(words_K, np.ones(self.units, int))[self.units - 1 : len(words_K)].argmax())
 
     def _unseen(self, units: int) -> Tensor:
@@ -187,7 +187,8 @@ class ClipReader:
         vae = self.config.video_vae
         return vae.latent_channels, vae.latent_height, vae.latent_width
 
-    def _read_lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _read_lanes(self, number: int, typed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """What is typed in a conversation and what is said, as `conversation_lanes` gives it."""
         labels = self.store.labels[number]
         user_text, lanes = conversation_lanes(labels, self.config.text, self.text, typed)
         idle = [lane for lane, name in enumerate(LANES) if name not in labels.get("targets", LANES)]

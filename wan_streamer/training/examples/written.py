@@ -1,9 +1,12 @@
 """Conversations that are only words -> batches in which the model learns what to say.
 
 `WrittenClips`   planned as simulated conversations are, one after another without end; nothing is heard or seen
+`ShownClips`     of encoded conversations in which nothing is heard
 
 What is said to whom takes more examples than there are hours of sound and pictures, and none of either.
 """
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import latest, spoken
 from wan_streamer.simulation.conversation.partners import written_conversation
-from wan_streamer.training.examples.clips import Example, stack, told
+from wan_streamer.training.examples.clips import ClipReader, Example, stack, told
 
 CLIPS = 4  # of a row, all from one conversation: most of the time goes into planning it
 BEFORE = (4, 20)  # units of the clip before an utterance of the agent
@@ -40,10 +43,7 @@ class WrittenClips:
         later = int(rng.integers(LATER[0], LATER[1] + 1))
         lanes[..., RESPONSE] = torch.cat([lanes[:later, :, RESPONSE] * 0, lanes[:-later, :, RESPONSE]])
         said = torch.cat([lanes, typed[..., None]], dim=2)
-        silent_K = (lanes[..., RESPONSE] == SILENCE).all(1)
-        begins = (~silent_K[1:] & silent_K[:-1]).nonzero()[:, 0].tolist() or [0]
-        chosen = [int(rng.choice(begins)) - int(rng.integers(*BEFORE)) for _ in range(CLIPS)]
-        return [self._example(said, max(0, min(first, len(said) - self.units)), labels["before"]) for first in chosen]
+        return [self._example(said, first, labels["before"]) for first in _chosen(lanes, self.units, rng)]
 
     def _example(self, said_KSs: Tensor, first: int, before: list[dict]) -> Example:
         K, config = self.units, self.config
@@ -62,5 +62,38 @@ class WrittenClips:
             on,
             latest(memory, config.cache.memory_tokens)[None],
         )
-        targets = torch.tensor([float(name == "response") for name in LANES]).expand(1, K, -1)
-        return Example(clips, torch.zeros(1, K), torch.zeros(1, K), targets, ~on)
+        return Example(clips, torch.zeros(1, K), torch.zeros(1, K), _response_alone(K), ~on)
+
+
+class ShownClips:
+    """Clips around what the agent says in the conversations of `reader`; only what is seen, and words."""
+
+    def __init__(self, reader: ClipReader) -> None:
+        self.reader = reader
+
+    def batch(self, seed: int, step: int, rows: range) -> Example:
+        """These rows of the batch of `step`, `CLIPS` clips each."""
+        return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
+
+    def _clips(self, rng: np.random.Generator) -> list[Example]:
+        number, units = int(rng.integers(len(self.reader.length))), self.reader.units
+        lanes = torch.from_numpy(self.reader.lanes(number)[1])
+        return [self._silent(self.reader.read(number, first)) for first in _chosen(lanes, units, rng)]
+
+    def _silent(self, example: Example) -> Example:
+        clips = dataclasses.replace(
+            example.clips, user_audio=torch.zeros(1, 0), video_BKNP=example.clips.video_BKNP[:, :, :0]
+        )
+        return dataclasses.replace(example, clips=clips, lane_BKL=_response_alone(self.reader.units))
+
+
+def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator) -> list[int]:
+    """First units of `CLIPS` clips, each soon before an utterance of the agent."""
+    silent_K = (lanes_KSL[..., RESPONSE] == SILENCE).all(1)
+    begins = (~silent_K[1:] & silent_K[:-1]).nonzero()[:, 0].tolist() or [0]
+    chosen = [int(rng.choice(begins)) - int(rng.integers(*BEFORE)) for _ in range(CLIPS)]
+    return [max(0, min(first, len(lanes_KSL) - units)) for first in chosen]
+
+
+def _response_alone(units: int) -> Tensor:
+    return torch.tensor([float(name == "response") for name in LANES]).expand(1, units, -1)

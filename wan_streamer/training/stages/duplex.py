@@ -11,7 +11,7 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
-from wan_streamer.training.examples.written import WrittenClips
+from wan_streamer.training.examples.written import ShownClips, WrittenClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
@@ -24,7 +24,8 @@ TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % ke
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth goes on from the model's mistakes
 HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
-WRITTEN_STEPS = (2, 3, 6)  # of ten, made of conversations that are only words, if they are wanted
+WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if they are wanted
+SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
 VALIDATION = (8, 4)  # batches and rows of each
 
 
@@ -33,6 +34,7 @@ class DuplexStage(StreamerStage):
 
     heard    a corpus of speech to write down, in the steps `HEARD_STEPS`
     written  conversations that are only words, in the steps `WRITTEN_STEPS`
+    shown    encoded conversations in which nothing is heard, in the steps `SHOWN_STEPS`
     """
 
     name = "duplex"
@@ -46,10 +48,15 @@ class DuplexStage(StreamerStage):
         tasks: Path | None = None,
         heard: Path | None = None,
         written: bool = False,
+        shown: Path | None = None,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units, heard)
         self.train_written, self.valid_written = (
             WrittenClips(split, streamer.config, text, config.clip_units) if written else None
+            for split in ("train", "valid")
+        )
+        self.train_shown, self.valid_shown = (
+            ShownClips(self.reader(Path(shown) / split, config.clip_units)) if shown else None
             for split in ("train", "valid")
         )
         self.train_talks, self.valid_talks = (
@@ -62,7 +69,7 @@ class DuplexStage(StreamerStage):
 
     def batch(self, step: int, rows: range) -> Example:
         seed, heard = self.config.seed, self.heard.train if self.listens(step) else None
-        clips = self._tasks_of(step) or self._written_of(step) or heard
+        clips = self._tasks_of(step) or self._silent_of(step) or heard
         if clips is not None:
             return clips.batch(seed, step, rows)
         return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE, self.draws(step))
@@ -71,15 +78,17 @@ class DuplexStage(StreamerStage):
         """What a step of tasks draws from; None for a step of conversations."""
         return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
-    def _written_of(self, step: int) -> WrittenClips | None:
-        """Likewise of conversations that are only words."""
+    def _silent_of(self, step: int) -> WrittenClips | ShownClips | None:
+        """Likewise of conversations that nobody hears."""
+        if self.train_shown is not None and step % 10 in SHOWN_STEPS:
+            return self.train_shown
         return self.train_written if step % 10 in WRITTEN_STEPS else None
 
     def listens(self, step: int) -> bool:
-        return self.heard.train is not None and step % 10 in HEARD_STEPS and self._written_of(step) is None
+        return self.heard.train is not None and step % 10 in HEARD_STEPS and self._silent_of(step) is None
 
     def drawn(self, step: int) -> bool:
-        return not self.listens(step) and self._written_of(step) is None
+        return not self.listens(step) and self._silent_of(step) is None
 
     def draws(self, step: int) -> bool:
         """Whether a step of conversation learns the agent's pictures, too; every one learns its words and its sound."""
@@ -106,27 +115,29 @@ class DuplexStage(StreamerStage):
             for number in range(batches)
         ]
         tasks = self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {}
-        return means(totals) | tasks | self.heard.validate(self.read_loss) | self._validate_written()
+        silent = self._validate_silent("written", self.valid_written, WRITTEN_STEPS[0])
+        silent |= self._validate_silent("shown", self.valid_shown, SHOWN_STEPS[0])
+        return means(totals) | tasks | self.heard.validate(self.read_loss) | silent
 
-    def _validate_written(self) -> dict[str, float]:
-        """`written/...`: what of held-out conversations that are only words is said rightly."""
-        if self.valid_written is None:
+    def _validate_silent(self, name: str, clips: WrittenClips | ShownClips | None, step: int) -> dict[str, float]:
+        """`written/...` or `shown/...`: what of held-out conversations that nobody hears is said rightly."""
+        if clips is None:
             return {}
         batches, rows = (range(count) for count in VALIDATION)
-        read = [
-            self.read_loss(self.valid_written.batch(1, number, rows), RowNoise(3, number, rows), WRITTEN_STEPS[0])
-            for number in batches
-        ]
-        return {f"written/{name}": value for name, value in means(read).items() if name in ("text", "response_right")}
+        read = [self.read_loss(clips.batch(1, number, rows), RowNoise(3, number, rows), step) for number in batches]
+        return {f"{name}/{key}": value for key, value in means(read).items() if key in ("text", "response_right")}
 
 
-def train_duplex(data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None) -> dict[str, float]:
+def train_duplex(
+    data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None, shown: Path | None = None
+) -> dict[str, float]:
     """Train on `data` (codecs, train/ and valid/, as `encode` writes them) for conversation.
 
     tasks  encoded tasks that join in, from the same codecs
+    shown  encoded conversations in which nothing is heard, likewise
     """
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(tasks) / "train"] if tasks else [])]
     streamer, text = starting_point(options, lambda config, start: learn_text(stores, config, options.heard, start))
-    stage = DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written)
+    stage = DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written, shown)
     return run(stage, options, world)

@@ -100,7 +100,7 @@ class StreamerStage(Stage):
             reason = stale_reason(perceived, {name: own[name] for name in perceived})
             if reason:
                 raise DataError(f"{store.folder}: {reason}; make the data again, with the model's own")
-            if store.folder.name == "valid" and perceived:
+            if store is self.valid_clips.store and perceived:
                 raise DataError(f"{store.folder}: expected sound and pictures, which samples are made from")
 
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
