@@ -21,7 +21,7 @@ from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import ClipReader, Example, stack, told
 
 CLIPS = 4  # of a row, all from one conversation: most of the time goes into planning it
-BEFORE = (4, 20)  # units of the clip before an utterance of the agent
+BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
 RESPONSE = LANES.index("response")
 
@@ -91,7 +91,8 @@ def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator) -> list[int
     """First units of `CLIPS` clips, each soon before an utterance of the agent."""
     silent_K = (lanes_KSL[..., RESPONSE] == SILENCE).all(1)
     begins = (~silent_K[1:] & silent_K[:-1]).nonzero()[:, 0].tolist() or [0]
-    chosen = [int(rng.choice(begins)) - int(rng.integers(*BEFORE)) for _ in range(CLIPS)]
+    before = [int(units * share) for share in BEFORE]
+    chosen = [int(rng.choice(begins)) - int(rng.integers(*before)) for _ in range(CLIPS)]
     return [max(0, min(first, len(lanes_KSL) - units)) for first in chosen]
 
 

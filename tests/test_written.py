@@ -1,0 +1,181 @@
+"""Conversations that nobody hears: planned as the others are, and which steps of a run are made of them."""
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TALKER, tiny_text, tiny_weights
+from tiny_world import make_latents, save_codecs
+
+from wan_streamer.codecs.folder import load_codecs
+from wan_streamer.codecs.text import END, SILENCE
+from wan_streamer.data.encode import make_encoder
+from wan_streamer.data.lanes import conversation_lanes
+from wan_streamer.data.latents import LatentStore
+from wan_streamer.data.shards import Episode
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.layout import LANES, ClipBatch
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.simulation import generate, simulate
+from wan_streamer.simulation.conversation.dialogue import split_of
+from wan_streamer.simulation.conversation.partners import make_shown, written_conversation
+from wan_streamer.simulation.conversation.scenarios import SHOWN
+from wan_streamer.simulation.generate import Latents
+from wan_streamer.simulation.voice.silent import SilentVoice
+from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.examples.written import CLIPS, LATER, WrittenClips
+from wan_streamer.training.loop.stage import TrainConfig
+from wan_streamer.training.stages.duplex import SHOWN_STEPS, WRITTEN_STEPS, DuplexStage
+from wan_streamer.units import SAMPLE_RATE
+
+UNITS = 16
+RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
+
+
+def test_a_silent_voice_takes_the_time_that_words_take() -> None:
+    text = "Well, could you please count to ten?"
+    speech = SilentVoice().speak(text, np.random.default_rng(1))
+    assert [word.text for word in speech.words] == text.split()
+    assert not speech.audio.any()
+    for one, following in pairwise(speech.words):
+        assert one.start < one.end < following.start
+    assert speech.words[-1].end < len(speech.audio) / SAMPLE_RATE
+    assert 1.5 < speech.seconds < 3.5
+    slow = SilentVoice(pace=1.25).speak(text, np.random.default_rng(1))
+    assert slow.seconds > 1.15 * speech.seconds
+
+
+def test_a_written_conversation_is_of_its_split_and_nobody_is_seen() -> None:
+    first, again = (written_conversation(4, "train", 7) for _ in range(2))
+    assert json.dumps(first) == json.dumps(again)
+    assert first["words"] != written_conversation(4, "train", 8)["words"]
+    for split in ("train", "valid", "test"):
+        labels = written_conversation(4, split, 3)
+        assert split_of([e["label"] for e in labels["events"] if e["type"] == "scenario"]) == split
+        assert all(labels["words"][side] for side in ("user", "agent"))
+        assert not {"show", "wave", "remark"} & {e["type"] for e in labels["events"] if e["side"] == "user"}
+
+
+def same(one: Example, other: Example) -> None:
+    for field in dataclasses.fields(ClipBatch):
+        assert torch.equal(getattr(one.clips, field.name), getattr(other.clips, field.name)), field.name
+
+
+def test_clips_are_of_a_conversation_around_what_the_agent_says() -> None:
+    clips = WrittenClips("train", TALKER, tiny_text(), UNITS)
+    example = clips.batch(0, 5, range(2))
+    same(example, clips.batch(0, 5, range(2)))
+    batch = example.clips
+    assert len(batch.slot_BKSL) == 2 * CLIPS
+    assert batch.user_audio.shape[1] == batch.user_video.shape[1] == 0
+    assert example.lane_BKL.unique(dim=1).squeeze().tolist() == [[1.0, 0.0]] * 2 * CLIPS
+    for row in range(2):
+        _, lanes = conversation_lanes(written_conversation(0, "train", (5 << 16) + row), TALKER.text, tiny_text())
+        for clip in batch.slot_BKSL[row * CLIPS : (row + 1) * CLIPS].numpy():
+            places = [
+                (first, later)
+                for first in range(len(lanes) - UNITS + 1)
+                if (lanes[first : first + UNITS, :, TRANSCRIPT] == clip[..., TRANSCRIPT]).all()
+                for later in range(LATER[0], LATER[1] + 1)
+                if first >= later
+                and (lanes[first - later : first - later + UNITS, :, RESPONSE] == clip[..., RESPONSE]).all()
+            ]
+            assert places, "expected the lanes of the conversation, the agent's a little later"
+            assert (clip[..., RESPONSE] > END).any()
+
+
+def test_rows_may_be_made_by_several_processes() -> None:
+    clips = WrittenClips("train", TALKER, tiny_text(), UNITS)
+    whole, last = clips.batch(0, 5, range(3)), clips.batch(0, 5, range(2, 3))
+    assert torch.equal(whole.clips.slot_BKSL[2 * CLIPS :], last.clips.slot_BKSL)
+    noise = RowNoise(0, 5, range(3)).uniform((3 * CLIPS, 4))
+    assert torch.equal(noise[2 * CLIPS :], RowNoise(0, 5, range(2, 3)).uniform((CLIPS, 4)))
+    plain = RowNoise(0, 5, range(3)).uniform((3, 2))
+    assert torch.equal(plain[1:2], RowNoise(0, 5, range(1, 2)).uniform((1, 2)))
+
+
+def test_what_is_shown_is_what_is_said() -> None:
+    for index in range(2):
+        episode = make_shown(2, "valid", index)
+        labels = episode.labels
+        assert split_of(labels["scenarios"]) == "valid"
+        assert set(labels["scenarios"]) <= set(SHOWN)
+        assert not episode.user_audio.any()
+        assert not episode.agent_audio.any()
+        assert episode.agent_video is None
+        assert len(episode.user_video) == 4 * labels["units"]
+        said = " ".join(word["text"] for word in labels["words"]["agent"]).lower()
+        shown = [e["label"] for e in labels["events"] if e["type"] == "show" and e["side"] == "user"]
+        numbers = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+        for colour, name in (label.split() for label in shown):
+            wanted = {colour, name, numbers[int(name)] if name.isdigit() else name}
+            assert any(word in said for word in wanted), (colour, name, said)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> DuplexStage:
+    latents = make_latents(tmp_path_factory.mktemp("latents"), units=UNITS + 2)
+    encoder = make_encoder(*load_codecs(TALKER, latents), TALKER.perception)
+    shown = tmp_path_factory.mktemp("shown")
+    for split in ("train", "valid"):
+        episode, units = make_shown(1, split, 0), 40
+        words = {side: [w for w in said if w["end"] < units * 0.16] for side, said in episode.labels["words"].items()}
+        short = Episode(
+            episode.key, episode.user_audio[: units * 3840], episode.agent_audio[: units * 3840],
+            episode.user_video[: units * 4], None, episode.labels | {"units": units, "words": words},
+        )  # fmt: skip
+        (shown / split).mkdir()
+        encoder.write(short, shown / split / "shard-00000-ep000000.safetensors")
+    torch.manual_seed(0)
+    config = TrainConfig(steps=20, lr=1e-3, batch=2, clip_units=UNITS)
+    streamer = Streamer(TALKER)
+    torch.nn.init.normal_(streamer.audio_out.weight, std=0.1)
+    return DuplexStage(streamer, tiny_text(), latents, config, written=True, shown=shown)
+
+
+def test_steps_of_each_kind(stage: DuplexStage) -> None:
+    """Nothing is drawn where nothing is heard, and pictures are seen where there are any."""
+    for step in range(10):
+        batch = stage.batch(step, range(2))
+        stage.streamer.zero_grad()
+        loss, numbers = stage.loss(batch, step, RowNoise(0, step, range(2)))
+        loss.backward()
+        silent = step in WRITTEN_STEPS + SHOWN_STEPS
+        assert stage.drawn(step) == (not silent) == ("audio" in numbers)
+        assert len(batch.clips.slot_BKSL) == (2 * CLIPS if silent else 2)
+        assert (stage.streamer.text_in.weight.grad.abs().sum() > 0).item()
+        eyes = stage.streamer.user_video_in.weight.grad
+        assert (eyes is not None and bool(eyes.any())) == (step not in WRITTEN_STEPS)
+        if silent:
+            assert stage.streamer.user_audio_in.weight.grad is None
+            assert batch.clips.user_audio.shape[1] == 0
+            assert not (batch.lane_BKL[..., TRANSCRIPT] > 0).any()
+
+
+def test_held_out_words_are_scored(stage: DuplexStage) -> None:
+    with torch.no_grad():
+        numbers = stage.validate()
+    assert numbers["written/text"] > 0
+    assert numbers["shown/text"] > 0
+    assert stage.valid_shown.batch(1, 0, range(1)).clips.slot_BKSL[..., TRANSCRIPT].ne(SILENCE).any()
+
+
+def test_shown_conversations_are_encoded_as_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "EPISODES_PER_SHARD", 1)
+    weights = tiny_weights()
+    save_codecs(weights.audio_vae, weights.video_vae, tmp_path)
+    made = simulate(
+        tmp_path / "train", 0.001, 3, cache=tmp_path / "cache", kind="shown", latents=Latents(tmp_path, TALKER)
+    )
+    assert made == 1
+    encoder = make_encoder(weights.audio_vae, weights.video_vae, TALKER.perception)
+    store = LatentStore(tmp_path / "train", encoder.fingerprint, TALKER.perception)
+    assert store.labels[0]["targets"] == ["response", "transcript"]
+    clip = store.read(0, 0, 4)
+    assert clip["user_video"].float().std() > 1
+    assert not clip["user_audio"].any()
+    assert "video" not in clip
