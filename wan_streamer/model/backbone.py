@@ -27,6 +27,9 @@ Step = Callable[[States, Tensor, Sequence[KVCache]], tuple[States, list[KVSlice]
 """`Backbone.step`, or what stands in for it."""
 
 
+GRAPHS = 64  # of a compiled training layer, at most
+
+
 class Backbone(nn.Module):
     def __init__(self, config: StreamerConfig) -> None:
         super().__init__()
@@ -79,6 +82,9 @@ class Backbone(nn.Module):
 
     def compile_training(self) -> None:
         """Fuse the element-wise work of a training layer (one graph for all layers; needs a C++ compiler)."""
+        # Each kind of step has its tokens, and each batch one of a few sizes of memory: beyond the usual eight graphs
+        # the others would run as they are.
+        torch.compiler.config.recompile_limit = GRAPHS
         self.clip_layer = torch.compile(_clip_layer, dynamic=False)
 
     @property
