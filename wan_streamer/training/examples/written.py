@@ -91,8 +91,8 @@ def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator) -> list[int
     """First units of `CLIPS` clips, each soon before an utterance of the agent."""
     silent_K = (lanes_KSL[..., RESPONSE] == SILENCE).all(1)
     begins = (~silent_K[1:] & silent_K[:-1]).nonzero()[:, 0].tolist() or [0]
-    before = [int(units * share) for share in BEFORE]
-    chosen = [int(rng.choice(begins)) - int(rng.integers(*before)) for _ in range(CLIPS)]
+    least, most = (int(units * share) for share in BEFORE)
+    chosen = [int(rng.choice(begins)) - int(rng.integers(least, most)) for _ in range(CLIPS)]
     return [max(0, min(first, len(lanes_KSL) - units)) for first in chosen]
 
 
