@@ -26,6 +26,7 @@ from wan_streamer.perception.reading import (
     Reader,
     Trust,
     as_expected,
+    still_expected,
 )
 from wan_streamer.runtime.formats import Formats, apply_formats
 from wan_streamer.runtime.session import Session
@@ -159,6 +160,39 @@ def test_what_comes_later_changes_nothing(k: int) -> None:
     assert torch.equal(ahead(reader, other_heard, other_written)[:, : k + 1], whole[:, : k + 1])
     so_far = ahead(reader, heard[:, : k + 1], written[:, : k + 1], last=True)
     assert torch.equal(so_far[:, 0], whole[:, k])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, K - 1), st.integers(0, COUNT), st.integers(0, COUNT))
+def test_a_guess_changes_nothing_but_the_time(k: int, right: int, wrong: int) -> None:
+    reader = livened(Reader(SMALL, VOCABULARY))
+    heard, written = (x[:1, : k + 1] for x in heard_and_written())
+    sound, passes, read = reader.sound(heard.flatten(1, 2)), [], reader.read
+    found = reader.ahead(sound, written, COUNT, WINDOW, last=True)
+    true = [token for token in found.token.flatten().tolist() if token > END][:right]
+    guess = torch.tensor(true + [7] * wrong, dtype=torch.long)
+    reader.read = lambda *given, **named: passes.append(1) or read(*given, **named)
+    again = reader.ahead(sound, written, COUNT, WINDOW, last=True, guess_G=guess)
+    assert torch.equal(again.token, found.token)
+    torch.testing.assert_close(again.score, found.score, atol=1e-4, rtol=1e-4)
+    needed = min(COUNT, int((found.token != SILENCE).sum()))
+    assert len(passes) <= max(1, needed - len(true))
+    assert len(passes) >= 1
+
+
+def test_what_isstill_expected_is_guessed() -> None:
+    before = Expected(torch.tensor([5, 6, END]), torch.zeros(3, VOCABULARY))
+    for written, guess in (
+        ([SILENCE, SILENCE], [5, 6]),
+        ([5, SILENCE], [6]),
+        ([5, 6], []),
+        ([8, 6], None),
+        ([5, END], None),
+    ):
+        found = still_expected(before, torch.tensor(written))
+        assert (None if found is None else found.tolist()) == guess
+    assert still_expected(None, torch.tensor([SILENCE])).tolist() == []
+    assert still_expected(None, torch.tensor([5])) is None
 
 
 def model_and_clip() -> tuple[Streamer, ClipBatch]:

@@ -278,7 +278,7 @@ class Streamer(nn.Module):
         heard, live.hearing = self.hearing(audio_T[None], live.hearing)
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
         written = [said[:, TRANSCRIPT] for said in live.said]
-        live.expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written)
+        live.expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written, live.expected)
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S, live.expected)
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))

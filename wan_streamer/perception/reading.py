@@ -13,6 +13,7 @@ things of the next word are one with the product of their probabilities (shallow
 4.1), here with a weight that the agent finds in what it reads.
 """
 
+import itertools
 from collections import deque
 from typing import NamedTuple, cast
 
@@ -136,13 +137,22 @@ class Reader(nn.Module):
         return F.linear(hidden, self.words.weight.to(hidden.dtype)).float()
 
     @torch.no_grad()
-    def ahead(self, sound: list[Pair], written_BKS: Tensor, count: int, window: int, last: bool = False) -> Expected:
+    def ahead(
+        self,
+        sound: list[Pair],
+        written_BKS: Tensor,
+        count: int,
+        window: int,
+        last: bool = False,
+        guess_G: Tensor | None = None,
+    ) -> Expected:
         """The next `count` tokens after what is written before each of K units: [B, K, count].
 
         sound        of K units, as `sound` gives it
         written_BKS  tokens of the transcript; those of unit k are read from unit k + 1 on
         window       units of sound that are looked at, the unit itself included; less after the end of a text
         last         only what comes in the last unit: [B, 1, count]
+        guess_G      what may come in all of them: changes nothing but the time, if it is right (speculative decoding)
 
         A text that ends is followed by END and then SILENCE. A unit depends on nothing behind it, nor on what was said
         before the last end that is written: the decoder has learned from one text at a time.
@@ -153,26 +163,34 @@ class Reader(nn.Module):
         unit_Q = unit_K[-1:] if last else unit_K
         ended_BQ = _last_end(written_BKS, unit_Q)
         prefix_BQN, length_BQ = _before(written_BKS, unit_Q, ended_BQ, window)
-        tokens_RN, length_R = prefix_BQN.flatten(0, 1), length_BQ.flatten()
+        prefix_RN, length_R = prefix_BQN.flatten(0, 1), length_BQ.flatten()
+        guess_G = written_BKS.new_empty(0) if guess_G is None else guess_G[: count - 1]
+        G = len(guess_G)
+        ends_RH = length_R[:, None] - 1 + torch.arange(G + 1, device=device)
+        tokens_RN = F.pad(prefix_RN, (0, G)).scatter(1, ends_RH[:, 1:], guess_G.expand(len(prefix_RN), -1))
         N = tokens_RN.shape[1]
         unit_F = unit_K.repeat_interleave(T)
         age_QF = unit_Q[:, None] - unit_F[None]
         near_BQF = (age_QF >= 0) & (age_QF < window) & (unit_F >= ended_BQ[..., None] - ENDED_LATE)
         turn_MR = turns(N + count, self.config, device=device)
         hidden_RND, past = self.read(tokens_RN, turn_MR[:N], sound, near_BQF.repeat_interleave(N, 1)[:, None])
-        hidden_RD = hidden_RND[torch.arange(len(tokens_RN), device=device), length_R - 1]
+        ready = list(hidden_RND.gather(1, ends_RH[..., None].expand(-1, -1, hidden_RND.shape[2])).unbind(1))
+        right = 0  # so much of the guess
         real_RM = torch.arange(N, device=device)[None] < length_R[:, None]
         found: list[Tensor] = []
         scores: list[Tensor] = []
         for number in range(count):
-            if number:
+            if number and number <= G and right == number - 1 and bool((found[-1] == guess_G[right]).all()):
+                right += 1
+                real_RM = torch.arange(N, device=device)[None] < (length_R + right)[:, None]
+            elif number:
                 real_RM = F.pad(real_RM, (0, 1), value=True)
                 turn = turn_MR[length_R + number - 1][:, None, None]
                 hidden_RND, past = self.read(
                     found[-1][:, None], turn, sound, near_BQF[:, None], past, real_RM[:, None, None]
                 )
-                hidden_RD = hidden_RND[:, 0]
-            logits_RV = self.scores(hidden_RD)
+                ready[number:] = [hidden_RND[:, 0]]
+            logits_RV = self.scores(ready[number])
             logits_RV[:, :END] = float("-inf")
             found.append(logits_RV.argmax(-1))
             score_RW = logits_RV[:, END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
@@ -239,11 +257,13 @@ def live_hints(
     heard_TD: Tensor,
     microphone: Tensor,
     written: list[Tensor],
+    before: Expected | None = None,
 ) -> Expected | None:
     """[R] of a unit with the features `heard_TD`, as `hints` gives them in a clip.
 
     past     what is looked at of the units before, [layers, 2, heads, T, head] each; the new one is added here
     written  tokens [S] of the latest units before
+    before   what was expected in the last one: most of it still is, and need not be found anew one by one
     """
     if reader is None:
         return None
@@ -256,8 +276,18 @@ def live_hints(
     silent_S = torch.full_like(written[0], SILENCE) if written else torch.tensor([SILENCE], device=heard_TD.device)
     written_KS = torch.stack([*[silent_S] * (count - len(known)), *known, silent_S])
     sound = [(key[None], value[None]) for key, value in torch.cat(list(past), dim=3)]
-    found_11R = reader.ahead(sound, written_KS[None], config.reading, config.reading_units, last=True)
+    guess_G = still_expected(before, known[-1]) if known and not heard_TD.is_meta else None
+    found_11R = reader.ahead(sound, written_KS[None], config.reading, config.reading_units, True, guess_G)
     return _if_on(microphone, Expected(found_11R.token[0, 0], found_11R.score[0, 0]))
+
+
+def still_expected(before: Expected | None, written_S: Tensor) -> Tensor | None:
+    """The words that were expected behind those that have been written since; None where others have been."""
+    said, left = [t for t in written_S.tolist() if t >= END], [] if before is None else before.token.tolist()
+    if left[: len(said)] != said:
+        return None
+    words = itertools.takewhile(lambda token: token > END, left[len(said) :])
+    return torch.tensor(list(words), dtype=torch.long, device=written_S.device)
 
 
 def _if_on(microphone: Tensor, expected: Expected) -> Expected:
