@@ -20,7 +20,7 @@ from wan_streamer.model.memory import latest, spoken
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import ClipReader, Example, stack, told
 
-CLIPS = 4  # of a row, all from one conversation: most of the time goes into planning it
+CLIPS = 2  # of a row, all from one conversation: most of the time goes into planning it
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
 RESPONSE = LANES.index("response")
