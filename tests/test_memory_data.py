@@ -58,7 +58,7 @@ def test_memory_of_a_clip_is_what_was_said_before(reader: ClipReader) -> None:
     assert said_in(whole) == {"response": "one two", "transcript": "hello", "typed": ""}
     ends = whole.clips.memory_BM2[0]
     assert sorted(ends[ends[:, 1] == END, 0].tolist()) == [RESPONSE, TRANSCRIPT]
-    text, lanes = (torch.from_numpy(part) for part in reader._lanes(0, False))
+    text, lanes = (torch.from_numpy(part) for part in reader.lanes(0, False))
     assert not (text > 1).any()
     pairs = [
         [source, int(lanes[k, slot, source])]
