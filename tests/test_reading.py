@@ -42,8 +42,10 @@ CONFIG = dataclasses.replace(TALKER, perception=PERCEPTION, cache=CACHE)
 def livened(reader: Reader) -> Reader:
     """With weights that make it say many different things."""
     torch.manual_seed(1)
-    for p in reader.parameters():
-        if p.ndim == 2:
+    for name, p in reader.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(p)
+        elif p.ndim == 2:
             torch.nn.init.normal_(p, std=1.5 * p.shape[1] ** -0.5)
     return reader.eval().requires_grad_(False)
 
@@ -87,7 +89,7 @@ def test_a_clip_is_read_as_the_rule_says() -> None:
     found = ahead(reader, heard, written)
     expected = [[one_by_one(reader, heard[b], written[b], k) for k in range(K)] for b in range(2)]
     assert found.tolist() == expected
-    assert len({tuple(unit) for row in expected for unit in row}) > K  # it says different things
+    assert len({tuple(unit) for row in expected for unit in row}) > K // 2  # it says different things
 
 
 def test_a_text_that_ends_is_followed_by_silence() -> None:
@@ -226,6 +228,17 @@ def test_training_pass_equals_cached_rollout(monkeypatch: pytest.MonkeyPatch) ->
     silent = one_pass(model, off, noisy, tau)[1]
     monkeypatch.undo()
     torch.testing.assert_close(one_pass(model, off, noisy, tau)[1], silent)  # nothing is read where nothing is heard
+
+
+def test_what_the_reader_expects_moves_the_transcript_alone() -> None:
+    model, clip = model_and_clip()
+    noisy, tau = noisy_latents(clip)
+    trusted = one_pass(model, clip, noisy, tau)[1]
+    torch.nn.init.zeros_(model.trust.weight.bias)
+    plain = one_pass(model, clip, noisy, tau)[1]
+    torch.testing.assert_close(trusted[..., 0, :], plain[..., 0, :])
+    assert not torch.allclose(trusted[..., 1, :], plain[..., 1, :], atol=1e-2)
+    torch.testing.assert_close(trusted.softmax(-1)[..., : END + 1], plain.softmax(-1)[..., : END + 1])
 
 
 def test_a_session_goes_on_with_what_it_has_heard() -> None:
