@@ -11,7 +11,7 @@ import torch
 from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_latents, save_codecs
 
-from wan_streamer.codecs.folder import load_codecs
+from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.data.encode import make_encoder
 from wan_streamer.data.lanes import conversation_lanes
@@ -19,21 +19,38 @@ from wan_streamer.data.latents import LatentStore
 from wan_streamer.data.shards import Episode
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES, ClipBatch
+from wan_streamer.model.memory import PADDING
+from wan_streamer.model.memory import spoken as spoken_tokens
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation.dialogue import split_of
-from wan_streamer.simulation.conversation.partners import make_shown, written_conversation
+from wan_streamer.simulation.conversation.partners import make_shown, make_spoken, written_conversation
 from wan_streamer.simulation.conversation.scenarios import SHOWN
 from wan_streamer.simulation.generate import Latents
 from wan_streamer.simulation.voice.silent import SilentVoice
-from wan_streamer.training.examples.clips import Example
-from wan_streamer.training.examples.written import CLIPS, LATER, WrittenClips
+from wan_streamer.simulation.voice.speech import Speech
+from wan_streamer.training.examples.clips import ClipReader, Example
+from wan_streamer.training.examples.written import CLIPS, LATER, SpokenClips, WrittenClips
 from wan_streamer.training.loop.stage import TrainConfig
-from wan_streamer.training.stages.duplex import SHOWN_STEPS, WRITTEN_STEPS, DuplexStage
+from wan_streamer.training.stages.duplex import SHOWN_STEPS, SPOKEN_STEPS, WRITTEN_STEPS, DuplexStage
 from wan_streamer.units import SAMPLE_RATE
 
 UNITS = 16
 RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
+
+
+class HummingVoice(SilentVoice):
+    """Words that are noise, and silence between them."""
+
+    def speak(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
+        speech = super().speak(text, rng, language)
+        for word in speech.words:
+            where = slice(round(word.start * SAMPLE_RATE), round(word.end * SAMPLE_RATE))
+            speech.audio[where] = rng.normal(0, 0.1, len(speech.audio[where]))
+        return speech
+
+
+HUM = HummingVoice()
 
 
 def test_a_silent_voice_takes_the_time_that_words_take() -> None:
@@ -117,8 +134,12 @@ def test_what_is_shown_is_what_is_said() -> None:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> DuplexStage:
-    latents = make_latents(tmp_path_factory.mktemp("latents"), units=UNITS + 2)
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_latents(tmp_path_factory.mktemp("latents"), units=UNITS + 2)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> DuplexStage:
     encoder = make_encoder(*load_codecs(TALKER, latents), TALKER.perception)
     shown = tmp_path_factory.mktemp("shown")
     for split in ("train", "valid"):
@@ -135,6 +156,82 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> DuplexStage:
     streamer = Streamer(TALKER)
     torch.nn.init.normal_(streamer.audio_out.weight, std=0.1)
     return DuplexStage(streamer, tiny_text(), latents, config, written=True, shown=shown)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
+    """Conversations in which only the agent is heard, encoded in train/ and valid/."""
+    folder, encoder = tmp_path_factory.mktemp("spoken"), make_encoder(*load_codecs(TALKER, latents), TALKER.perception)
+    for split in ("train", "valid"):
+        (folder / split).mkdir()
+        encoder.write(make_spoken(1, split, 0, HUM), folder / split / "shard-00000-ep000000.safetensors")
+    return folder
+
+
+def test_only_the_agent_is_heard(spoken: Path) -> None:
+    episode = make_spoken(1, "valid", 0, HUM)
+    labels = episode.labels
+    assert split_of(labels["scenarios"]) == "valid"
+    assert not episode.user_audio.any()
+    assert episode.user_video is episode.agent_video is None
+    heard_U = np.abs(episode.agent_audio).reshape(labels["units"], -1).max(1) > 0
+    said = [unit for word in labels["words"]["agent"] for unit in (int(word["start"] / 0.16), int(word["end"] / 0.16))]
+    assert heard_U[[unit for unit in said if unit < len(heard_U)]].mean() > 0.9
+    assert 0 < heard_U.mean() < 0.9
+    assert labels["words"]["user"]
+
+
+def test_spoken_clips_are_the_agent_some_units_later(spoken: Path, latents: Path) -> None:
+    """Words and sound of the agent are moved together; what the user has said until then is remembered."""
+    fingerprint = codec_hash(*load_codecs(TALKER, latents))
+    config = dataclasses.replace(TALKER, cache=dataclasses.replace(TALKER.cache, memory_tokens=400))
+    reader = ClipReader(LatentStore(spoken / "train", fingerprint, config.perception), config, tiny_text(), UNITS)
+    example = SpokenClips(reader).batch(0, 5, range(3))
+    batch, (typed, lanes) = example.clips, map(torch.from_numpy, reader.lanes(0))
+    audio = reader.read(0, 0, units=len(lanes)).clips.audio_BKTC[0]
+    assert len(batch.slot_BKSL) == 3 * CLIPS
+    assert batch.user_audio.shape[1] == batch.user_video.shape[1] == batch.video_BKNP.shape[2] == 0
+    assert not (batch.microphone_BK | batch.camera_BK).any()
+    everything = torch.cat([lanes, typed[..., None]], dim=2)
+    for row, clip in enumerate(batch.slot_BKSL):
+        first = next(
+            first for first in range(len(lanes) - UNITS + 1)
+            if torch.equal(audio[first : first + UNITS + 1], batch.audio_BKTC[row])
+        )  # fmt: skip
+        assert torch.equal(clip[..., RESPONSE], lanes[first : first + UNITS, :, RESPONSE])
+        inside = example.audio_BK[row].bool()
+        later = [
+            later for later in range(LATER[0], LATER[1] + 1)
+            if torch.equal(clip[inside][..., TRANSCRIPT], lanes[first + later :, :, TRANSCRIPT][: int(inside.sum())])
+        ]  # fmt: skip
+        assert later, "expected the user's words a little earlier"
+        missed = everything[first : first + LATER[1]].clone()
+        missed[..., RESPONSE] = SILENCE
+        known = torch.cat([spoken_tokens(everything[:first]), spoken_tokens(missed[: later[0]])])
+        assert batch.memory_BM2[row][batch.memory_BM2[row, :, 0] != PADDING].tolist() == known.tolist()
+        assert (example.lane_BKL[row] == torch.stack([inside, ~inside & inside], dim=-1)).all()
+    assert example.clips.written_BK.all()
+    hidden = SpokenClips(reader, hidden=1.0).batch(0, 5, range(1)).clips
+    assert not hidden.written_BK.any()
+
+
+def test_steps_of_the_voice(stage: DuplexStage, spoken: Path, latents: Path) -> None:
+    """In three steps of ten it is the agent's voice and words alone that are learned, without pictures."""
+    voiced = DuplexStage(stage.streamer, tiny_text(), latents, stage.config, written=True, spoken=spoken)
+    for step in range(10):
+        batch = voiced.batch(step, range(2))
+        _, numbers = voiced.loss(batch, step, RowNoise(0, step, range(2)))
+        assert (not numbers.keys() & {"video", "audio"}) == (step in WRITTEN_STEPS and step not in SPOKEN_STEPS)
+        if step in SPOKEN_STEPS:
+            assert not voiced.listens(step)
+            assert voiced.drawn(step)
+            assert "video" not in numbers
+            assert numbers["audio"] > 0
+            assert batch.clips.user_audio.shape[1] == 0
+    with torch.no_grad():
+        numbers = voiced.validate()
+    assert numbers["spoken/audio"] > 0
+    assert numbers["spoken/text"] > 0
 
 
 def test_steps_of_each_kind(stage: DuplexStage) -> None:

@@ -67,6 +67,10 @@ def simulate(
         bool,
         typer.Option("--shown", help="Make conversations about what is seen, without sound, for --shown of training."),
     ] = False,
+    spoken: Annotated[
+        bool,
+        typer.Option("--spoken", help="Make conversations in which only the agent is heard, for --spoken of training."),
+    ] = False,
     natural: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with Kokoro: half of the users get a natural voice.")
     ] = None,
@@ -101,8 +105,8 @@ def simulate(
     """
     if (hours is not None) == codecs and not (preview and hours is None):
         raise ConfigError("simulate: expected --hours or --codecs, and not both")
-    if tasks + codecs + shown > 1:
-        raise ConfigError("simulate: expected one of --tasks, --codecs and --shown")
+    if tasks + codecs + shown + spoken > 1:
+        raise ConfigError("simulate: expected one of --tasks, --codecs, --shown and --spoken")
     if codecs and (preview or natural):
         raise ConfigError("simulate: --preview and --natural go with --hours, not with --codecs")
     if speech and not codecs:
@@ -120,7 +124,8 @@ def simulate(
     from wan_streamer.simulation import simulate as run
     from wan_streamer.simulation.generate import check_request
 
-    engine, kind = workers.open(), "tasks" if tasks else "shown" if shown else "conversations"
+    kinds = {"tasks": tasks, "shown": shown, "spoken": spoken, "conversations": True}
+    engine, kind = workers.open(), next(name for name, wanted in kinds.items() if wanted)
     if hours is not None:
         check_request(hours, seed, split, kind, natural)
     latents = None

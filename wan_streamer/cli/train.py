@@ -276,6 +276,10 @@ def train_duplex(
         Path | None,
         typer.Option(metavar="DIR", help="Conversations of [b]simulate --shown[/b] that join in, two steps in ten."),
     ] = None,
+    spoken: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Conversations of [b]simulate --spoken[/b] that join in, three steps in ten."),
+    ] = None,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
 
@@ -283,11 +287,12 @@ def train_duplex(
     """
     _need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     _need_all(conversations=shown)
+    _need_all(conversations=spoken)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
     with training_in(options.out, options.resume, overwrite):
-        scores = run(data, RunOptions(**vars(options)), device, tasks, shown)
+        scores = run(data, RunOptions(**vars(options)), device, tasks, shown, spoken)
     _print_scores(scores, options.out)
 
 

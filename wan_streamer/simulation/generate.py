@@ -20,7 +20,7 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.files import remove_halves
 from wan_streamer.perception.senses import load_senses
 from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
-from wan_streamer.simulation.conversation.partners import make_episode, make_shown
+from wan_streamer.simulation.conversation.partners import make_episode, make_shown, make_spoken
 from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german
 from wan_streamer.simulation.tasks.episodes import SHARD_UNITS, shard_tasks
 from wan_streamer.simulation.tasks.say import own_sentences, tts_sentences
@@ -29,7 +29,7 @@ from wan_streamer.simulation.voice.users import AgentVoice
 from wan_streamer.units import UNIT_MS
 
 EPISODES_PER_SHARD = 8
-KINDS = ("conversations", "tasks", "shown")
+KINDS = ("conversations", "tasks", "shown", "spoken")
 Progress = Callable[[int, int], None]
 
 
@@ -123,6 +123,8 @@ class _MakeShard:
                 filmed = self.latents is None or index % self.latents.film_every == 0
                 if self.kind == "shown":
                     yield make_shown(self.seed, self.split, index)
+                elif self.kind == "spoken":
+                    yield make_spoken(self.seed, self.split, index, voice)
                 else:
                     yield make_episode(self.seed, self.split, index, voice, natural, filmed=filmed)
 
@@ -146,7 +148,7 @@ def simulate(
     cache     folder of synthesised sentences (default: the user's cache folder)
     natural   folder with Kokoro (scripts/fetch_kokoro.sh): half of the users have a natural voice
     kind      "conversations"; "tasks" for the independent tasks of `simulation.tasks`; "shown" for conversations about
-              what is seen, in which nothing is heard
+              what is seen, in which nothing is heard; "spoken" for some in which only the agent is
     latents   write encoded conversations (`wan_streamer.data.latents`) instead of shards
     progress  called with (shards done, shards in all)
 
@@ -162,7 +164,7 @@ def simulate(
         texts = [(text, "en") for text in dict.fromkeys((*own_sentences(), *tts_sentences(split)))]
     else:
         total = shard_count(hours, seed, split)
-        agent = agent_texts() if kind == "conversations" else {}
+        agent = agent_texts() if kind in ("conversations", "spoken") else {}
         texts = [(text, "de" if is_german(label) else "en") for text, label in agent.items()]
     for _ in run_jobs(_FillCache(folder, tuple(texts)), range(len(texts)), engine):
         pass

@@ -33,6 +33,7 @@ from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
 GENERATOR = "3.1"
+AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
@@ -158,7 +159,7 @@ def make_episode(
             "voice": human.labels() if human else asdict(user_voice), "identity": to_dict(identity), "camera": camera,
             "microphone": microphone,
         },
-        "agent": {"voice": {"engine": "piper", "speaker": "joe"}, "identity": to_dict(AGENT_IDENTITY), "camera": True},
+        "agent": {"voice": AGENT, "identity": to_dict(AGENT_IDENTITY), "camera": True},
         "words": _words(dialogue),
         "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
         "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
@@ -188,7 +189,6 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
 
     dialogue = _planned(plan, agent.speak, user.speak, True, seed, split, index)
     acting = _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5)))
-    silence_T = np.zeros(dialogue.units * SAMPLES_PER_UNIT, np.float32)
     labels = {
         "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
         "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,
@@ -196,7 +196,31 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
         "agent": {"voice": asdict(agent), "identity": to_dict(AGENT_IDENTITY), "camera": True},
         "words": _words(dialogue), "events": dialogue.events, "targets": ["response", "transcript"],
     }  # fmt: skip
-    return Episode(episode_key(index), silence_T, silence_T, acting.film(identity), None, labels)
+    return Episode(episode_key(index), _silence(dialogue), _silence(dialogue), acting.film(identity), None, labels)
+
+
+def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> Episode:
+    """A conversation of which only the agent is heard and nobody seen; what the user says is written.
+
+    The agent's words and its voice are what there is to learn.
+    """
+    user = SilentVoice.sample(episode_rng(seed, split, index, 1))
+    planner = _planner_of(split, episode_units(seed, split, index), "")
+    dialogue = _planned(planner, agent_voice.speak, user.speak, False, seed, split, index)
+    labels = {
+        "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
+        "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,
+        "user": {"voice": asdict(user), "camera": False},
+        "agent": {"voice": AGENT, "identity": to_dict(AGENT_IDENTITY), "camera": False},
+        "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
+        "targets": ["response", "transcript", "audio"],
+    }  # fmt: skip
+    agent_T = mix_track(dialogue, "agent", episode_rng(seed, split, index, 3))
+    return Episode(episode_key(index), _silence(dialogue), agent_T, None, None, labels)
+
+
+def _silence(dialogue: Dialogue) -> np.ndarray:
+    return np.zeros(dialogue.units * SAMPLES_PER_UNIT, np.float32)
 
 
 def written_conversation(seed: int, split: str, index: int) -> dict:

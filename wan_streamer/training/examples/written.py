@@ -1,7 +1,8 @@
-"""Conversations that are only words -> batches in which the model learns what to say.
+"""Conversations in which the user is not heard -> batches in which the model learns what to say, and how it sounds.
 
 `WrittenClips`   planned as simulated conversations are, one after another without end; nothing is heard or seen
 `ShownClips`     of encoded conversations in which nothing is heard
+`SpokenClips`    of encoded conversations in which only the agent is heard
 
 What is said to whom takes more examples than there are hours of sound and pictures, and none of either.
 """
@@ -18,12 +19,12 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import latest, spoken
 from wan_streamer.simulation.conversation.partners import written_conversation
-from wan_streamer.training.examples.clips import ClipReader, Example, stack, told
+from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
 CLIPS = 2  # of a row, all from one conversation: most of the time goes into planning it
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
-RESPONSE = LANES.index("response")
+RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
 
 
 class WrittenClips:
@@ -85,6 +86,54 @@ class ShownClips:
             example.clips, user_audio=torch.zeros(1, 0), video_BKNP=example.clips.video_BKNP[:, :, :0]
         )
         return dataclasses.replace(example, clips=clips, lane_BKL=_response_alone(self.reader.units))
+
+
+class SpokenClips:
+    """Clips around what the agent says in the conversations of `reader`; its words and its voice, and the user's words.
+
+    hidden  share of clips without the agent's words, so that its voice can be guided by them
+    """
+
+    def __init__(self, reader: ClipReader, hidden: float = 0.0) -> None:
+        self.reader, self.hidden = reader, hidden
+
+    def batch(self, seed: int, step: int, rows: range) -> Example:
+        """These rows of the batch of `step`, `CLIPS` clips each."""
+        return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
+
+    def _clips(self, rng: np.random.Generator) -> list[Example]:
+        number, units = int(rng.integers(len(self.reader.length))), self.reader.units
+        lanes = torch.from_numpy(self.reader.lanes(number)[1])
+        clips = [self._later(number, first, int(rng.integers(LATER[0], LATER[1] + 1)))
+                 for first in _chosen(lanes, units, rng)]  # fmt: skip
+        return [hide(clip, text=bool(rng.random() < self.hidden)) for clip in clips]
+
+    def _later(self, number: int, first: int, later: int) -> Example:
+        """One clip, in which the agent does everything `later` units after the user than in the conversation."""
+        K = self.reader.units
+        whole = self.reader.read(number, first, microphone=False, camera=False, units=K + later)
+        clips, config = whole.clips, self.reader.config
+        said = clips.slot_BKSL[:, later:].clone()
+        said[..., RESPONSE] = clips.slot_BKSL[:, :K, :, RESPONSE]
+        # What the user says while the agent does nothing yet is before the clip.
+        missed = torch.cat([clips.slot_BKSL[0, :later], clips.user_text_BKS[0, :later, :, None]], dim=2)
+        missed[..., RESPONSE] = SILENCE
+        memory = torch.cat([clips.memory_BM2[0], spoken(missed)])
+        clips = ClipBatch(
+            clips.video_BKNP[:, : K + 1, :0],
+            clips.audio_BKTC[:, : K + 1],
+            torch.zeros(1, 0),
+            clips.microphone_BK[:, :K],
+            clips.user_video[:, :0],
+            clips.camera_BK[:, :K],
+            clips.user_text_BKS[:, later:],
+            said,
+            clips.written_BK[:, :K],
+            latest(memory, config.cache.memory_tokens)[None],
+        )
+        inside_BK = whole.audio_BK[:, later:]
+        lane_BKL = _response_alone(K) * inside_BK[..., None]
+        return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K])
 
 
 def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator) -> list[int]:

@@ -11,7 +11,7 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
-from wan_streamer.training.examples.written import ShownClips, WrittenClips
+from wan_streamer.training.examples.written import ShownClips, SpokenClips, WrittenClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
@@ -26,6 +26,8 @@ RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fou
 HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
 WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if they are wanted
 SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
+SPOKEN_STEPS = (2, 7, 9)  # of ten, made of conversations in which only the agent is heard, before all others
+SILENT_NUMBERS = ("text", "response_right", "audio")  # of conversations in which the user is not heard
 VALIDATION = (8, 4)  # batches and rows of each
 
 
@@ -35,6 +37,7 @@ class DuplexStage(StreamerStage):
     heard    a corpus of speech to write down, in the steps `HEARD_STEPS`
     written  conversations that are only words, in the steps `WRITTEN_STEPS`
     shown    encoded conversations in which nothing is heard, in the steps `SHOWN_STEPS`
+    spoken   encoded conversations in which only the agent is heard, in the steps `SPOKEN_STEPS`
     """
 
     name = "duplex"
@@ -49,6 +52,7 @@ class DuplexStage(StreamerStage):
         heard: Path | None = None,
         written: bool = False,
         shown: Path | None = None,
+        spoken: Path | None = None,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units, heard)
         self.train_written, self.valid_written = (
@@ -58,6 +62,10 @@ class DuplexStage(StreamerStage):
         self.train_shown, self.valid_shown = (
             ShownClips(self.reader(Path(shown) / split, config.clip_units)) if shown else None
             for split in ("train", "valid")
+        )
+        self.train_spoken, self.valid_spoken = (
+            SpokenClips(self.reader(Path(spoken) / split, config.clip_units), hidden) if spoken else None
+            for split, hidden in (("train", TEXT_HIDDEN_SHARE), ("valid", 0.0))
         )
         self.train_talks, self.valid_talks = (
             ConversationClips(clips, data) for clips in (self.train_clips, self.valid_clips)
@@ -69,7 +77,7 @@ class DuplexStage(StreamerStage):
 
     def batch(self, step: int, rows: range) -> Example:
         seed, heard = self.config.seed, self.heard.train if self.listens(step) else None
-        clips = self._tasks_of(step) or self._silent_of(step) or heard
+        clips = self._tasks_of(step) or self._spoken_of(step) or self._silent_of(step) or heard
         if clips is not None:
             return clips.batch(seed, step, rows)
         return self.train_talks.batch(seed, step, rows, TEXT_HIDDEN_SHARE, self.draws(step))
@@ -78,21 +86,28 @@ class DuplexStage(StreamerStage):
         """What a step of tasks draws from; None for a step of conversations."""
         return self.train_tasks if step % TASK_EVERY == TASK_EVERY - 1 else None
 
+    def _spoken_of(self, step: int) -> SpokenClips | None:
+        """Likewise of conversations in which only the agent is heard."""
+        return self.train_spoken if step % 10 in SPOKEN_STEPS else None
+
     def _silent_of(self, step: int) -> WrittenClips | ShownClips | None:
         """Likewise of conversations that nobody hears."""
+        if self._spoken_of(step) is not None:
+            return None
         if self.train_shown is not None and step % 10 in SHOWN_STEPS:
             return self.train_shown
         return self.train_written if step % 10 in WRITTEN_STEPS else None
 
     def listens(self, step: int) -> bool:
-        return self.heard.train is not None and step % 10 in HEARD_STEPS and self._silent_of(step) is None
+        quiet = self._spoken_of(step) is not None or self._silent_of(step) is not None
+        return self.heard.train is not None and step % 10 in HEARD_STEPS and not quiet
 
     def drawn(self, step: int) -> bool:
         return not self.listens(step) and self._silent_of(step) is None
 
     def draws(self, step: int) -> bool:
         """Whether a step of conversation learns the agent's pictures, too; every one learns its words and its sound."""
-        return step % self.config.draw_every == 0
+        return step % self.config.draw_every == 0 and self._spoken_of(step) is None
 
     def errors(
         self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
@@ -117,27 +132,37 @@ class DuplexStage(StreamerStage):
         tasks = self.valid_tasks.validate(self.read_loss) if self.valid_tasks is not None else {}
         silent = self._validate_silent("written", self.valid_written, WRITTEN_STEPS[0])
         silent |= self._validate_silent("shown", self.valid_shown, SHOWN_STEPS[0])
+        silent |= self._validate_silent("spoken", self.valid_spoken, SPOKEN_STEPS[0])
         return means(totals) | tasks | self.heard.validate(self.read_loss) | silent
 
-    def _validate_silent(self, name: str, clips: WrittenClips | ShownClips | None, step: int) -> dict[str, float]:
-        """`written/...` or `shown/...`: what of held-out conversations that nobody hears is said rightly."""
+    def _validate_silent(
+        self, name: str, clips: WrittenClips | ShownClips | SpokenClips | None, step: int
+    ) -> dict[str, float]:
+        """`written/...` and so on: what is said rightly in held-out conversations in which the user is not heard."""
         if clips is None:
             return {}
         batches, rows = (range(count) for count in VALIDATION)
         read = [self.read_loss(clips.batch(1, number, rows), RowNoise(3, number, rows), step) for number in batches]
-        return {f"{name}/{key}": value for key, value in means(read).items() if key in ("text", "response_right")}
+        return {f"{name}/{key}": value for key, value in means(read).items() if key in SILENT_NUMBERS}
 
 
 def train_duplex(
-    data: Path, options: RunOptions, device: str = "auto", tasks: Path | None = None, shown: Path | None = None
+    data: Path,
+    options: RunOptions,
+    device: str = "auto",
+    tasks: Path | None = None,
+    shown: Path | None = None,
+    spoken: Path | None = None,
 ) -> dict[str, float]:
     """Train on `data` (codecs, train/ and valid/, as `encode` writes them) for conversation.
 
     tasks  encoded tasks that join in, from the same codecs
-    shown  encoded conversations in which nothing is heard, likewise
+    shown  encoded conversations in which nothing is heard, likewise;   spoken  in which only the agent is heard
     """
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(tasks) / "train"] if tasks else [])]
     streamer, text = starting_point(options, lambda config, start: learn_text(stores, config, options.heard, start))
-    stage = DuplexStage(streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written, shown)
+    stage = DuplexStage(
+        streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written, shown, spoken
+    )
     return run(stage, options, world)
