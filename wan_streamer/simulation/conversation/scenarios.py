@@ -69,9 +69,8 @@ SCENARIOS: dict[str, Scenario] = {
     "barge_in_topic": Scenario(overlap.barge_in_topic, 2.6),
     "barge_in_correction": Scenario(overlap.barge_in_correction, 2.2),
     "double_barge_in": Scenario(overlap.double_barge_in, 1.6),
-    "user_backchannel": Scenario(overlap.user_backchannel, 4.4),
-    "side_talk": Scenario(overlap.side_talk, 1.3),
-    "noise": Scenario(overlap.noise, 1.2),
+    "side_talk": Scenario(overlap.side_talk, 3.0),
+    "noise": Scenario(overlap.noise, 3.0),
     "held_colour": Scenario(seen.held_colour, 2.4),
     "held_thing": Scenario(seen.held_thing, 1.0),
     "held_number": Scenario(seen.held_number, 2.0),
@@ -93,6 +92,8 @@ FREE: dict[str, Scenario] = {
     "order": Scenario(free.order, 0.3),
     "free_story": Scenario(free.free_story, 0.25),
     "free_barge_in": Scenario(free.free_barge_in, 0.3),
+    # As many go through what the agent explains as break into it: else whoever says anything would stop it.
+    "user_backchannel": Scenario(overlap.user_backchannel, 0.6),
 }
 """What may happen more than once, between the others."""
 
