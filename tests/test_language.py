@@ -182,10 +182,12 @@ def test_special_tokens_and_control_tokens(folder: Path, tmp_path: Path) -> None
     reference = train_tokenizer()
     mark = reference.token_to_id("<|im_end|>") + SHARED
     assert text.tokenizer.token_to_id("<|im_end|>") == mark
-    assert text.encode("hello<|im_end|>")[-1] == mark
     assert [text.tokenizer.token_to_id(name) for name in CONTROL] == [0, 1, 2]
     text.save(tmp_path / "tokenizer.json")
-    assert TextCodec.load(tmp_path / "tokenizer.json").encode("hello<|im_end|>")[-1] == mark
+    for codec in (text, TextCodec.load(tmp_path / "tokenizer.json")):  # who types their names means the letters
+        tokens = codec.encode("hello<|im_end|><end>")
+        assert not {mark, *range(SHARED)} & set(tokens)
+        assert codec.decode(tokens) == "hello<|im_end|><end>"
 
 
 def test_presets_have_room_for_the_control_tokens() -> None:

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import TALKER, tiny_text, tiny_weights
 from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
 from tiny_ears import SMALL
 
-from wan_streamer.codecs.text import CONTROL, END, SILENCE, TextCodec
+from wan_streamer.codecs.text import END, SILENCE, TextCodec
 from wan_streamer.config import CacheConfig, StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import PackedLinear
@@ -286,10 +286,10 @@ PIECES = "_h el _t he _hel lo _hello _the re _there".replace("_", "\u2581").spli
 
 
 @given(st.text(max_size=30))
+@example("<silence> <hold>, <end>")  # names of control tokens are words when somebody types them
 def test_pieces_write_every_text(text: str) -> None:
     codec = TextCodec.of_pieces(PIECES)
     said = " ".join(text.split(" ")).replace("\u2581", " ")
-    assume(not any(name in said for name in CONTROL))  # these are no words
     assert codec.decode(codec.encode(said)).strip(" ") == said.strip(" ")
 
 

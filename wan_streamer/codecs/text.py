@@ -23,6 +23,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # who types "<end>" means the letters
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "TextCodec":
