@@ -6,6 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from wan_streamer.config import FlowConfig
+from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import interpolate, sample_tau, shift_tau, velocity_target
 from wan_streamer.flow.solver import solve, time_grid
@@ -50,6 +52,25 @@ def test_gaussian_is_reached_and_the_error_halves_with_the_step(shift: float) ->
     assert errors[-1] < 0.02
     assert 1.8 < errors[0] / errors[1] < 2.2
     assert 1.8 < errors[1] / errors[2] < 2.2
+
+
+def test_sound_jumps_to_its_mean_while_the_picture_goes_on() -> None:
+    """Of all data the first jump gives the mean, whatever the noise; later ones are nearer to what is drawn."""
+
+    def ends(audio_steps: int, steps: int = 4) -> Latents:
+        def velocity(z: Latents, tau: float) -> Latents:
+            return Latents(*(gaussian_velocity(x, tau, 0.3, 0.5) for x in z))
+
+        return solve(velocity, noise(), time_grid(steps, 3.0), audio_steps)
+
+    whole, spread = ends(0), [ends(n).audio.std().item() for n in (1, 2, 3)]
+    torch.testing.assert_close(ends(1).audio, torch.full_like(whole.audio, 0.3))
+    assert 0.001 > spread[0] < spread[1] < spread[2] < whole.audio.std()
+    assert all(torch.equal(ends(n).video, whole.video) for n in (1, 2, 3))
+    for same in (ends(4), ends(7)):  # the last step is the jump, and there are no more than four
+        torch.testing.assert_close(same, whole)
+    with pytest.raises(ConfigError, match="audio_steps 0 with renoise"):
+        FlowConfig(renoise=True, audio_steps=1)
 
 
 def test_path_ends_and_slope() -> None:

@@ -122,6 +122,14 @@ class FlowConfig(Ranged):
     temperature: float = between(1.0, 0, 100)  # scale of the starting noise
     seed: int = between(0, 0, 2**63 - 1)  # of the noise and the sampled tokens of a session that is given none
     renoise: bool = False  # every step jumps to data and back with fresh noise, as distilled students do
+    audio_steps: int = between(0, 0, 1000)  # after so many steps the sound jumps to data; 0: it takes all of them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.renoise and self.audio_steps:
+            raise ConfigError(
+                f"flow: expected audio_steps 0 with renoise, where every step jumps, got {self.audio_steps}"
+            )
 
 
 @dataclass(frozen=True)

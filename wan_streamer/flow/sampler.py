@@ -34,7 +34,7 @@ def solve_unit(velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> La
     grid, fresh = time_grid(flow.steps, flow.shift), iter(noise)
     if flow.renoise:
         return resample(velocity, next(fresh), grid, lambda: next(fresh))
-    return solve(velocity, next(fresh), grid)
+    return solve(velocity, next(fresh), grid, flow.audio_steps)
 
 
 class TokenSampler:
