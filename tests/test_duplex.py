@@ -115,6 +115,31 @@ def test_where_clips_begin(latents: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert shares == pytest.approx([0.15 + 0.85 / 5, *[0.85 / 5] * 4], abs=0.03)
 
 
+def test_clips_around_what_the_user_does_while_the_agent_talks(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In four of ten clips; who breaks in as often as who only says "mm-hm", though there are more of those."""
+    stage = duplex_stage(latents, clip_units=4)
+    length = int(stage.train_clips.length[0])
+    found = [("barge_in", "user", 0), *[("backchannel", "user", length - 1)] * 9]
+    others = [("backchannel", "agent", 1), ("speech", "user", 1)]
+    stage.train_clips.store.labels[0]["events"] = [
+        {"type": kind, "side": side, "start": 0.16 * unit + 0.1, "end": 0.16 * unit + 0.12}
+        for kind, side, unit in found + others
+    ]
+    talks = conversations.ConversationClips(stage.train_clips, latents)
+    example, begins = talks.reader.read(0, 0), []
+    monkeypatch.setattr(talks.reader, "read", lambda number, first, *rest, **named: begins.append(first) or example)
+    monkeypatch.setattr(conversations, "vary", lambda example, rng: example)
+    monkeypatch.setattr(conversations, "stack", list)
+    talks.batch(0, 0, range(3000))
+    shares = np.bincount(begins) / len(begins)
+    anywhere = 0.6 * 0.85 / (length - 3)
+    assert shares[0] == pytest.approx(0.6 * 0.15 + anywhere + 0.2, abs=0.03)
+    assert shares[-1] == pytest.approx(anywhere + 0.2, abs=0.03)
+    begins.clear()
+    talks.valid(0, range(300))
+    assert (np.bincount(begins) / 300)[-1] < 0.3  # what is held out is from anywhere
+
+
 def test_late_steps_go_on_from_the_models_mistakes(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = duplex_stage(latents, steps=100)
     recycled = []
