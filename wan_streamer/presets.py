@@ -40,6 +40,7 @@ def nano_ears() -> StreamerConfig:
         perception=perception,
         text=TextConfig(vocab_size=6144, heard_units=2),
         cache=CacheConfig(text_units=24, memory_tokens=192),
+        flow=FlowConfig(audio_steps=1),  # until it is distilled
     )
 
 

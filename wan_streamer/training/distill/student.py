@@ -109,7 +109,7 @@ class StudentStage(StreamerStage):
     def served(self) -> StreamerConfig:
         """The student's few steps, each of which jumps to data."""
         config = self.streamer.config
-        few = dataclasses.replace(config.flow, steps=self.settings.solver_steps, renoise=True)
+        few = dataclasses.replace(config.flow, steps=self.settings.solver_steps, renoise=True, audio_steps=0)
         return dataclasses.replace(config, flow=few)
 
     def streamers(self) -> list[Streamer]:
