@@ -52,7 +52,8 @@ class ConversationClips:
         found = [
             [
                 (number, int(event["start"] / UNIT_S))
-                for number in (np.flatnonzero(self.filmed) if filmed else range(len(self.filmed)))
+                for number, has_film in enumerate(self.filmed)
+                if has_film or not filmed
                 for event in self.reader.store.labels[number].get("events", ())
                 if event["type"] in kinds and event["side"] == "user"
             ]
