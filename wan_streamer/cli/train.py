@@ -273,12 +273,10 @@ def train_duplex(
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
     ] = None,
     shown: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Conversations of [b]simulate --shown[/b] that join in, two steps in ten."),
+        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --shown[/b], to join in two steps in ten.")
     ] = None,
     spoken: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Conversations of [b]simulate --spoken[/b] that join in, three steps in ten."),
+        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --spoken[/b], in three steps in ten.")
     ] = None,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
