@@ -276,3 +276,25 @@ def test_shown_conversations_are_encoded_as_they_are_made(tmp_path: Path, monkey
     assert clip["user_video"].float().std() > 1
     assert not clip["user_audio"].any()
     assert "video" not in clip
+
+
+def test_spoken_conversations_are_encoded_with_the_agents_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "EPISODES_PER_SHARD", 1)
+    monkeypatch.setattr(generate, "agent_texts", dict)  # nothing to synthesise beforehand
+    monkeypatch.setattr(generate, "AgentVoice", lambda cache: HUM)
+    weights = tiny_weights()
+    save_codecs(weights.audio_vae, weights.video_vae, tmp_path)
+    latents = Latents(tmp_path, TALKER)
+    assert simulate(tmp_path / "train", 0.001, 3, cache=tmp_path / "cache", kind="spoken", latents=latents) == 1
+    encoder = make_encoder(weights.audio_vae, weights.video_vae, TALKER.perception)
+    store = LatentStore(tmp_path / "train", encoder.fingerprint, TALKER.perception)
+    assert store.labels[0]["targets"] == ["response", "transcript", "audio"]
+    clip = store.read(0, 0, store.labels[0]["units"])
+    assert not clip["user_audio"].any()
+    assert not {"video", "user_video"} & clip.keys()
+    expected = make_spoken(3, "train", 0, HUM)
+    latents_BTC, _ = weights.audio_vae.encode(torch.from_numpy(expected.agent_audio)[None])
+    torch.testing.assert_close(clip["audio"][1:].flatten(0, 1), latents_BTC[0].detach(), atol=2e-3, rtol=2e-3)
+    assert clip["audio"].std() > 0.1
