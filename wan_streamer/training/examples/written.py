@@ -24,7 +24,7 @@ from wan_streamer.training.examples.clips import ClipReader, Example, hide, stac
 CLIPS = 2  # of a row, all from one conversation: most of the time goes into planning it
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
-RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
+RESPONSE = LANES.index("response")
 
 
 class WrittenClips:
