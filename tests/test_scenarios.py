@@ -6,13 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from wan_streamer.simulation.codec_sentences import codec_sentences
 from wan_streamer.simulation.conversation.dialogue import GAP, Dialogue, Scene, Turn, episode_rng, episode_units
+from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.overlap import YIELD
 from wan_streamer.simulation.conversation.partners import mix_track
-from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, USER, agent_texts, any_wording, wording
+from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, KNOWN, USER, agent_texts, any_wording
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES, SCENARIOS, plan_dialogue, plan_of
 from wan_streamer.simulation.conversation.seen import NOTICED
-from wan_streamer.simulation.conversation.sentences import codec_sentences
 from wan_streamer.simulation.conversation.timing import PAUSE
 from wan_streamer.simulation.voice.speech import Speech, TimedPhoneme, TimedWord
 from wan_streamer.units import SAMPLE_RATE
@@ -223,7 +224,11 @@ def test_every_slot_can_be_filled():
     rng = np.random.default_rng(0)
     assert all("{" not in text for text in agent_texts())
     assert all(any_wording(rng) for _ in range(200))
-    for intent, wordings in USER.items():
-        for _ in wordings:
-            filled = wording(intent, rng, **dict.fromkeys((*FILLERS, "a", "b", "phrase"), "x"))
-            assert "{" not in filled
+    for lines in (KNOWN, MANY):
+        for intent, wordings in lines.user.items():
+            assert len(set(wordings)) == len(wordings), intent
+            for _ in wordings:
+                filled = lines.wording(intent, rng, **dict.fromkeys((*FILLERS, "a", "b", "phrase"), "x"))
+                assert "{" not in filled
+    assert set(MANY.user) == set(USER)
+    assert all(len(set(values)) == len(values) for values in MANY.fillers.values())

@@ -13,11 +13,11 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.data.shards import Episode, episode_key
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation import generate, simulate
+from wan_streamer.simulation.codec_sentences import codec_sentences
 from wan_streamer.simulation.conversation.dialogue import episode_rng, split_of
 from wan_streamer.simulation.conversation.partners import make_episode
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, USER, is_german, wording
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
-from wan_streamer.simulation.conversation.sentences import codec_sentences
 from wan_streamer.simulation.face.motion import pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, FacePose
 from wan_streamer.simulation.face.renderer import FaceRenderer

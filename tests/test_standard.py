@@ -30,6 +30,7 @@ from wan_streamer.evaluation.suite.unseen import UNSEEN, unseen_texts
 from wan_streamer.simulation.conversation.dialogue import Dialogue
 from wan_streamer.simulation.conversation.facts import FACTS
 from wan_streamer.simulation.conversation.free import free_texts, order_text
+from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.repertoire import FILLERS, USER, is_german, slots
 from wan_streamer.simulation.voice.speech import TimedWord
 from wan_streamer.training.ears.corpus import CorpusWriter
@@ -46,7 +47,7 @@ def plain(text: str) -> str:
 @cache
 def trained_texts() -> frozenset[str]:
     """Everything that users say in training and validation, templates unfilled."""
-    wordings = itertools.chain.from_iterable(USER.values())
+    wordings = itertools.chain.from_iterable(MANY.user.values())
     return frozenset(map(plain, [*wordings, *free_texts("train"), *free_texts("valid")]))
 
 
@@ -64,7 +65,7 @@ def test_no_wording_is_trained_on() -> None:
 
 def test_no_filling_is_trained_on() -> None:
     for slot in OPEN:
-        assert not set(UNSEEN.fillers[slot]) & set(FILLERS[slot]), slot
+        assert not set(UNSEEN.fillers[slot]) & set(MANY.fillers[slot]), slot
         assert len(UNSEEN.fillers[slot]) >= 5
     assert set(UNSEEN.fillers) == set(FILLERS)
 
@@ -72,7 +73,7 @@ def test_no_filling_is_trained_on() -> None:
 def test_free_sentences_and_orders_are_said_in_no_other_split() -> None:
     rng = np.random.default_rng(0)
     said = {plain(order_text(item, "test", rng)) for item in UNSEEN.fillers["order"] for _ in range(20)}
-    known = {plain(order_text(item, "train", rng)) for item in FILLERS["order"] for _ in range(200)}
+    known = {plain(order_text(item, "train", rng)) for item in MANY.fillers["order"] for _ in range(200)}
     assert not (said | set(map(plain, unseen_texts()))) & (known | trained_texts())
     assert len(unseen_texts()) > 5000
 

@@ -17,6 +17,7 @@ from wan_streamer.data.encode import make_encoder
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.data.shards import Episode
+from wan_streamer.evaluation.readers.judges import normalise
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING
@@ -24,8 +25,11 @@ from wan_streamer.model.memory import spoken as spoken_tokens
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation.dialogue import split_of
+from wan_streamer.simulation.conversation.facts import FACTS
+from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import make_shown, make_spoken, written_conversation
-from wan_streamer.simulation.conversation.scenarios import SHOWN
+from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, NUMBERS
+from wan_streamer.simulation.conversation.scenarios import ASKED, SHOWN, plan_asked
 from wan_streamer.simulation.generate import Latents
 from wan_streamer.simulation.voice.silent import SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
@@ -75,6 +79,42 @@ def test_a_written_conversation_is_of_its_split_and_nobody_is_seen() -> None:
         assert split_of([e["label"] for e in labels["events"] if e["type"] == "scenario"]) == split
         assert all(labels["words"][side] for side in ("user", "agent"))
         assert not {"show", "wave", "remark"} & {e["type"] for e in labels["events"] if e["side"] == "user"}
+
+
+def test_questions_with_a_right_answer_are_answered_rightly() -> None:
+    """Sums are right and what was told is what is remembered, with more values than the world else has."""
+    voice, sums, recalls, asked_for = SilentVoice(), 0, 0, {FACTS[kind].ask: kind for kind in FACTS}
+    told_anew = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        dialogue = plan_asked(250, voice.speak, voice.speak, rng, ("I like it here.",), "train", MANY)
+        assert set(dialogue.scenarios) <= set(ASKED)
+        facts = {} if not dialogue.before else None  # of an earlier talk only the texts are known
+        for asked, answer in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=True):
+            assert (asked.side, answer.side) == ("user", "agent")
+            text = answer.speech.text
+            if asked.label == "sum":
+                known = [NUMBERS.index(word) for word in normalise(asked.speech.text) if word in NUMBERS]
+                assert text == AGENT["sum"].format(number=NUMBERS[sum(known)])
+                sums += 1
+            for kind, fact in FACTS.items():
+                if asked.label == fact.tell and facts is not None:
+                    told = plain(asked.speech.text)
+                    facts[kind] = max((v for v in MANY.fillers[fact.slot] if plain(v) in told), key=len)
+                    told_anew.add(facts[kind])
+            if asked.label in asked_for and facts is not None:
+                kind = asked_for[asked.label]
+                value = {FACTS[kind].slot: facts[kind]} if kind in facts else {}
+                assert text == AGENT[FACTS[kind].answer if value else "unknown"].format(**value)
+                recalls += bool(value)
+    assert sums > 30
+    assert recalls > 15
+    assert told_anew - {value for values in FILLERS.values() for value in values}
+
+
+def plain(text: str) -> str:
+    """Whole words are found in it as they are."""
+    return f" {' '.join(normalise(text))} "
 
 
 def same(one: Example, other: Example) -> None:

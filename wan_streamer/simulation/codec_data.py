@@ -19,9 +19,9 @@ from wan_streamer.data.media import read_sound
 from wan_streamer.errors import DataError, MediaError
 from wan_streamer.files import replacing
 from wan_streamer.folders import describe
+from wan_streamer.simulation.codec_sentences import codec_sentences
 from wan_streamer.simulation.conversation.chats import chat_sentences
 from wan_streamer.simulation.conversation.repertoire import agent_texts, any_wording, pick
-from wan_streamer.simulation.conversation.sentences import codec_sentences
 from wan_streamer.simulation.face.motion import Gesture, gesture_tracks, pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, COLOURS, PROPS, SIDES, FaceIdentity, Prop
 from wan_streamer.simulation.face.renderer import FaceRenderer

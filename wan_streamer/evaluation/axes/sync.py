@@ -24,7 +24,7 @@ import numpy as np
 from wan_streamer.evaluation.readers.observe import speech_of
 from wan_streamer.evaluation.spans import frames_in
 from wan_streamer.perception.audio import HOP, N_FFT, mel_filters
-from wan_streamer.simulation.conversation.sentences import codec_sentences
+from wan_streamer.simulation.codec_sentences import codec_sentences
 from wan_streamer.simulation.face.visemes import mouth_track
 from wan_streamer.simulation.voice.users import UserVoice
 from wan_streamer.units import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME

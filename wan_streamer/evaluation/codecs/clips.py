@@ -17,9 +17,9 @@ import numpy as np
 from wan_streamer.data.sound import Mono
 from wan_streamer.errors import DataError
 from wan_streamer.files import parse_json
+from wan_streamer.simulation.codec_sentences import codec_sentences
 from wan_streamer.simulation.conversation.chats import chat_sentences
 from wan_streamer.simulation.conversation.repertoire import pick
-from wan_streamer.simulation.conversation.sentences import codec_sentences
 from wan_streamer.simulation.voice.speech import resample
 from wan_streamer.simulation.voice.users import ACCENTS, ERRORS_FILE, AgentVoice, UserVoice, speakers_of
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_FRAME

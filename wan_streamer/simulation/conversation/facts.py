@@ -12,7 +12,7 @@ import numpy as np
 
 from wan_streamer.simulation.conversation.dialogue import Draft, Scene
 from wan_streamer.simulation.conversation.free import reply_text
-from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, pick, reply_label, wording
+from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, Lines, pick, reply_label
 from wan_streamer.simulation.conversation.talk import KNOWLEDGE, Plan
 
 EARLIER_TURNS = 12
@@ -94,26 +94,28 @@ def recall_known(facts: dict[str, str], rng: np.random.Generator) -> str:
     return f"recalls_{kind}" if kind in ("name", "colour") else "recalls_fact"
 
 
-def earlier(texts: Sequence[str], rng: np.random.Generator) -> tuple[list[dict[str, str]], dict[str, str]]:
+def earlier(
+    texts: Sequence[str], rng: np.random.Generator, lines: Lines = KNOWN
+) -> tuple[list[dict[str, str]], dict[str, str]]:
     """({"side", "text"} of up to `EARLIER_TURNS` short turns in order, the facts told in them)."""
     exchanges: list[tuple[str, str]] = []
     facts: dict[str, str] = {}
     for kind in rng.permutation(sorted(FACTS))[: rng.integers(4)].tolist():
         fact = FACTS[kind]
-        facts[kind] = pick(FILLERS[fact.slot], rng)
+        facts[kind] = lines.filling(fact.slot, rng)
         value = {fact.slot: facts[kind]}
-        exchanges.append((wording(fact.tell, rng, **value), AGENT[fact.noted].format(**value)))
+        exchanges.append((lines.wording(fact.tell, rng, **value), AGENT[fact.noted].format(**value)))
     if rng.random() < 0.5:  # facts about other people are not the user's
-        values = {name: pick(options, rng) for name, options in FILLERS.items()}
-        exchanges.append((wording("others", rng, **values), AGENT["i_see"]))
+        values = {name: pick(options, rng) for name, options in lines.fillers.items()}
+        exchanges.append((lines.wording("others", rng, **values), AGENT["i_see"]))
     if rng.random() < 0.4:
         intent = pick(KNOWLEDGE, rng)
-        exchanges.append((wording(intent, rng), AGENT[reply_label(intent, rng)]))
+        exchanges.append((lines.wording(intent, rng), AGENT[reply_label(intent, rng)]))
     said = [texts[int(i)] for i in rng.integers(len(texts), size=2)] if texts else []
     exchanges += [(text, reply_text(text, rng)) for text in said if len(text.split()) <= EARLIER_WORDS]
     exchanges = exchanges[: EARLIER_TURNS // 2 - 1]
     rng.shuffle(exchanges)
     if rng.random() < 0.5 or not exchanges:
-        exchanges.insert(0, (wording("greeting", rng), AGENT["hello"]))
+        exchanges.insert(0, (lines.wording("greeting", rng), AGENT["hello"]))
     sides = ("user", "agent")
     return [{"side": s, "text": t} for pair in exchanges for s, t in zip(sides, pair, strict=True)], facts

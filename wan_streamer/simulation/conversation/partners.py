@@ -17,8 +17,9 @@ from wan_streamer.simulation.conversation.dialogue import (
     split_of,
 )
 from wan_streamer.simulation.conversation.free import free_texts
+from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.repertoire import SMILES, any_wording
-from wan_streamer.simulation.conversation.scenarios import plan_dialogue, plan_shown
+from wan_streamer.simulation.conversation.scenarios import plan_asked, plan_dialogue, plan_shown
 from wan_streamer.simulation.face.motion import Motion, gesture_tracks, pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, HandPose, Prop
 from wan_streamer.simulation.face.renderer import FaceRenderer
@@ -32,13 +33,14 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.2"
+GENERATOR = "3.3"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
 NATURAL_SHARE = 0.5  # of episodes
 HIBARI_SHARE = 0.5  # of those, where there is Kokoro too: it takes fifty times as long
+ASKED_WRITTEN, ASKED_SPOKEN = 0.7, 0.4  # share of conversations that are only questions with a right answer
 NOD = 0.44  # seconds
 SOUND_GAIN = (0.15, 0.7)
 FACE_PARAMETERS = (
@@ -205,7 +207,7 @@ def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> E
     The agent's words and its voice are what there is to learn.
     """
     user = SilentVoice.sample(episode_rng(seed, split, index, 1))
-    planner = _planner_of(split, episode_units(seed, split, index), "")
+    planner = _asked_or_any(seed, split, index, ASKED_SPOKEN)
     dialogue = _planned(planner, agent_voice.speak, user.speak, False, seed, split, index)
     labels = {
         "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
@@ -229,7 +231,7 @@ def written_conversation(seed: int, split: str, index: int) -> dict:
     units, words, events and before, as in the labels of `make_episode`. Nobody is seen.
     """
     user, agent = (SilentVoice.sample(episode_rng(seed, split, index, purpose)) for purpose in (1, 2))
-    planner = _planner_of(split, episode_units(seed, split, index), "")
+    planner = _asked_or_any(seed, split, index, ASKED_WRITTEN)
     dialogue = _planned(planner, agent.speak, user.speak, False, seed, split, index)
     return {
         "units": dialogue.units, "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
@@ -268,6 +270,19 @@ def _planner_of(split: str, units: int, voice: str) -> Planner:
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
         dialogue = plan_dialogue(units, agent, user, camera, rng, texts, split)
+        return dialogue if split_of(dialogue.scenarios) == split else None
+
+    return plan
+
+
+def _asked_or_any(seed: int, split: str, index: int, asked: float) -> Planner:
+    """With a chance of `asked` only questions with a right answer; nobody is seen, and the user is not heard."""
+    units = episode_units(seed, split, index)
+    if episode_rng(seed, split, index, 6).random() >= asked:
+        return _planner_of(split, units, "")
+
+    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+        dialogue = plan_asked(units, agent, user, rng, free_texts(split), split, MANY)
         return dialogue if split_of(dialogue.scenarios) == split else None
 
     return plan

@@ -3,11 +3,12 @@
 `SCENARIOS`      name -> how it is planned and how often it is drawn; `FREE`, the same for what may happen again
 `plan_dialogue`  as many scenarios as fit, in random order
 `plan_of`        the function of a scenario
+`plan_shown`     what is seen alone;  `plan_asked`  questions that have a right answer
 `plan_exactly`   these scenarios and nothing else, as long as they take;  `attempt`  one of them, if it fits
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,11 +98,20 @@ FREE: dict[str, Scenario] = {
 }
 """What may happen more than once, between the others."""
 
+ASKED = {
+    "arithmetic": 3.0, "tells_name": 1.5, "recalls_name": 0.4, "tells_colour": 1.2, "recalls_colour": 0.3,
+    "tells_fact": 3.0, "recalls_fact": 0.8, "knowledge": 1.6, "counting": 1.4, "repeat_after_me": 1.2,
+    "agent_name": 0.6, "agent_skills": 1.0, "thanks": 0.3, "order": 1.0, "free_talk": 0.8,
+}  # fmt: skip
+"""Questions with a right answer and what it takes to know it, and how often each is drawn. And free talk: not all that
+is told is a fact."""
+
 FREE_SHARE = 0.56  # of what is drawn
 BEFORE = 0.4  # share of episodes that go on after an earlier talk
 HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of their long turns
 SILENT = 0.12  # share of episodes with a long silence
-TOLD_EARLY, ASKED = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
+TOLD_EARLY, ASKED_FOR = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
+RECALLED = 0.25  # share of questions with a right answer that are about what was told, if anything was
 CLOSING = 4.5  # seconds kept for a question about what was told, and as many for a goodbye
 
 OPENERS = ("small_talk", "agent_name", "agent_skills", "counting", "knowledge", "tells_name", "arithmetic")
@@ -130,7 +140,7 @@ def plan_dialogue(
     _open(scene)
     if not scene.dialogue.before and scene.chance(TOLD_EARLY):
         attempt(scene, str(rng.choice(("tells_name", "tells_colour", "tells_fact", "tells_fact"))))
-    recalls = scene.chance(ASKED) and bool(scene.facts)
+    recalls = scene.chance(ASKED_FOR) and bool(scene.facts)
     if recalls and scene.dialogue.before and scene.chance(0.4):
         attempt(scene, facts.recall_known(scene.facts, rng))
         recalls = False
@@ -164,11 +174,11 @@ def _open(scene: Scene) -> None:
 
 def _fill(scene: Scene) -> None:
     """Draw scenarios until `MISSES` in a row do not fit: those of `FREE` again and again, the others once."""
-    order = iter(_draw(SCENARIOS, len(SCENARIOS), scene.rng))
+    order = iter(_draw(_weights(SCENARIOS), len(SCENARIOS), scene.rng))
     misses = 0
     while misses < MISSES and scene.time < scene.limit:
         if scene.texts and scene.chance(FREE_SHARE):
-            (name,) = _draw(FREE, 1, scene.rng)
+            (name,) = _draw(_weights(FREE), 1, scene.rng)
         else:
             name = next((name for name in order if name not in scene.dialogue.scenarios), "")
             if not name:
@@ -176,19 +186,42 @@ def _fill(scene: Scene) -> None:
         misses = 0 if attempt(scene, name) else misses + 1
 
 
-def _draw(table: dict[str, Scenario], count: int, rng: np.random.Generator) -> list[str]:
-    weights = np.array([scenario.weight for scenario in table.values()])
-    return [list(table)[i] for i in rng.choice(len(table), count, replace=False, p=weights / weights.sum())]
+def _weights(table: Mapping[str, Scenario]) -> dict[str, float]:
+    return {name: scenario.weight for name, scenario in table.items()}
+
+
+def _draw(weights: Mapping[str, float], count: int, rng: np.random.Generator) -> list[str]:
+    """Different names, the heavy ones first as a rule."""
+    shares = np.array(list(weights.values()))
+    return [list(weights)[i] for i in rng.choice(len(weights), count, replace=False, p=shares / shares.sum())]
 
 
 def plan_shown(units: int, agent: Speak, user: Speak, rng: np.random.Generator) -> Dialogue:
     """Fill `units` with what is only seen, again and again."""
     scene = Scene(units, agent, user, True, rng)
+    return _again_and_again(scene, lambda: _draw(_weights(SHOWN), 1, rng)[0])
+
+
+def plan_asked(
+    units: int, agent: Speak, user: Speak, rng: np.random.Generator, texts: Sequence[str], split: str, lines: Lines
+) -> Dialogue:
+    """Fill `units` with questions that have a right answer, again and again; many go on after an earlier talk."""
+    scene = Scene(units, agent, user, False, rng, texts, split, lines)
+    if scene.chance(BEFORE):
+        scene.dialogue.before, scene.facts = facts.earlier(texts, rng, lines)
+
+    def name() -> str:
+        known = scene.facts and scene.chance(RECALLED)
+        return facts.recall_known(scene.facts, rng) if known else _draw(ASKED, 1, rng)[0]
+
+    return _again_and_again(scene, name)
+
+
+def _again_and_again(scene: Scene, name: Callable[[], str]) -> Dialogue:
     scene.time = scene.between(0.4, 1.4)
     misses = 0
     while misses < MISSES and scene.time < scene.limit:
-        (name,) = _draw(SHOWN, 1, rng)
-        misses = 0 if attempt(scene, name) else misses + 1
+        misses = 0 if attempt(scene, name()) else misses + 1
     return scene.finish()
 
 
