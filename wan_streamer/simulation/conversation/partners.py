@@ -40,7 +40,7 @@ CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
 NATURAL_SHARE = 0.5  # of episodes
 HIBARI_SHARE = 0.5  # of those, where there is Kokoro too: it takes fifty times as long
-ASKED_WRITTEN, ASKED_SPOKEN = 0.7, 0.4  # share of conversations that are only questions with a right answer
+ASKED_WRITTEN, ASKED_SPOKEN = 0.7, 0.4  # share of conversations of what words alone decide
 NOD = 0.44  # seconds
 SOUND_GAIN = (0.15, 0.7)
 FACE_PARAMETERS = (
@@ -276,7 +276,7 @@ def _planner_of(split: str, units: int, voice: str) -> Planner:
 
 
 def _asked_or_any(seed: int, split: str, index: int, asked: float) -> Planner:
-    """With a chance of `asked` only questions with a right answer; nobody is seen, and the user is not heard."""
+    """With a chance of `asked` only what words alone decide; nobody is seen, and the user is not heard."""
     units = episode_units(seed, split, index)
     if episode_rng(seed, split, index, 6).random() >= asked:
         return _planner_of(split, units, "")

@@ -3,7 +3,7 @@
 `SCENARIOS`      name -> how it is planned and how often it is drawn; `FREE`, the same for what may happen again
 `plan_dialogue`  as many scenarios as fit, in random order
 `plan_of`        the function of a scenario
-`plan_shown`     what is seen alone;  `plan_asked`  questions that have a right answer
+`plan_shown`     what is seen alone;  `plan_asked`  what words alone decide
 `plan_exactly`   these scenarios and nothing else, as long as they take;  `attempt`  one of them, if it fits
 """
 
@@ -102,16 +102,17 @@ ASKED = {
     "arithmetic": 3.0, "tells_name": 1.5, "recalls_name": 0.4, "tells_colour": 1.2, "recalls_colour": 0.3,
     "tells_fact": 3.0, "recalls_fact": 0.8, "knowledge": 1.6, "counting": 1.4, "repeat_after_me": 1.2,
     "agent_name": 0.6, "agent_skills": 1.0, "thanks": 0.3, "order": 1.0, "free_talk": 0.8,
+    "barge_in_stop": 0.6, "barge_in_topic": 0.5, "barge_in_correction": 0.5, "user_backchannel": 1.0,
 }  # fmt: skip
-"""Questions with a right answer and what it takes to know it, and how often each is drawn. And free talk: not all that
-is told is a fact."""
+"""What words alone decide, and how often each is drawn: questions with a right answer and what it takes to know it, and
+what the agent is to stop for. And free talk: not all that is told is a fact."""
 
 FREE_SHARE = 0.56  # of what is drawn
 BEFORE = 0.4  # share of episodes that go on after an earlier talk
 HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of their long turns
 SILENT = 0.12  # share of episodes with a long silence
 TOLD_EARLY, ASKED_FOR = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
-RECALLED = 0.25  # share of questions with a right answer that are about what was told, if anything was
+RECALLED = 0.25  # share of what words alone decide that asks for what was told, if anything was
 CLOSING = 4.5  # seconds kept for a question about what was told, and as many for a goodbye
 
 OPENERS = ("small_talk", "agent_name", "agent_skills", "counting", "knowledge", "tells_name", "arithmetic")
@@ -205,7 +206,7 @@ def plan_shown(units: int, agent: Speak, user: Speak, rng: np.random.Generator) 
 def plan_asked(
     units: int, agent: Speak, user: Speak, rng: np.random.Generator, texts: Sequence[str], split: str, lines: Lines
 ) -> Dialogue:
-    """Fill `units` with questions that have a right answer, again and again; many go on after an earlier talk."""
+    """Fill `units` with what words alone decide, again and again; many go on after an earlier talk."""
     scene = Scene(units, agent, user, False, rng, texts, split, lines)
     if scene.chance(BEFORE):
         scene.dialogue.before, scene.facts = facts.earlier(texts, rng, lines)
