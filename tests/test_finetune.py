@@ -129,3 +129,20 @@ def test_an_agent_moves_to_new_codecs(latents: Path, tmp_path: Path) -> None:
     train_duplex(latents, options, "cpu")
     agent = load_weights(tmp_path / "new")  # refuses an agent and codecs that do not belong together
     assert codec_hash(agent.audio_vae, agent.video_vae) == codec_hash(*load_codecs(TALKER, latents))
+
+
+def test_an_agent_in_8_bits_is_whole(agent: Path, tmp_path: Path) -> None:
+    """Its sound codec is the rounded one, and the model is bound to that."""
+    save_weights(load_weights(agent), tmp_path, small=True)
+    large, small = load_weights(agent), load_weights(tmp_path)
+    assert small.codec_hash != large.codec_hash
+    for part in ("audio_vae", "streamer"):
+        stored = [(folder / f"{'model' if part == 'streamer' else part}.safetensors").stat().st_size
+                  for folder in (agent, tmp_path)]  # fmt: skip
+        assert stored[1] < 0.8 * stored[0]
+        for name, value in getattr(large, part).state_dict().items():
+            rounded = getattr(small, part).state_dict()[name]
+            assert (rounded - value).abs().max() <= value.abs().max() / 100, name
+    for name, value in large.video_vae.state_dict().items():
+        assert torch.equal(small.video_vae.state_dict()[name], value)
+    assert WanStreamer.from_pretrained(tmp_path).session(seed=0).step(UserUnit(text="hello")).audio.shape == (3840,)

@@ -45,7 +45,7 @@ def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices (also of more dimensions) in 8 bits: half the size of bfloat16. `load_tensors` gives float32 back.
+    """Matrices (also of more dimensions) in 8 bits: half the size of bfloat16. `unpacked` and `load_tensors` give float32 back.
 
     The error of a number is at most 1/254 of the largest of its row.
     """
@@ -61,7 +61,8 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return small
 
 
-def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `packed` made smaller, float32."""
     whole = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
     for name in tensors.keys() - whole.keys():
         name = name.removesuffix(SCALE)
@@ -73,7 +74,7 @@ def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file. Raises `CheckpointError` if it is missing or damaged."""
     try:
-        return _unpacked(load_file(path))
+        return unpacked(load_file(path))
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged (a scale that fits no matrix: {error}); fetch it again") from error
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@
 `local_or_hub`      path or hub id -> path
 """
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from wan_streamer.errors import CheckpointError
 from wan_streamer.files import write_json
 from wan_streamer.folders import KINDS, expected
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.tensors import is_main_process, load_module, packed, save_atomically, whole
+from wan_streamer.tensors import is_main_process, load_module, packed, save_atomically, unpacked, whole
 
 EMBEDDED = Path(__file__).parent.parent / "checkpoints"
 CODEC_KEY = "codecs"  # in model.safetensors: which codecs the model was trained on
@@ -111,13 +112,14 @@ def check_codecs(folder: Path, audio_vae: AudioVAE, video_vae: VideoVAE) -> None
 def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:
     """Write a checkpoint folder, weights as bfloat16 (statistics too: they are part of the codecs' hash).
 
-    small  the model's matrices in 8 bits
+    small  the matrices of the model and of the sound's codec in 8 bits; that codec is then the rounded one
 
     Where many processes hold parts of the weights, all of them call it and the first one writes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    binding = {CODEC_KEY: weights.codec_hash}
+    read_back = _in_8_bits(weights.audio_vae) if small else weights.audio_vae
+    binding = {CODEC_KEY: codec_hash(read_back, weights.video_vae)}
     parts: dict[str, tuple[nn.Module, dict[str, str]]] = {
         "audio_vae": (weights.audio_vae, {}),
         "video_vae": (weights.video_vae, {}),
@@ -126,7 +128,7 @@ def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:
     for name, (module, metadata) in parts.items():
         tensors = {key: whole(value.detach()).cpu().bfloat16() for key, value in module.state_dict().items()}
         if is_main_process():
-            tensors = packed(tensors) if small and name == "model" else tensors
+            tensors = packed(tensors) if small and name != "video_vae" else tensors
             save_atomically(tensors, folder / f"{name}.safetensors", metadata)
     if not is_main_process():
         return
@@ -134,3 +136,11 @@ def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:
         save_light(weights.light_vae, folder)
     weights.text.save(folder / "tokenizer.json")
     write_json(folder / "config.json", to_dict(weights.config))
+
+
+def _in_8_bits(codec: AudioVAE) -> AudioVAE:
+    """The codec as it is read back from 8 bits."""
+    rounded = copy.deepcopy(codec)
+    stored = packed({name: value.bfloat16() for name, value in codec.state_dict().items()})
+    rounded.load_state_dict({name: value.float() for name, value in unpacked(stored).items()})
+    return rounded

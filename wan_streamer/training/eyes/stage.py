@@ -32,7 +32,7 @@ FOLDER = "eyes"
 """Where a run writes what `load_eyes` reads."""
 LAST = 4.0  # factor of the last layer's first weights: tokens are means over many places, which makes them small
 SEEN_AT_ONCE = 32  # clips, in validation
-PARTS = MappingProxyType({"thing": 1.0, "colour": 0.6, "hand": 0.8, "waves": 0.3, "values": 2.0})
+PARTS = MappingProxyType({"thing": 1.5, "colour": 2.0, "hand": 0.8, "waves": 0.3, "values": 2.0})
 
 
 @dataclass(frozen=True)
