@@ -45,7 +45,7 @@ def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices (also of more dimensions) in 8 bits: half the size of bfloat16. `unpacked` and `load_tensors` give float32 back.
+    """Matrices (also of more dimensions) in 8 bits: half the size of bfloat16. `unpacked` gives float32 back.
 
     The error of a number is at most 1/254 of the largest of its row.
     """
