@@ -103,9 +103,10 @@ ASKED = {
     "tells_fact": 3.0, "recalls_fact": 0.8, "knowledge": 1.6, "counting": 1.4, "repeat_after_me": 1.2,
     "agent_name": 0.6, "agent_skills": 1.0, "thanks": 0.3, "order": 1.0, "free_talk": 0.8,
     "barge_in_stop": 0.6, "barge_in_topic": 0.5, "barge_in_correction": 0.5, "user_backchannel": 1.0,
+    "pause_in_turn": 0.8,
 }  # fmt: skip
 """What words alone decide, and how often each is drawn: questions with a right answer and what it takes to know it, and
-what the agent is to stop for. And free talk: not all that is told is a fact."""
+what the agent is to stop or wait for. And free talk: not all that is told is a fact."""
 
 FREE_SHARE = 0.56  # of what is drawn
 BEFORE = 0.4  # share of episodes that go on after an earlier talk
@@ -208,6 +209,7 @@ def plan_asked(
 ) -> Dialogue:
     """Fill `units` with what words alone decide, again and again; many go on after an earlier talk."""
     scene = Scene(units, agent, user, False, rng, texts, split, lines)
+    scene.hesitant = HESITATES if scene.chance(HESITANT) else 0.0
     if scene.chance(BEFORE):
         scene.dialogue.before, scene.facts = facts.earlier(texts, rng, lines)
 
