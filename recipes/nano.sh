@@ -7,6 +7,8 @@
 # Ctrl-C, a crash or a reboot, start the same command again. Sizes come from the environment:
 #
 #   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
+#   SHOWN_HOURS=1 SPOKEN_HOURS=2    with PRESET=nano-ears, of conversations about what is seen, without sound, and of some in
+#                                   which only the agent is heard: cheap examples of what to say and how it sounds
 #   FILM_EVERY=1                    conversations of which one has the agent's film; the others teach its words and voice
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
@@ -101,6 +103,15 @@ simulate() { # OUT OPTIONS...: what training reads, encoded at once; no films ar
 }
 step talk-train simulate "$WORK/talk/train" --hours "$HOURS" --film-every "$FILM_EVERY" "${PERCEIVED[@]}"
 step talk-valid simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --split valid
+CHEAP=()
+if [ "$PRESET" = nano-ears ]; then
+    SHOWN_HOURS=${SHOWN_HOURS:-1} SPOKEN_HOURS=${SPOKEN_HOURS:-2}
+    step shown-train simulate "$WORK/shown/train" --shown --hours "$SHOWN_HOURS" "${PERCEIVED[@]}"
+    step shown-valid simulate "$WORK/shown/valid" --shown --hours "$(tenth "$SHOWN_HOURS")" --split valid "${PERCEIVED[@]}"
+    step spoken-train simulate "$WORK/spoken/train" --spoken --hours "$SPOKEN_HOURS"
+    step spoken-valid simulate "$WORK/spoken/valid" --spoken --hours "$(tenth "$SPOKEN_HOURS")" --split valid
+    CHEAP+=(--written --shown "$WORK/shown" --spoken "$WORK/spoken")
+fi
 step task-train simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" "${PERCEIVED[@]}"
 step task-valid simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --split valid
 
@@ -113,7 +124,7 @@ if [ "$PRETRAIN_STEPS" -gt 0 ]; then
     AGENT=$WORK/pretrain
 fi
 step duplex train duplex "$WORK/duplex" --data "$WORK/talk" --tasks "$WORK/task" \
-    --steps "$DUPLEX_STEPS" "${CLIP[@]}" --draw-every "${DRAW_EVERY:-1}" "${SENSES[@]}" ${AGENT:+--from "$AGENT"}
+    --steps "$DUPLEX_STEPS" "${CLIP[@]}" --draw-every "${DRAW_EVERY:-1}" "${SENSES[@]}" "${CHEAP[@]}" ${AGENT:+--from "$AGENT"}
 AGENT=$WORK/duplex
 # shellcheck disable=SC2086
 if [ "$CONSISTENCY_STEPS" -gt 0 ]; then

@@ -42,9 +42,13 @@ def scale_frames(frames_THWC: np.ndarray | Tensor, config: PerceptionConfig) -> 
 
 def _halved(frames_THWC: np.ndarray) -> np.ndarray:
     """The same to the bit at half the size, in a third of the time; a mean of .5 is rounded to the even number."""
-    lines = frames_THWC[:, ::2].astype(np.uint16) + frames_THWC[:, 1::2]
-    total = lines[:, :, ::2] + lines[:, :, 1::2]
-    return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)
+    T, H, W, C = frames_THWC.shape
+    small_THWC = np.empty((T, H // 2, W // 2, C), np.uint8)
+    for frame, small in zip(frames_THWC, small_THWC, strict=True):  # one by one: it stays in the cache of a core
+        lines = frame[::2].astype(np.uint16) + frame[1::2]
+        total = lines[:, ::2] + lines[:, 1::2]
+        small[:] = (total + 1 + (total >> 2 & 1)) >> 2
+    return small_THWC
 
 
 def unit_range(frames_HWC: Tensor) -> Tensor:
