@@ -48,8 +48,8 @@ def test_recycled_history_is_what_the_model_makes() -> None:
     streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
     hidden = torch.tensor([[True]] * (ROWS - 1) + [[False]]).expand(ROWS, UNITS)
     sample = draw_flow(example.clips, TALKER.flow, RowNoise(0, 0, range(ROWS)), same, hidden)
-    own = recycle(streamer, example.clips, sample, RowNoise(0, 1, range(ROWS)), same, fp32())
-    velocity, _ = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+    read, own = recycle(streamer, example.clips, sample, RowNoise(0, 1, range(ROWS)), same, fp32())
+    velocity, logits = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
     replaced = (own.history.video != sample.history.video).flatten(2).any(2)
     assert 3 < replaced[:-1].sum() < (ROWS - 1) * (UNITS - 1)
     assert not replaced[:, 0].any()
@@ -62,6 +62,13 @@ def test_recycled_history_is_what_the_model_makes() -> None:
     assert torch.equal(own.history_tau_BK2[~replaced], sample.history_tau_BK2[~replaced])
     for field in ("noisy", "clean", "noise"):  # the targets stay
         assert all(torch.equal(a, b) for a, b in zip(getattr(own, field), getattr(sample, field), strict=True))
+    said, heard = example.clips.slot_BKSL, read.slot_BKSL
+    assert torch.equal(said[..., 0], heard[..., 0])
+    changed, likeliest = said[..., 1] != heard[..., 1], logits[..., 1, END + 1 :].argmax(-1) + END + 1
+    wrong = (said[..., 1] > END) & (said[..., 1] != likeliest)
+    assert not (changed & ~wrong).any()
+    assert 0 < changed.sum() < wrong.sum(), "expected some of what it mishears"
+    assert torch.equal(heard[..., 1][changed], likeliest[changed])
 
 
 def test_shares_of_noised_and_recycled_history() -> None:
@@ -79,7 +86,7 @@ def test_shares_of_noised_and_recycled_history() -> None:
     assert 0.04 < sample.history_tau_BK2[noised].mean() < 0.06  # evenly up to `history_noise`
     apart = sample.tau_BK2[..., 0] != sample.tau_BK2[..., 1]
     assert apart.float().mean() == pytest.approx(0.2, abs=0.04)
-    own = recycle(agent(), clips, sample, noise, same, fp32())
+    _, own = recycle(agent(), clips, sample, noise, same, fp32())
     replaced = (own.history.audio != sample.history.audio).flatten(2).any(2)
     assert replaced[:, 1:].float().mean() == pytest.approx(0.5, abs=0.04)
 

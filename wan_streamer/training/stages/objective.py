@@ -88,17 +88,18 @@ def streamer_loss(
 
     recycled  go on from the model's own mistakes (`recycle`), for a third more time
     drawn     False: only the text is learned; nothing is drawn, and what was drawn before is left out
-    misread   share of the transcript's words that are read as others (`misread_words`)
+    misread   share of the transcript's words that are read as others (`misread_words`), if it is not recycled
     pictures  False: of what is drawn only the sound is learned, and the agent's pictures are left out
     """
-    clips = example.clips
-    sample = draw_flow(clips, streamer.config.flow, noise, move, example.recalled_BK)
+    read = example.clips
+    sample = draw_flow(read, streamer.config.flow, noise, move, example.recalled_BK)
     if not pictures:
         sample = sound_alone(sample)
     if recycled:
-        sample = recycle(streamer, clips, sample, noise, move, autocast)
+        read, sample = recycle(streamer, read, sample, noise, move, autocast)
+    elif misread:
+        read = misread_words(read, misread, streamer.config.text.vocab_size, noise, move)
     history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
-    read = misread_words(clips, misread, streamer.config.text.vocab_size, noise, move) if misread else clips
     with autocast:
         velocity, logits = streamer(read, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
     text_B, numbers = text_errors(logits, example)
@@ -124,9 +125,7 @@ def misread_words(
     said_BKS = clips.slot_BKSL[..., TRANSCRIPT]
     chance, other = (move(noise.uniform(tuple(said_BKS.shape))) for _ in range(2))
     words_BKS = (other * (vocabulary - END - 1)).long() + END + 1
-    slot_BKSL = clips.slot_BKSL.clone()
-    slot_BKSL[..., TRANSCRIPT] = torch.where((said_BKS > END) & (chance < share), words_BKS, said_BKS)
-    return dataclasses.replace(clips, slot_BKSL=slot_BKSL)
+    return _with_words(clips, (said_BKS > END) & (chance < share), words_BKS)
 
 
 @torch.no_grad()
@@ -137,16 +136,20 @@ def recycle(
     noise: RowNoise,
     move: Callable[[Tensor], Tensor],
     autocast: AbstractContextManager,
-) -> FlowSample:
+) -> tuple[ClipBatch, FlowSample]:
     """`sample` with a history that is in part what the model makes of the same units from noise, told to be clean.
+
+    In as many units of `clips` the words of the transcript are those that it finds likeliest, right or wrong.
 
     Live, the history is never the data but what the model made; its errors then are those it has met here (after the
     error recycling of LongLive 2.0, without a buffer: one pass gives the errors of all units).
     """
     with autocast:
-        velocity, _ = streamer(clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+        velocity, logits_BKSLV = streamer(clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
     B, K = clips.microphone_BK.shape
     own = move(noise.uniform((B, K, 1)) < RECYCLED_SHARE)
+    word_BKS = logits_BKSLV[..., TRANSCRIPT, END + 1 :].argmax(-1) + END + 1
+    clips = _with_words(clips, own & (clips.slot_BKSL[..., TRANSCRIPT] > END), word_BKS)
     own[:, 0] = False  # nothing is known of the unit before the clip
     own = own & (sample.history_tau_BK2 < 1).all(-1, keepdim=True)  # a hidden history stays hidden
     made = denoise(sample.noisy, velocity, sample.tau_BK2)
@@ -156,7 +159,14 @@ def recycle(
 
     history = each(mixed, sample.history, made)
     history_tau = torch.where(own, 0.0, sample.history_tau_BK2)
-    return dataclasses.replace(sample, history=history, history_tau_BK2=history_tau)
+    return clips, dataclasses.replace(sample, history=history, history_tau_BK2=history_tau)
+
+
+def _with_words(clips: ClipBatch, where_BKS: Tensor, word_BKS: Tensor) -> ClipBatch:
+    """`clips` with other tokens in these slots of the transcript."""
+    slot_BKSL = clips.slot_BKSL.clone()
+    slot_BKSL[..., TRANSCRIPT] = torch.where(where_BKS, word_BKS, slot_BKSL[..., TRANSCRIPT])
+    return dataclasses.replace(clips, slot_BKSL=slot_BKSL)
 
 
 def sound_alone(sample: FlowSample) -> FlowSample:
