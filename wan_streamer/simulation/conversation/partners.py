@@ -186,8 +186,7 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
     user, agent, identity = SilentVoice.sample(rng), SilentVoice.sample(rng), FaceIdentity.sample(rng, split)
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        dialogue = plan_shown(episode_units(seed, split, index), agent, user, rng)
-        return dialogue if split_of(dialogue.scenarios) == split else None
+        return _if_of(split, plan_shown(episode_units(seed, split, index), agent, user, rng))
 
     dialogue = _planned(plan, agent.speak, user.speak, True, seed, split, index)
     acting = _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5)))
@@ -269,8 +268,7 @@ def _planner_of(split: str, units: int, voice: str) -> Planner:
     texts = free_texts(split, voice)
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        dialogue = plan_dialogue(units, agent, user, camera, rng, texts, split)
-        return dialogue if split_of(dialogue.scenarios) == split else None
+        return _if_of(split, plan_dialogue(units, agent, user, camera, rng, texts, split))
 
     return plan
 
@@ -282,10 +280,14 @@ def _asked_or_any(seed: int, split: str, index: int, asked: float) -> Planner:
         return _planner_of(split, units, "")
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        dialogue = plan_asked(units, agent, user, rng, free_texts(split), split, MANY)
-        return dialogue if split_of(dialogue.scenarios) == split else None
+        return _if_of(split, plan_asked(units, agent, user, rng, free_texts(split), split, MANY))
 
     return plan
+
+
+def _if_of(split: str, dialogue: Dialogue) -> Dialogue | None:
+    """The dialogue, if its sequence of scenarios is one of this split."""
+    return dialogue if split_of(dialogue.scenarios) == split else None
 
 
 def _babble(split: str) -> Noise:
