@@ -152,6 +152,19 @@ def test_late_steps_go_on_from_the_models_mistakes(latents: Path, monkeypatch: p
     assert recycled == [False, False, False, True, False, True, False]
 
 
+def test_most_steps_with_pictures_go_on_from_the_data(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However rare pictures are: errors are those of every fourth step that learns them."""
+    stage = duplex_stage(latents, steps=10, draw_every=4)
+    recycled = []
+    loss = duplex.streamer_loss
+    spy = lambda *given, **named: recycled.append(given[5]) or loss(*given, **named)  # noqa: E731
+    monkeypatch.setattr(duplex, "streamer_loss", spy)
+    batch = stage.batch(0, range(1))
+    for step in range(40, 56):
+        stage.loss(batch, step, RowNoise(0, step, range(1)))
+    assert [step for step, own in enumerate(recycled, start=40) if own] == [48]
+
+
 def test_store_gives_the_latent_before_the_clip(latents: Path) -> None:
     store = LatentStore(latents / "train", codec_hash(*load_codecs(TALKER, latents)))
     start, later = store.read(0, 0, 4), store.read(0, 3, 4)

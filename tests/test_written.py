@@ -34,7 +34,7 @@ from wan_streamer.simulation.generate import Latents
 from wan_streamer.simulation.voice.silent import SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.training.examples.clips import ClipReader, Example
-from wan_streamer.training.examples.written import CLIPS, LATER, SpokenClips, WrittenClips
+from wan_streamer.training.examples.written import CLIPS, LATER, WRITTEN_CLIPS, SpokenClips, WrittenClips
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.duplex import SHOWN_STEPS, SPOKEN_STEPS, WRITTEN_STEPS, DuplexStage
 from wan_streamer.units import SAMPLE_RATE
@@ -81,13 +81,16 @@ def test_a_written_conversation_is_of_its_split_and_nobody_is_seen() -> None:
         assert not {"show", "wave", "remark"} & {e["type"] for e in labels["events"] if e["side"] == "user"}
 
 
+FREE = "I like it here."  # what may be said freely
+
+
 def test_what_words_alone_decide_is_answered_rightly() -> None:
-    """Sums are right and what was told is what is remembered, with more values than the world else has."""
-    voice, sums, recalls, asked_for = SilentVoice(), 0, 0, {FACTS[kind].ask: kind for kind in FACTS}
-    told_anew = set()
+    """Sums are right, what was told is remembered, what is to be repeated is said, with more values than elsewhere."""
+    voice, sums, recalls, repeats, told_anew = SilentVoice(), 0, 0, 0, set()
+    asked_for = {FACTS[kind].ask: kind for kind in FACTS}
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        dialogue = plan_asked(250, voice.speak, voice.speak, rng, ("I like it here.",), "train", MANY)
+        dialogue = plan_asked(250, voice.speak, voice.speak, rng, (FREE,), "train", MANY)
         assert set(dialogue.scenarios) <= set(ASKED)
         facts = {} if not dialogue.before else None  # of an earlier talk only the texts are known
         replies = [turn for turn in dialogue.turns if turn.side == "agent"]
@@ -98,6 +101,10 @@ def test_what_words_alone_decide_is_answered_rightly() -> None:
                 known = [NUMBERS.index(word) for word in normalise(asked.speech.text) if word in NUMBERS]
                 assert text == AGENT["sum"].format(number=NUMBERS[sum(known)])
                 sums += 1
+            if asked.label == "say" and text not in AGENT.values():
+                assert text == FREE
+                assert asked.speech.text.endswith(f" {FREE}")
+                repeats += 1
             for kind, fact in FACTS.items():
                 if asked.label == fact.tell and facts is not None:
                     told = plain(asked.speech.text)
@@ -109,6 +116,7 @@ def test_what_words_alone_decide_is_answered_rightly() -> None:
                 assert text == AGENT[FACTS[kind].answer if value else "unknown"].format(**value)
                 recalls += bool(value)
     assert sums > 30
+    assert repeats > 15
     assert recalls > 15
     assert told_anew - {value for values in FILLERS.values() for value in values}
 
@@ -128,12 +136,12 @@ def test_clips_are_of_a_conversation_around_what_the_agent_says() -> None:
     example = clips.batch(0, 5, range(2))
     same(example, clips.batch(0, 5, range(2)))
     batch = example.clips
-    assert len(batch.slot_BKSL) == 2 * CLIPS
+    assert len(batch.slot_BKSL) == 2 * WRITTEN_CLIPS
     assert batch.user_audio.shape[1] == batch.user_video.shape[1] == 0
-    assert example.lane_BKL.unique(dim=1).squeeze().tolist() == [[1.0, 0.0]] * 2 * CLIPS
+    assert example.lane_BKL.unique(dim=1).squeeze().tolist() == [[1.0, 0.0]] * 2 * WRITTEN_CLIPS
     for row in range(2):
         _, lanes = conversation_lanes(written_conversation(0, "train", (5 << 16) + row), TALKER.text, tiny_text())
-        for clip in batch.slot_BKSL[row * CLIPS : (row + 1) * CLIPS].numpy():
+        for clip in batch.slot_BKSL[row * WRITTEN_CLIPS : (row + 1) * WRITTEN_CLIPS].numpy():
             places = [
                 (first, later)
                 for first in range(len(lanes) - UNITS + 1)
@@ -149,9 +157,9 @@ def test_clips_are_of_a_conversation_around_what_the_agent_says() -> None:
 def test_rows_may_be_made_by_several_processes() -> None:
     clips = WrittenClips("train", TALKER, tiny_text(), UNITS)
     whole, last = clips.batch(0, 5, range(3)), clips.batch(0, 5, range(2, 3))
-    assert torch.equal(whole.clips.slot_BKSL[2 * CLIPS :], last.clips.slot_BKSL)
-    noise = RowNoise(0, 5, range(3)).uniform((3 * CLIPS, 4))
-    assert torch.equal(noise[2 * CLIPS :], RowNoise(0, 5, range(2, 3)).uniform((CLIPS, 4)))
+    assert torch.equal(whole.clips.slot_BKSL[2 * WRITTEN_CLIPS :], last.clips.slot_BKSL)
+    noise = RowNoise(0, 5, range(3)).uniform((3 * WRITTEN_CLIPS, 4))
+    assert torch.equal(noise[2 * WRITTEN_CLIPS :], RowNoise(0, 5, range(2, 3)).uniform((WRITTEN_CLIPS, 4)))
     plain = RowNoise(0, 5, range(3)).uniform((3, 2))
     assert torch.equal(plain[1:2], RowNoise(0, 5, range(1, 2)).uniform((1, 2)))
 
@@ -257,7 +265,7 @@ def test_spoken_clips_are_the_agent_some_units_later(spoken: Path, latents: Path
 
 
 def test_steps_of_the_voice(stage: DuplexStage, spoken: Path, latents: Path) -> None:
-    """In three steps of ten it is the agent's voice and words alone that are learned, without pictures."""
+    """In two steps of ten it is the agent's voice and words alone that are learned, without pictures."""
     voiced = DuplexStage(stage.streamer, tiny_text(), latents, stage.config, written=True, spoken=spoken)
     for step in range(10):
         batch = voiced.batch(step, range(2))
@@ -284,7 +292,8 @@ def test_steps_of_each_kind(stage: DuplexStage) -> None:
         loss.backward()
         silent = step in WRITTEN_STEPS + SHOWN_STEPS
         assert stage.drawn(step) == (not silent) == ("audio" in numbers)
-        assert len(batch.clips.slot_BKSL) == (2 * CLIPS if silent else 2)
+        clips = WRITTEN_CLIPS if step in WRITTEN_STEPS else CLIPS
+        assert len(batch.clips.slot_BKSL) == (2 * clips if silent else 2)
         assert (stage.streamer.text_in.weight.grad.abs().sum() > 0).item()
         eyes = stage.streamer.user_video_in.weight.grad
         assert (eyes is not None and bool(eyes.any())) == (step not in WRITTEN_STEPS)

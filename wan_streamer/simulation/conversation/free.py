@@ -20,6 +20,7 @@ from wan_streamer.simulation.conversation.talk import EXPLANATIONS, listen
 from wan_streamer.simulation.voice.natural import belongs
 
 NATURAL_SHARE = 0.01  # of the free sentences that each natural voice reads, so that their cache fills up
+REPEATED_WORDS = (2, 9)  # of a sentence that the agent is to say
 LENGTHS = (0.5, 0.3, 0.2)  # shares of turns of one, two and three sentences
 NAMES_TOPIC = 0.7  # share of the answers that name the topic, if there is one
 
@@ -147,6 +148,17 @@ def order(scene: Scene, at: float) -> Draft | None:
         draft.turns += [asked, scene.agent("free_order", asked.end + scene.gap(), order=item)]
         at = draft.end + scene.between(0.3, 1.2)
     return draft
+
+
+def free_repeat(scene: Scene, at: float) -> Draft | None:
+    """The user asks for a sentence of their own to be repeated; the agent says it, whatever it means."""
+    least, most = REPEATED_WORDS
+    tried = (scene.texts[int(scene.rng.integers(len(scene.texts)))] for _ in range(12 if scene.texts else 0))
+    said = next((text for text in tried if least <= len(text.split()) <= most), None)
+    if said is None:
+        return None
+    asked = scene.user("say", at, phrase=said)
+    return Draft([asked, scene.say("agent", "say_free", asked.end + scene.gap(), said)])
 
 
 def free_story(scene: Scene, at: float) -> Draft | None:

@@ -93,6 +93,7 @@ FREE: dict[str, Scenario] = {
     "order": Scenario(free.order, 0.3),
     "free_story": Scenario(free.free_story, 0.25),
     "free_barge_in": Scenario(free.free_barge_in, 0.3),
+    "free_repeat": Scenario(free.free_repeat, 0.1),
     # As many go through what the agent explains as break into it: else whoever says anything would stop it.
     "user_backchannel": Scenario(overlap.user_backchannel, 0.6),
 }
@@ -100,8 +101,8 @@ FREE: dict[str, Scenario] = {
 
 ASKED = {
     "arithmetic": 3.0, "tells_name": 1.5, "recalls_name": 0.4, "tells_colour": 1.2, "recalls_colour": 0.3,
-    "tells_fact": 3.0, "recalls_fact": 0.8, "knowledge": 1.6, "counting": 1.4, "repeat_after_me": 1.2,
-    "agent_name": 0.6, "agent_skills": 1.0, "thanks": 0.3, "order": 1.0, "free_talk": 0.8,
+    "tells_fact": 3.0, "recalls_fact": 0.8, "knowledge": 1.6, "counting": 1.4, "repeat_after_me": 0.4,
+    "free_repeat": 3.0, "agent_name": 0.6, "agent_skills": 1.0, "thanks": 0.3, "order": 1.0, "free_talk": 0.8,
     "barge_in_stop": 0.6, "barge_in_topic": 0.5, "barge_in_correction": 0.5, "user_backchannel": 1.0,
     "pause_in_turn": 0.8,
 }  # fmt: skip

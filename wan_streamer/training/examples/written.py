@@ -21,7 +21,7 @@ from wan_streamer.model.memory import latest, spoken
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
-CLIPS = 2  # of a row, all from one conversation: most of the time goes into planning it
+CLIPS, WRITTEN_CLIPS = 2, 6  # of a row, all from one conversation; those that are only words cost least
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
 RESPONSE = LANES.index("response")
@@ -34,7 +34,7 @@ class WrittenClips:
         self.split, self.config, self.text, self.units = split, config, text, units
 
     def batch(self, seed: int, step: int, rows: range) -> Example:
-        """These rows of the batch of `step`, `CLIPS` clips each."""
+        """These rows of the batch of `step`, `WRITTEN_CLIPS` clips each."""
         return stack(clip for row in rows for clip in self._clips(seed, step, row))
 
     def _clips(self, seed: int, step: int, row: int) -> list[Example]:
@@ -44,7 +44,9 @@ class WrittenClips:
         later = int(rng.integers(LATER[0], LATER[1] + 1))
         lanes[..., RESPONSE] = torch.cat([lanes[:later, :, RESPONSE] * 0, lanes[:-later, :, RESPONSE]])
         said = torch.cat([lanes, typed[..., None]], dim=2)
-        return [self._example(said, first, labels["before"]) for first in _chosen(lanes, self.units, rng)]
+        return [
+            self._example(said, first, labels["before"]) for first in _chosen(lanes, self.units, rng, WRITTEN_CLIPS)
+        ]
 
     def _example(self, said_KSs: Tensor, first: int, before: list[dict]) -> Example:
         K, config = self.units, self.config
@@ -136,12 +138,13 @@ class SpokenClips:
         return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K])
 
 
-def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator) -> list[int]:
-    """First units of `CLIPS` clips, each soon before an utterance of the agent."""
+def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator, clips: int = CLIPS) -> list[int]:
+    """First units of so many clips, each soon before an utterance of the agent, different ones if there are."""
     silent_K = (lanes_KSL[..., RESPONSE] == SILENCE).all(1)
     begins = (~silent_K[1:] & silent_K[:-1]).nonzero()[:, 0].tolist() or [0]
     least, most = (int(units * share) for share in BEFORE)
-    chosen = [int(rng.choice(begins)) - int(rng.integers(least, most)) for _ in range(CLIPS)]
+    order = [begins[i] for i in rng.permutation(len(begins))]
+    chosen = [order[i % len(order)] - int(rng.integers(least, most)) for i in range(clips)]
     return [max(0, min(first, len(lanes_KSL) - units)) for first in chosen]
 
 

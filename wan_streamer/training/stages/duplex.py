@@ -22,11 +22,11 @@ from wan_streamer.training.stages.streamer import StreamerStage
 TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and face can be guided by it
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
-RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth goes on from the model's mistakes
+RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth with pictures goes on from mistakes
 HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
-WRITTEN_STEPS = (2, 5, 6)  # of ten, made of conversations that are only words, if they are wanted
+WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if they are wanted
 SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
-SPOKEN_STEPS = (2, 7, 9)  # of ten, made of conversations in which only the agent is heard, before all others
+SPOKEN_STEPS = (7, 9)  # of ten, made of conversations in which only the agent is heard, before all others
 SILENT_NUMBERS = ("text", "response_right", "audio")  # of conversations in which the user is not heard
 VALIDATION = (8, 4)  # batches and rows of each
 
@@ -117,7 +117,7 @@ class DuplexStage(StreamerStage):
         tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
         # In tasks, what the model makes of streams that are no targets means nothing.
         pictures = tasks or self.draws(step)
-        recycled = late and step % RECYCLE_EVERY == 0 and pictures and not tasks
+        recycled = late and step // self.config.draw_every % RECYCLE_EVERY == 0 and pictures and not tasks
         example = batch.map(self.move)
         return streamer_loss(
             self.streamer, example, noise, self.move, self.autocast(), recycled, misread=misread, pictures=pictures
