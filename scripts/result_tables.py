@@ -97,17 +97,20 @@ def made(results: dict[str, Any]) -> str:
     return f"{first}, {results['weights']} `{results['checkpoint']}`,\n`{results['command']}`."
 
 
+MACHINES = ("avx2", "avx512")
+PERFORMANCE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "made-runtime": ("runtime", made), "runtime": ("runtime", runtime), "stages": ("runtime", stages),
+    "paper": ("runtime", paper), "made-peers": ("peers", made), "answers": ("peers", answers),
+    "parts": ("peers", parts), "steps": ("peers", steps),
+}  # fmt: skip
 TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], str]]] = {
-    ("docs/performance.md", "runtime-avx2"): ("runtime-avx2.json", runtime),
-    ("docs/performance.md", "stages-avx2"): ("runtime-avx2.json", stages),
-    ("docs/performance.md", "made-runtime-avx2"): ("runtime-avx2.json", made),
-    ("docs/performance.md", "paper-avx2"): ("runtime-avx2.json", paper),
-    ("docs/performance.md", "made-peers-avx2"): ("peers-avx2.json", made),
-    ("docs/performance.md", "answers-avx2"): ("peers-avx2.json", answers),
-    ("docs/performance.md", "parts-avx2"): ("peers-avx2.json", parts),
-    ("docs/performance.md", "steps-avx2"): ("peers-avx2.json", steps),
     ("docs/evaluation.md", "scores"): ("nano.json", scores),
     ("wan_streamer/checkpoints/nano/README.md", "scores"): ("nano.json", card),
+    **{
+        ("docs/performance.md", f"{name}-{machine}"): (f"{report}-{machine}.json", make)
+        for machine in MACHINES
+        for name, (report, make) in PERFORMANCE.items()
+    },
 }
 PLOTS = {"docs/images/runtime-avx2.svg": "runtime-avx2.json"}
 

@@ -19,7 +19,7 @@ from wan_streamer.codecs.causal import CodecStats
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoDecoderConfig, VideoVAEConfig
 from wan_streamer.errors import ShapeError
-from wan_streamer.units import SAMPLES_PER_FRAME
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT
 
 SIDE = 48  # of the codec's pictures; the video VAE is convolutional, so any checkpoint takes it
 
@@ -31,12 +31,14 @@ class Part:
     run   (x_BT..., state) -> (y_BT..., state)
     make  (generator, groups) -> x, `groups` times `taken` long
     taken inputs that go in together and make `given` outputs
+    fills groups after which the state has its size
     """
 
     run: Callable[[Tensor, Any], tuple[Tensor, Any]]
     make: Callable[[torch.Generator, int], Tensor]
     taken: int
     given: int
+    fills: int = 1
 
 
 def sound(g: torch.Generator, frames: int) -> Tensor:
@@ -62,8 +64,8 @@ def part_of(agent: str, name: str) -> Part:
     def pictures(g: torch.Generator, units: int) -> Tensor:
         return torch.rand(1, 4 * units, 3, SIDE, SIDE, generator=g) * 2 - 1
 
-    def camera(g: torch.Generator, frames: int) -> Tensor:
-        shape = (1, frames, seen.video_height, seen.video_width, 3)
+    def camera(g: torch.Generator, groups: int) -> Tensor:
+        shape = (1, groups * FRAMES_PER_UNIT // seen.video_ticks, seen.video_height, seen.video_width, 3)
         return torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
 
     def audio_latents(g: torch.Generator, frames: int) -> Tensor:
@@ -72,14 +74,20 @@ def part_of(agent: str, name: str) -> Part:
     def video_latents(g: torch.Generator, units: int) -> Tensor:
         return torch.randn(1, units, config.video_vae.latent_channels, cell, cell, generator=g)
 
+    ears = seen.hearing == "ears"  # hear a unit at a time
+    heard, tokens = (SAMPLES_PER_UNIT, seen.audio_tokens) if ears else (SAMPLES_PER_FRAME, 1)
+
+    def voice(g: torch.Generator, groups: int) -> Tensor:
+        return torch.randn(1, groups * heard, generator=g) * 0.2
+
     return {
         "audio encoder": Part(audio.encode, sound, SAMPLES_PER_FRAME, 1),
         "audio decoder": Part(audio.decode, audio_latents, 1, SAMPLES_PER_FRAME),
         "video encoder": Part(video.encode, pictures, 4, 1),
         "video decoder": Part(video.decode, video_latents, 1, 4),
         "paired video decoder": Part(paired_decoder(config.video_vae).decode, video_latents, 1, 4),
-        "hearing": Part(weights.streamer.hearing, sound, SAMPLES_PER_FRAME, 1),
-        "seeing": Part(weights.streamer.seeing, camera, 1, 1),
+        "hearing": Part(weights.streamer.hearing, voice, heard, tokens, seen.lead_units + 1),
+        "seeing": Part(weights.streamer.seeing, camera, FRAMES_PER_UNIT // seen.video_ticks, 1),
     }[name]
 
 
@@ -96,7 +104,7 @@ seeds = st.integers(0, 1000)
 def tensors_of(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
-    values = state if isinstance(state, list) else [getattr(state, f.name) for f in dataclasses.fields(state)]
+    values = state if isinstance(state, list | tuple) else [getattr(state, f.name) for f in dataclasses.fields(state)]
     return [tensor for value in values for tensor in tensors_of(value)]
 
 
@@ -147,7 +155,7 @@ def test_future_cannot_alter_the_past(agent: str, name: str, groups: int, place:
 def test_state_has_one_size_and_is_not_changed_in_place(agent: str, name: str) -> None:
     part = part_of(agent, name)
     g = torch.Generator().manual_seed(0)
-    _, state = part.run(part.make(g, 1), None)
+    _, state = part.run(part.make(g, part.fills), None)
     shapes = [tensor.shape for tensor in tensors_of(state)]
     for groups in (1, 5):
         kept = [tensor.clone() for tensor in tensors_of(state)]

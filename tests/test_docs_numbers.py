@@ -11,12 +11,13 @@ from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import load_config
 from wan_streamer.model.layout import unit_layout
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.presets import PRESETS
+from wan_streamer.presets import PRESETS, get_preset
 from wan_streamer.simulation.conversation.repertoire import USER, agent_texts
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
 
 ROOT = Path(__file__).parent.parent
-NANO = load_config(ROOT / "wan_streamer" / "checkpoints" / "nano" / "config.json")
+SHIPPED = load_config(ROOT / "wan_streamer" / "checkpoints" / "nano" / "config.json")
+NANO = get_preset("nano")
 LAYOUT = unit_layout(NANO)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 DRAWN = LAYOUT.noisy_audio.stop - LAYOUT.noisy_video.start
@@ -48,12 +49,12 @@ FACTS = {
         (r"in one pass of (\d+) tokens", LAYOUT.clean.stop),
     ],
     "wan_streamer/checkpoints/nano/README.md": [
-        (r"the solver makes (\w+) plain steps", WORDS[NANO.flow.steps]),
-        (r"user's sound and picture \| ([\d.]+) M", millions(Streamer(NANO))),
-        (r"look-ahead beyond 40 ms \| ([\d.]+) M", millions(AudioVAE(NANO.audio_vae))),
-        (r"12x21x16, strictly causal \| ([\d.]+) M", millions(VideoVAE(NANO.video_vae))),
-        (r"(\d+) layers, width", NANO.backbone.layers),
-        (r"layers, width (\d+)", NANO.backbone.dim),
+        (r"the solver makes (\w+) plain steps", WORDS[SHIPPED.flow.steps]),
+        (r"user's sound and picture \| ([\d.]+) M", millions(Streamer(SHIPPED))),
+        (r"look-ahead beyond 40 ms \| ([\d.]+) M", millions(AudioVAE(SHIPPED.audio_vae))),
+        (r"12x21x16, strictly causal \| ([\d.]+) M", millions(VideoVAE(SHIPPED.video_vae))),
+        (r"(\d+) layers, width", SHIPPED.backbone.layers),
+        (r"layers, width (\d+)", SHIPPED.backbone.dim),
     ],
 }
 
