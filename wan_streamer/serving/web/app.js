@@ -1268,6 +1268,7 @@ var Captions = class {
 	#elements = /* @__PURE__ */ new Map();
 	#timer;
 	#follows = true;
+	#top = 0;
 	#list = $("captions");
 	constructor() {
 		this.#list.addEventListener("scroll", () => this.#scrolled());
@@ -1313,6 +1314,7 @@ var Captions = class {
 		this.#timer = setTimeout(() => $("subtitle").textContent = "", SUBTITLE_MS);
 	}
 	#show(line) {
+		this.#scrolled();
 		const element = this.#elements.get(line) ?? this.#bubble(line);
 		element.textContent = line.text.trim();
 		if (this.#follows) this.#scroll();
@@ -1345,7 +1347,9 @@ var Captions = class {
 	}
 	#scrolled() {
 		const { scrollHeight, scrollTop, clientHeight } = this.#list;
-		this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+		if (scrollHeight - scrollTop - clientHeight < NEAR_PX) this.#follows = true;
+		else if (scrollTop < this.#top) this.#follows = false;
+		this.#top = scrollTop;
 		$("latest").hidden = this.#follows;
 	}
 	#showButtons() {

@@ -14,6 +14,7 @@ export class Captions {
   #elements = new Map<Line, HTMLElement>();
   #timer: ReturnType<typeof setTimeout> | undefined;
   #follows = true; // until the visitor scrolls up
+  #top = 0; // where the list was scrolled to when that was last looked at
   readonly #list = $("captions");
 
   constructor() {
@@ -68,6 +69,7 @@ export class Captions {
   }
 
   #show(line: Line): void {
+    this.#scrolled(); // its event comes with the next frame, and the visitor may have scrolled since the last one
     const element = this.#elements.get(line) ?? this.#bubble(line);
     element.textContent = line.text.trim();
     if (this.#follows) this.#scroll();
@@ -104,7 +106,10 @@ export class Captions {
 
   #scrolled(): void {
     const { scrollHeight, scrollTop, clientHeight } = this.#list;
-    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    // A list that was only made smaller has its end further away, and was not scrolled up.
+    if (scrollHeight - scrollTop - clientHeight < NEAR_PX) this.#follows = true;
+    else if (scrollTop < this.#top) this.#follows = false;
+    this.#top = scrollTop;
     $("latest").hidden = this.#follows;
   }
 
