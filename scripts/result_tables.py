@@ -3,7 +3,7 @@
     python scripts/result_tables.py           # writes them again; a test compares
 
 `runtime-*.json` is of `wan-streamer bench runtime --json`, `peers-*.json` of `wan-streamer bench peers --json`,
-`nano.json` of `wan-streamer eval --json`.
+`nano.json` and `nano-standard.json` of `wan-streamer eval --json`.
 
 A document holds a table between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from result_plot import plot
-from score_tables import card, scores
+from score_tables import card, scores, standard
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -105,6 +105,7 @@ PERFORMANCE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }  # fmt: skip
 TABLES: dict[tuple[str, str], tuple[str, Callable[[dict[str, Any]], str]]] = {
     ("docs/evaluation.md", "scores"): ("nano.json", scores),
+    ("docs/evaluation.md", "standard"): ("nano-standard.json", standard),
     ("wan_streamer/checkpoints/nano/README.md", "scores"): ("nano.json", card),
     **{
         ("docs/performance.md", f"{name}-{machine}"): (f"{report}-{machine}.json", make)

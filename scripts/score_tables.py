@@ -1,5 +1,6 @@
 """Tables of scores in the documents, made from what `wan-streamer eval --json` wrote (`scripts/result_tables.py`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 TRUTH = "replay"
@@ -11,6 +12,14 @@ MEASURED = (
     "content.right_answers", "content.right_about_what_is_seen", "content.transcript_error", "voice.word_error",
     "sync.correlation", "sync.offset_ms", "listening.nods_that_answer", "listening.blink_rate_error",
     "horizon.answered_at_the_end", "horizon.likeness_change",
+)  # fmt: skip
+
+STANDARD = (
+    "hearing.word_error_natural", "hearing.word_error_kokoro", "hearing.word_error_flite", "hearing.word_error_own",
+    "hearing.word_error_espeak", "hearing.word_error_reader", "hearing.order_slots", *MEASURED[:10],
+    "proactive.hits", "proactive.false_alarms", "content.right_answers", "content.right_about_what_is_seen",
+    "content.right_from_memory", "content.right_when_typed", "recall.recalled", "recall.recalled_after_20s",
+    "recall.recalled_after_60s", "recall.recalled_after_5min", "quiet.unasked_per_min", *MEASURED[12:],
 )  # fmt: skip
 
 CARD = {
@@ -37,8 +46,17 @@ def metric(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 def scores(results: dict[str, Any]) -> str:
     """What is measured, with interval, number of events, the truth replayed and the best blind baseline."""
+    return _table(results, MEASURED)
+
+
+def standard(results: dict[str, Any]) -> str:
+    """The same of the suite `standard`, which measures more."""
+    return _table(results, STANDARD)
+
+
+def _table(results: dict[str, Any], names: Sequence[str]) -> str:
     lines = ["| metric | nano | 95 % | n | reference | best blind baseline |", "|---|---|---|---|---|---|"]
-    for name in MEASURED:
+    for name in names:
         row = metric(results, name)
         blind = {key: value for key, value in row["baselines"].items() if key != TRUTH and value is not None}
         best = ""
