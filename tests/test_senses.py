@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import senses_of
 import torch
 from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_episode, save_codecs
@@ -17,10 +18,11 @@ from wan_streamer.data.shards import read_shard, write_shard
 from wan_streamer.errors import ConfigError, DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import Latents
+from wan_streamer.model.pretrained import find_checkpoint, load_weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.perception.ears import Ears, save_ears
+from wan_streamer.perception.ears import Ears, load_ears, save_ears
 from wan_streamer.perception.senses import Senses, load_senses
-from wan_streamer.perception.video import VideoPerception, save_eyes, scale_frames
+from wan_streamer.perception.video import VideoPerception, load_eyes, save_eyes, scale_frames
 from wan_streamer.training.examples.clips import ClipReader
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.stages.duplex import CONFIG, DuplexStage
@@ -163,3 +165,16 @@ def test_what_does_not_fit_the_preset_is_refused(tmp_path: Path) -> None:
     line = ["simulate", str(tmp_path / "out"), "--hours", "1", "--ears", str(tmp_path / "ears")]
     with pytest.raises(ConfigError, match="go with --encode"):
         CliRunner().invoke(app, line, catch_exceptions=False)
+
+
+def test_ears_and_eyes_come_out_of_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `scripts/senses_of.py` writes is what the shipped agent hears and sees with."""
+    monkeypatch.setattr("sys.argv", ["senses_of.py", "nano", str(tmp_path)])
+    senses_of.main()
+    streamer = load_weights(find_checkpoint("nano")).streamer
+    for mine, its in (
+        (load_ears(tmp_path / "ears"), streamer.hearing), (load_eyes(tmp_path / "eyes"), streamer.seeing)
+    ):  # fmt: skip
+        theirs = its.state_dict()
+        assert mine.state_dict().keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name].float()) for name, value in mine.state_dict().items())

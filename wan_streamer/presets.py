@@ -21,12 +21,12 @@ QWEN3_VOCAB = 3 + 151_936
 
 
 def nano() -> StreamerConfig:
-    """The embedded default: runs live on two CPU cores."""
+    """The smallest shape, which hears and sees with encoders of its own: for first runs."""
     return StreamerConfig(name="nano")
 
 
 def nano_ears() -> StreamerConfig:
-    """`nano` with ears trained before it, a reader, finer eyes and a text memory; no weights of it are embedded."""
+    """`nano` with ears trained before it, a reader, finer eyes and a text memory: the shape of the embedded agent."""
     perception = PerceptionConfig(
         hearing="ears",
         video_channels=(48, 96, 192),
