@@ -33,7 +33,7 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.4"
+GENERATOR = "3.5"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
@@ -186,7 +186,7 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
     user, agent, identity = SilentVoice.sample(rng), SilentVoice.sample(rng), FaceIdentity.sample(rng, split)
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        return _if_of(split, plan_shown(episode_units(seed, split, index), agent, user, rng))
+        return _if_of(split, plan_shown(episode_units(seed, split, index), agent, user, rng, MANY))
 
     dialogue = _planned(plan, agent.speak, user.speak, True, seed, split, index)
     acting = _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5)))
@@ -268,7 +268,7 @@ def _planner_of(split: str, units: int, voice: str) -> Planner:
     texts = free_texts(split, voice)
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        return _if_of(split, plan_dialogue(units, agent, user, camera, rng, texts, split))
+        return _if_of(split, plan_dialogue(units, agent, user, camera, rng, texts, split, MANY))
 
     return plan
 

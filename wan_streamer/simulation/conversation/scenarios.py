@@ -130,16 +130,17 @@ def plan_dialogue(
     rng: np.random.Generator,
     texts: Sequence[str] = (),
     split: str = "train",
+    lines: Lines = KNOWN,
 ) -> Dialogue:
     """Fill `units` with scenarios: an opening, then a weighted draw, then perhaps a question about what was told.
 
     agent, user  what speaks for each side;  camera  whether the user can be seen
     texts        sentences of this split that the user may say freely; without them there is no free talk
     """
-    scene = Scene(units, agent, user, camera, rng, texts, split)
+    scene = Scene(units, agent, user, camera, rng, texts, split, lines)
     scene.hesitant = HESITATES if scene.chance(HESITANT) else 0.0
     if scene.chance(BEFORE):
-        scene.dialogue.before, scene.facts = facts.earlier(texts, rng)
+        scene.dialogue.before, scene.facts = facts.earlier(texts, rng, lines)
     _open(scene)
     if not scene.dialogue.before and scene.chance(TOLD_EARLY):
         attempt(scene, str(rng.choice(("tells_name", "tells_colour", "tells_fact", "tells_fact"))))
@@ -199,9 +200,9 @@ def _draw(weights: Mapping[str, float], count: int, rng: np.random.Generator) ->
     return [list(weights)[i] for i in rng.choice(len(weights), count, replace=False, p=shares / shares.sum())]
 
 
-def plan_shown(units: int, agent: Speak, user: Speak, rng: np.random.Generator) -> Dialogue:
+def plan_shown(units: int, agent: Speak, user: Speak, rng: np.random.Generator, lines: Lines = KNOWN) -> Dialogue:
     """Fill `units` with what is only seen, again and again."""
-    scene = Scene(units, agent, user, True, rng)
+    scene = Scene(units, agent, user, True, rng, lines=lines)
     return _again_and_again(scene, lambda: _draw(_weights(SHOWN), 1, rng)[0])
 
 
