@@ -135,7 +135,7 @@ class Streamer(nn.Module):
         time = self._tau(tau)
         return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
 
-    def _embed_memory(self, memory: Tensor) -> Tensor:
+    def embed_memory(self, memory: Tensor) -> Tensor:
         """Memory tokens [..., 2] -> [..., D]."""
         source, token = memory.clamp(min=0).unbind(-1)  # padding is seen by nobody
         if self.memory_in is None:
@@ -224,7 +224,7 @@ class Streamer(nn.Module):
     def _clip_memory(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The memories of clips: [B, M, D], and where they are [B, M]."""
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
-        return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
+        return self.embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor) -> Latents:
         n = noisy.video.shape[-2]
@@ -309,7 +309,7 @@ class Streamer(nn.Module):
         if len(new_N2):
             new_N2 = new_N2[-cache.memory_tokens :].to(self.device)
             past_2ZMGd = live.cache.memory(cache.memory_tokens - len(new_N2))  # no more than in training
-            live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
+            live.cache.remember(self.backbone.remember(self.embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
 
     def _commit(self, live: LiveState, parts: list[Tensor], where: slice) -> States:

@@ -134,7 +134,8 @@ _FRAMED: dict[str, tuple[str, ...]] = {
     "ask_my_hobby": framed(ASKED, "what my hobby is", "what I do in my free time", "which hobby I have"),
     "ask_my_number": framed(ASKED, "what my lucky number is", "which number brings me luck", "my lucky number"),
     "ask_my_job": framed(ASKED, "what my job is", "what I do for a living", "what I work as"),
-    "say": ("Repeat this: {phrase}", "Repeat what I say: {phrase}", "Please repeat: {phrase}", "Say it like me: {phrase}",
+    "say": ("Repeat this: {phrase}", "Repeat what I say: {phrase}", "Please repeat: {phrase}",
+            "Say it like me: {phrase}",
             "Say these words: {phrase}", "Would you say this? {phrase}", "Try to say this: {phrase}",
             "Say: {phrase}", "Repeat: {phrase}", "After me: {phrase}"),
 }  # fmt: skip
@@ -156,7 +157,8 @@ _MORE: dict[str, tuple[str, ...]] = {
               "I feel awful.", "It was a terrible day.", "I have a headache.", "Not very well.", "I had a bad night.",
               "I could not sleep.", "I am stressed.", "I don't feel good."),
     "weather": ("Is it raining?", "Is it cold outside?", "Is it sunny today?", "What is the weather today?",
-                "How's the weather today?", "Is the sun shining?", "Do we have good weather?", "Will it be warm today?"),
+                "How's the weather today?", "Is the sun shining?", "Do we have good weather?",
+                "Will it be warm today?"),
     "music": ("What do you listen to?", "Which music do you like best?", "Do you enjoy music?",
               "What is your favourite music?", "Do you like songs?", "Is there any music you like?",
               "Do you have a favourite song?"),
@@ -259,12 +261,14 @@ _MORE: dict[str, tuple[str, ...]] = {
     "my_number": ("{number} is my number.", "My number is {number}.", "I was always lucky with {number}.",
                   "I like {number}.", "The {number} always brings me luck.", "My lucky number, that's {number}.",
                   "You know, {number} is my lucky number.", "I believe in the number {number}."),
-    "my_job": ("I am working as a {job}.", "I'm a {job}.", "I've been a {job} for a long time.", "I am a {job} by trade.",
+    "my_job": ("I am working as a {job}.", "I'm a {job}.", "I've been a {job} for a long time.",
+               "I am a {job} by trade.",
                "I make my living as a {job}.", "I have a job as a {job}.", "They hired me as a {job}.",
                "You know, I am a {job}.", "In my job I'm a {job}.", "My work? I am a {job}."),
     "ask_my_pet": ("What was my pet?", "Which pet do I have?", "And my pet is?", "Do you still know my pet?",
                    "What animal is my pet?", "Do you recall my pet?", "What animal do I keep?"),
-    "ask_my_town": ("Where did I say I live?", "What town am I from?", "In which town is my home?", "And where do I live?",
+    "ask_my_town": ("Where did I say I live?", "What town am I from?", "In which town is my home?",
+                    "And where do I live?",
                     "Do you still know where I live?", "Do you recall my town?", "What is my home town?"),
     "ask_my_food": ("What was my favourite food?", "What food do I love?", "And my favourite food is?",
                     "Do you still know my favourite food?", "Do you recall my favourite food?",
@@ -309,11 +313,15 @@ _MORE: dict[str, tuple[str, ...]] = {
     "cat_one": ("Do you like a cat or a dog?", "A dog or a cat, which one?"),
     "summer": ("Do you like summer or winter?", "Winter or summer, which one?"),
     "morning": ("Do you work in the morning or at night?", "At night or in the morning, what do you like?"),
-    "backchannel": ("Mhm.", "Yes.", "Yep.", "Ah.", "Aha.", "Ah yes.", "Oh yes.", "Oh.", "Hm.", "Mm.", "True.", "I know.",
-                    "All right.", "Oh, right.", "Interesting.", "Wow.", "Cool.", "Sounds good.", "No way.", "Okay, yeah.",
-                    "Yeah, right.", "Mm-hm, yeah.", "Ah, I see.", "Yeah, sure.", "Good.", "Nice.", "Exactly.", "Wow, okay."),
+    "backchannel": ("Mhm.", "Yes.", "Yep.", "Ah.", "Aha.", "Ah yes.", "Oh yes.", "Oh.", "Hm.", "Mm.", "True.",
+                    "I know.",
+                    "All right.", "Oh, right.", "Interesting.", "Wow.", "Cool.", "Sounds good.", "No way.",
+                    "Okay, yeah.",
+                    "Yeah, right.", "Mm-hm, yeah.", "Ah, I see.", "Yeah, sure.", "Good.", "Nice.", "Exactly.",
+                    "Wow, okay."),
     "aside": ("I'm coming in a minute.", "Put it over there.", "Where is my phone?", "No, I am busy right now.",
-              "Yes, put it on the shelf.", "Mom, I am in a call.", "Turn down the radio, please.", "Who is at the door?",
+              "Yes, put it on the shelf.", "Mom, I am in a call.", "Turn down the radio, please.",
+              "Who is at the door?",
               "The milk is in the fridge.", "Not today, sorry.", "Be careful with that.", "Come in, it's open.",
               "Can you bring me a pen?", "Thanks, just leave it there.", "Go and ask your father."),
     "pause_a": ("Please", "Could you please", "I want you to please", "Now can you", "Can you maybe", "Would you"),
@@ -333,7 +341,7 @@ _MORE: dict[str, tuple[str, ...]] = {
 
 
 def _wordings(intent: str) -> tuple[str, ...]:
-    """All there are, each once."""
+    """Each once."""
     return tuple(dict.fromkeys(text for table in (USER, _USER, _FRAMED, _MORE) for text in table.get(intent, ())))
 
 

@@ -28,7 +28,7 @@ from wan_streamer.simulation.sound.microphone import capture
 from wan_streamer.simulation.sound.noises import Noise
 from wan_streamer.simulation.voice.hibari import HibariVoice
 from wan_streamer.simulation.voice.natural import NaturalVoice, NaturalVoices
-from wan_streamer.simulation.voice.silent import SilentVoice
+from wan_streamer.simulation.voice.silent import HURRIED, SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
@@ -229,7 +229,7 @@ def written_conversation(seed: int, split: str, index: int) -> dict:
 
     units, words, events and before, as in the labels of `make_episode`. Nobody is seen.
     """
-    user, agent = (SilentVoice.sample(episode_rng(seed, split, index, purpose)) for purpose in (1, 2))
+    user, agent = (SilentVoice.sample(episode_rng(seed, split, index, purpose), HURRIED) for purpose in (1, 2))
     planner = _asked_or_any(seed, split, index, ASKED_WRITTEN)
     dialogue = _planned(planner, agent.speak, user.speak, False, seed, split, index)
     return {

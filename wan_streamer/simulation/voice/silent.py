@@ -16,6 +16,7 @@ BETWEEN, AFTER = 0.035, 0.12  # seconds of silence behind a word, and behind a m
 SPREAD = 0.2  # deviation of the logarithm of a word's length
 LEAD, TAIL = 0.04, 0.1  # seconds before the first and behind the last word
 PACES = (0.8, 1.25)
+HURRIED = (0.45, 1.25)  # where nobody is heard either: more is said in the same time
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class SilentVoice:
     pace: float = 1.0
 
     @staticmethod
-    def sample(rng: np.random.Generator) -> "SilentVoice":
+    def sample(rng: np.random.Generator, paces: tuple[float, float] = PACES) -> "SilentVoice":
         """A random speaker."""
-        return SilentVoice(round(float(rng.uniform(*PACES)), 3))
+        return SilentVoice(round(float(rng.uniform(*paces)), 3))
 
     def speak(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
         """Zeros as long as the words of `text` would take, whatever the language. Every word is one phoneme."""

@@ -1,6 +1,7 @@
 """Conversations in which the user is not heard -> batches in which the model learns what to say, and how it sounds.
 
 `WrittenClips`   planned as simulated conversations are, one after another without end; nothing is heard or seen
+`PlainClips`     of the same, with nothing but what is said: whole conversations, as the memory keeps them
 `ShownClips`     of encoded conversations in which nothing is heard
 `SpokenClips`    of encoded conversations in which only the agent is heard
 
@@ -11,17 +12,19 @@ import dataclasses
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
-from wan_streamer.model.memory import latest, spoken
+from wan_streamer.model.memory import PADDING, latest, spoken
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
 CLIPS, WRITTEN_CLIPS = 2, 6  # of a row, all from one conversation; those that are only words cost least
+PLAIN_CLIPS, PLAIN_TOKENS = 6, 256  # conversations of a row, and the most tokens of each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
 RESPONSE = LANES.index("response")
@@ -42,7 +45,7 @@ class WrittenClips:
         labels = written_conversation(seed, self.split, (step << 16) + row)
         typed, lanes = map(torch.from_numpy, conversation_lanes(labels, self.config.text, self.text))
         later = int(rng.integers(LATER[0], LATER[1] + 1))
-        lanes[..., RESPONSE] = torch.cat([lanes[:later, :, RESPONSE] * 0, lanes[:-later, :, RESPONSE]])
+        lanes = _answered_later(lanes, later)
         said = torch.cat([lanes, typed[..., None]], dim=2)
         return [
             self._example(said, first, labels["before"]) for first in _chosen(lanes, self.units, rng, WRITTEN_CLIPS)
@@ -66,6 +69,30 @@ class WrittenClips:
             latest(memory, config.cache.memory_tokens)[None],
         )
         return Example(clips, torch.zeros(1, K), torch.zeros(1, K), _response_alone(K), ~on)
+
+
+class PlainClips:
+    """Conversations without the time in between, which is nine tenths of them: memory tokens, one after the other.
+
+    Of what they are for, to find in what was said the words that an answer is made of, a second of training shows ten
+    times as much as one of `WrittenClips`.
+    """
+
+    def __init__(self, split: str, config: StreamerConfig, text: TextCodec) -> None:
+        self.split, self.config, self.text = split, config, text
+
+    def batch(self, seed: int, step: int, rows: range) -> Tensor:
+        """Memory tokens [B, M, 2] of `PLAIN_CLIPS` conversations a row, with padding behind."""
+        said = [self._said(seed, (step << 16) + row * PLAIN_CLIPS + i) for row in rows for i in range(PLAIN_CLIPS)]
+        return nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=PADDING)
+
+    def _said(self, seed: int, index: int) -> Tensor:
+        labels = written_conversation(seed, self.split, index)
+        typed, lanes = map(torch.from_numpy, conversation_lanes(labels, self.config.text, self.text))
+        # Live, an answer begins while the end of the question is not written down yet. Here it often comes after it.
+        lanes = _answered_later(lanes, index % (LATER[1] + 1))
+        memory = torch.cat([told(labels["before"], self.text), spoken(torch.cat([lanes, typed[..., None]], dim=2))])
+        return memory[:PLAIN_TOKENS]
 
 
 class ShownClips:
@@ -136,6 +163,12 @@ class SpokenClips:
         inside_BK = whole.audio_BK[:, later:]
         lane_BKL = _response_alone(K) * inside_BK[..., None]
         return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K])
+
+
+def _answered_later(lanes_KSL: Tensor, units: int) -> Tensor:
+    """The agent says everything so many units later; what then is beyond the end is left out."""
+    response_KS = lanes_KSL[..., RESPONSE]
+    return torch.stack([F.pad(response_KS, (0, 0, units, 0))[: len(response_KS)], lanes_KSL[..., 1 - RESPONSE]], dim=-1)
 
 
 def _chosen(lanes_KSL: Tensor, units: int, rng: np.random.Generator, clips: int = CLIPS) -> list[int]:

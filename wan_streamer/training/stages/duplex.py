@@ -11,11 +11,11 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
-from wan_streamer.training.examples.written import ShownClips, SpokenClips, WrittenClips
+from wan_streamer.training.examples.written import PlainClips, ShownClips, SpokenClips, WrittenClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
-from wan_streamer.training.stages.objective import streamer_loss
+from wan_streamer.training.stages.objective import plain_loss, streamer_loss
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
 from wan_streamer.training.stages.streamer import StreamerStage
 
@@ -25,8 +25,10 @@ CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, e
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth with pictures goes on from mistakes
 HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
 WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if they are wanted
+PLAIN_STEPS = (6,)  # of those, made of the words without the time in between
 SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
 SPOKEN_STEPS = (7, 9)  # of ten, made of conversations in which only the agent is heard, before all others
+PLAIN_WEIGHT = 0.5
 SILENT_NUMBERS = ("text", "response_right", "audio")  # of conversations in which the user is not heard
 VALIDATION = (8, 4)  # batches and rows of each
 
@@ -35,7 +37,7 @@ class DuplexStage(StreamerStage):
     """Conversations of `data`, and in one step of `TASK_EVERY` the tasks of `tasks`, if it is given.
 
     heard    a corpus of speech to write down, in the steps `HEARD_STEPS`
-    written  conversations that are only words, in the steps `WRITTEN_STEPS`
+    written  conversations that are only words, in the steps `WRITTEN_STEPS`, without time in `PLAIN_STEPS` of them
     shown    encoded conversations in which nothing is heard, in the steps `SHOWN_STEPS`
     spoken   encoded conversations in which only the agent is heard, in the steps `SPOKEN_STEPS`
     """
@@ -59,6 +61,10 @@ class DuplexStage(StreamerStage):
             WrittenClips(split, streamer.config, text, config.clip_units) if written else None
             for split in ("train", "valid")
         )
+        self.train_plain, self.valid_plain = (
+            PlainClips(split, streamer.config, text) if written and streamer.config.cache.memory_tokens else None
+            for split in ("train", "valid")
+        )
         self.train_shown, self.valid_shown = (
             ShownClips(self.reader(Path(shown) / split, config.clip_units)) if shown else None
             for split in ("train", "valid")
@@ -75,8 +81,11 @@ class DuplexStage(StreamerStage):
             for split in ("train", "valid")
         )
 
-    def batch(self, step: int, rows: range) -> Example:
+    def batch(self, step: int, rows: range) -> Example | Tensor:
+        """An example; memory tokens [B, M, 2] in a step of `PLAIN_STEPS`."""
         seed, heard = self.config.seed, self.heard.train if self.listens(step) else None
+        if self.train_plain is not None and step % 10 in PLAIN_STEPS:
+            return self.train_plain.batch(seed, step, rows)
         clips = self._tasks_of(step) or self._spoken_of(step) or self._silent_of(step) or heard
         if clips is not None:
             return clips.batch(seed, step, rows)
@@ -110,8 +119,10 @@ class DuplexStage(StreamerStage):
         return step % self.config.draw_every == 0 and self._spoken_of(step) is None
 
     def errors(
-        self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
+        self, batch: Example | Tensor, step: int, noise: RowNoise, misread: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(batch, Tensor):
+            return self._plain_errors(batch)
         if not self.drawn(step):
             return super().errors(batch, step, noise, misread)
         tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
@@ -123,6 +134,10 @@ class DuplexStage(StreamerStage):
             self.streamer, example, noise, self.move, self.autocast(), recycled, misread=misread, pictures=pictures
         )
 
+    def _plain_errors(self, memory_BM2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        error, right = plain_loss(self.streamer, self.move(memory_BM2), self.autocast())
+        return PLAIN_WEIGHT * error, {"plain": error.detach(), "plain_right": right}
+
     def validate(self) -> dict[str, float]:
         batches, rows = VALIDATION
         totals = [
@@ -133,6 +148,9 @@ class DuplexStage(StreamerStage):
         silent = self._validate_silent("written", self.valid_written, WRITTEN_STEPS[0])
         silent |= self._validate_silent("shown", self.valid_shown, SHOWN_STEPS[0])
         silent |= self._validate_silent("spoken", self.valid_spoken, SPOKEN_STEPS[0])
+        if self.valid_plain is not None:
+            _, plain = self._plain_errors(self.valid_plain.batch(1, 0, range(rows)))
+            silent |= {name: value.item() for name, value in plain.items()}
         return means(totals) | tasks | self.heard.validate(self.read_loss) | silent
 
     def _validate_silent(

@@ -19,6 +19,7 @@ from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import sample_tau
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
+from wan_streamer.model.memory import PADDING
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.clips import Example
 
@@ -27,6 +28,7 @@ TEXT_WEIGHT = 0.25
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
 RECYCLED_SHARE = 0.5  # of units whose history the model makes itself, in a step that recycles
+OVERHEARD_WEIGHT = 0.1  # of the user's words, where nothing but words is learned
 MISREAD_SHARE = 0.2  # of the words in the transcript
 OWN_TAU_SHARE = 0.2  # of units in which audio and video have their own times
 
@@ -112,6 +114,25 @@ def streamer_loss(
         numbers[name] = error_B.sum() / counts_BK.flatten(1).any(1).sum()  # over the clips that have it as a target
     loss = torch.stack([weight * error_B.mean() for _, error_B, weight, _ in errors]).sum()
     return loss, {name: value.detach() for name, value in numbers.items()}
+
+
+def plain_loss(streamer: Streamer, memory_BM2: Tensor, autocast: AbstractContextManager) -> tuple[Tensor, Tensor]:
+    """(cross-entropy of conversations that are nothing but words [B, M, 2], share of the agent's that are right).
+
+    Every token is foretold from those before, given who says it; those of the user count little.
+    """
+    with autocast:
+        hidden_BMD, _ = streamer.backbone.read(streamer.embed_memory(memory_BM2[:, :-1]))
+        source_BM, token_BM = memory_BM2[:, 1:].unbind(-1)
+        said_BM = source_BM != PADDING
+        logits_NV, token_N, own_N = (
+            streamer.logits(hidden_BMD[said_BM]),
+            token_BM[said_BM],
+            source_BM[said_BM] == RESPONSE,
+        )
+    weight_N = torch.where(own_N, 1.0, OVERHEARD_WEIGHT)
+    error_N = F.cross_entropy(logits_NV, token_N, reduction="none")
+    return (error_N * weight_N).sum() / weight_N.sum(), _share(logits_NV.argmax(-1) == token_N, own_N)
 
 
 def misread_words(
