@@ -3,20 +3,26 @@
 `FACTS`           kind -> how it is told, asked for and answered
 `tells`, `recalls`, `tells_fact`, `recalls_fact`  scenarios
 `earlier`         a talk minutes before, as text, and what was told in it
+`drill`           nothing but what has to be found in what was said before, as text
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wan_streamer.simulation.conversation.dialogue import Draft, Scene
-from wan_streamer.simulation.conversation.free import reply_text
+from wan_streamer.simulation.conversation.free import order_text, reply_text
 from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, Lines, pick, reply_label
 from wan_streamer.simulation.conversation.talk import KNOWLEDGE, Plan
 
 EARLIER_TURNS = 12
 EARLIER_WORDS = 9  # longest free sentence of an earlier talk
+DRILLED = {"tell": 0.3, "ask": 0.4, "repeat": 0.15, "order": 0.15}
+UNKNOWN = 0.15  # share of what is asked for that may never have been told
+ANYTHING = 0.5  # share of what is told in a drill that is any word, so that none can be guessed
+REPEATED = (1, 7)  # words
 
 
 @dataclass(frozen=True)
@@ -119,3 +125,45 @@ def earlier(
         exchanges.insert(0, (lines.wording("greeting", rng), AGENT["hello"]))
     sides = ("user", "agent")
     return [{"side": s, "text": t} for pair in exchanges for s, t in zip(sides, pair, strict=True)], facts
+
+
+def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines: Lines) -> list[dict[str, str]]:
+    """{"side", "text"} of so many exchanges, in each of which the agent repeats something that was said before.
+
+    What was told last is what holds. Without `texts` all that is told is what `lines` has for it.
+    """
+    words = (
+        tuple(word for i in rng.integers(len(texts), size=exchanges) for word in _words(texts[int(i)])) if texts else ()
+    )
+    known: dict[str, str] = {}
+
+    def value(slot: str) -> str:
+        return pick(words, rng) if words and rng.random() < ANYTHING else lines.filling(slot, rng)
+
+    def exchange() -> tuple[str, str]:
+        task, unknown = str(rng.choice(list(DRILLED), p=list(DRILLED.values()))), rng.random() < UNKNOWN
+        if task == "ask" and not known and not unknown:
+            task = "tell"
+        if task == "repeat" and words:
+            first = int(rng.integers(len(words)))
+            phrase = " ".join(words[first : first + int(rng.integers(*REPEATED))])
+            return lines.wording("say", rng, phrase=phrase), phrase
+        if task == "order":
+            order = value("order")
+            return order_text(order, "train", rng), AGENT["free_order"].format(order=order)
+        kind = pick(tuple(known) if task == "ask" and not unknown else tuple(FACTS), rng)
+        fact = FACTS[kind]
+        if task == "ask":
+            label, values = (fact.answer, {fact.slot: known[kind]}) if kind in known else ("unknown", {})
+            return lines.wording(fact.ask, rng), AGENT[label].format(**values)
+        known[kind] = value(fact.slot)
+        told = {fact.slot: known[kind]}
+        return lines.wording(fact.tell, rng, **told), AGENT[fact.noted].format(**told)
+
+    sides = ("user", "agent")
+    pairs = [exchange() for _ in range(exchanges)]
+    return [{"side": side, "text": text} for pair in pairs for side, text in zip(sides, pair, strict=True)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z']{3,}", text)

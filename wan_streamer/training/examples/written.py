@@ -20,11 +20,15 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, latest, spoken
+from wan_streamer.simulation.conversation.facts import drill
+from wan_streamer.simulation.conversation.free import free_texts
+from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
 CLIPS, WRITTEN_CLIPS = 2, 6  # of a row, all from one conversation; those that are only words cost least
-PLAIN_CLIPS, PLAIN_TOKENS = 6, 256  # conversations of a row, and the most tokens of each
+PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most tokens of each
+DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
 RESPONSE = LANES.index("response")
@@ -83,10 +87,14 @@ class PlainClips:
 
     def batch(self, seed: int, step: int, rows: range) -> Tensor:
         """Memory tokens [B, M, 2] of `PLAIN_CLIPS` conversations a row, with padding behind."""
-        said = [self._said(seed, (step << 16) + row * PLAIN_CLIPS + i) for row in rows for i in range(PLAIN_CLIPS)]
+        said = [self._said(seed, step, row * PLAIN_CLIPS + i, i < DRILLS) for row in rows for i in range(PLAIN_CLIPS)]
         return nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=PADDING)
 
-    def _said(self, seed: int, index: int) -> Tensor:
+    def _said(self, seed: int, step: int, number: int, drilled: bool) -> Tensor:
+        if drilled:
+            rng = np.random.default_rng((seed, step, number))
+            return told(drill(EXCHANGES, free_texts(self.split), rng, MANY), self.text)[:PLAIN_TOKENS]
+        index = (step << 16) + number
         labels = written_conversation(seed, self.split, index)
         typed, lanes = map(torch.from_numpy, conversation_lanes(labels, self.config.text, self.text))
         # Live, an answer begins while the end of the question is not written down yet. Here it often comes after it.
