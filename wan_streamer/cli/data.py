@@ -71,6 +71,10 @@ def simulate(
         bool,
         typer.Option("--spoken", help="Make conversations in which only the agent is heard, for --spoken of training."),
     ] = False,
+    asked: Annotated[
+        bool,
+        typer.Option("--asked", help="Make conversations in which only the user is heard, for --asked of training."),
+    ] = False,
     natural: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with Kokoro: half of the users get a natural voice.")
     ] = None,
@@ -105,8 +109,8 @@ def simulate(
     """
     if (hours is not None) == codecs and not (preview and hours is None):
         raise ConfigError("simulate: expected --hours or --codecs, and not both")
-    if tasks + codecs + shown + spoken > 1:
-        raise ConfigError("simulate: expected one of --tasks, --codecs, --shown and --spoken")
+    if tasks + codecs + shown + spoken + asked > 1:
+        raise ConfigError("simulate: expected one of --tasks, --codecs, --shown, --spoken and --asked")
     if codecs and (preview or natural):
         raise ConfigError("simulate: --preview and --natural go with --hours, not with --codecs")
     if speech and not codecs:
@@ -124,7 +128,7 @@ def simulate(
     from wan_streamer.simulation import simulate as run
     from wan_streamer.simulation.generate import check_request
 
-    kinds = {"tasks": tasks, "shown": shown, "spoken": spoken, "conversations": True}
+    kinds = {"tasks": tasks, "shown": shown, "spoken": spoken, "asked": asked, "conversations": True}
     engine, kind = workers.open(), next(name for name, wanted in kinds.items() if wanted)
     if hours is not None:
         check_request(hours, seed, split, kind, natural)

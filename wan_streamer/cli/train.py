@@ -97,9 +97,9 @@ class DuplexRun(ModelRun):
         int | None,
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
-    written: Annotated[
-        bool, typer.Option("--written", help="Conversations that are only words join in, two steps in ten.")
-    ] = False
+    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, two steps in ten.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,10 @@ def train_duplex(
         Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --shown[/b], to join in two steps in ten.")
     ] = None,
     spoken: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --spoken[/b], in three steps in ten.")
+        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --spoken[/b], in two steps in ten.")
+    ] = None,
+    asked: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --asked[/b], in two steps in ten.")
     ] = None,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
@@ -284,13 +287,13 @@ def train_duplex(
     Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
     _need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
-    _need_all(conversations=shown)
-    _need_all(conversations=spoken)
+    for folder in (shown, spoken, asked):
+        _need_all(conversations=folder)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
     with training_in(options.out, options.resume, overwrite):
-        scores = run(data, RunOptions(**vars(options)), device, tasks, shown, spoken)
+        scores = run(data, RunOptions(**vars(options)), device, tasks, shown, spoken, asked)
     _print_scores(scores, options.out)
 
 

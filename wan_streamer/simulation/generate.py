@@ -20,7 +20,7 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.files import remove_halves
 from wan_streamer.perception.senses import load_senses
 from wan_streamer.simulation.conversation.dialogue import SPLITS, episode_units
-from wan_streamer.simulation.conversation.partners import make_episode, make_shown, make_spoken
+from wan_streamer.simulation.conversation.partners import make_asked, make_episode, make_shown, make_spoken
 from wan_streamer.simulation.conversation.repertoire import agent_texts, is_german
 from wan_streamer.simulation.tasks.episodes import SHARD_UNITS, shard_tasks
 from wan_streamer.simulation.tasks.say import own_sentences, tts_sentences
@@ -29,7 +29,7 @@ from wan_streamer.simulation.voice.users import AgentVoice
 from wan_streamer.units import UNIT_MS
 
 EPISODES_PER_SHARD = 8
-KINDS = ("conversations", "tasks", "shown", "spoken")
+KINDS = ("conversations", "tasks", "shown", "spoken", "asked")
 Progress = Callable[[int, int], None]
 
 
@@ -125,6 +125,8 @@ class _MakeShard:
                     yield make_shown(self.seed, self.split, index)
                 elif self.kind == "spoken":
                     yield make_spoken(self.seed, self.split, index, voice)
+                elif self.kind == "asked":
+                    yield make_asked(self.seed, self.split, index)
                 else:
                     yield make_episode(self.seed, self.split, index, voice, natural, filmed=filmed)
 
@@ -148,7 +150,8 @@ def simulate(
     cache     folder of synthesised sentences (default: the user's cache folder)
     natural   folder with Kokoro (scripts/fetch_kokoro.sh): half of the users have a natural voice
     kind      "conversations"; "tasks" for the independent tasks of `simulation.tasks`; "shown" for conversations about
-              what is seen, in which nothing is heard; "spoken" for some in which only the agent is
+              what is seen, in which nothing is heard; "spoken" for some in which only the agent is, "asked" only
+              the user
     latents   write encoded conversations (`wan_streamer.data.latents`) instead of shards
     progress  called with (shards done, shards in all)
 

@@ -40,7 +40,7 @@ CAMERA_OFF = 0.1  # share of episodes without the user's picture
 LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pick up the agent
 NATURAL_SHARE = 0.5  # of episodes
 HIBARI_SHARE = 0.5  # of those, where there is Kokoro too: it takes fifty times as long
-ASKED_WRITTEN, ASKED_SPOKEN = 0.7, 0.4  # share of conversations of what words alone decide
+ASKED_WRITTEN, ASKED_SPOKEN, ASKED_HEARD = 0.7, 0.4, 0.6  # share of conversations of what words alone decide
 NOD = 0.44  # seconds
 SOUND_GAIN = (0.15, 0.7)
 FACE_PARAMETERS = (
@@ -129,12 +129,9 @@ def make_episode(
     human = _natural_speaker(rng, split, natural)
     echo = bool(rng.random() < LOUDSPEAKER)
 
-    def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
-        return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
-
     voice = human.name if isinstance(human, NaturalVoice) else ""
     planner = planner or _planner_of(split, episode_units(seed, split, index), voice)
-    dialogue = _planned(planner, agent_voice.speak, speak, camera, seed, split, index)
+    dialogue = _planned(planner, agent_voice.speak, _of(user_voice, human), camera, seed, split, index)
     sound_rng = episode_rng(seed, split, index, 3)
     agent_T = mix_track(dialogue, "agent", sound_rng)
     user_T, microphone = capture(
@@ -218,6 +215,40 @@ def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> E
     }  # fmt: skip
     agent_T = mix_track(dialogue, "agent", episode_rng(seed, split, index, 3))
     return Episode(episode_key(index), _silence(dialogue), agent_T, None, None, labels)
+
+
+def make_asked(seed: int, split: str, index: int) -> Episode:
+    """A conversation of which only the user is heard and nobody seen; what the agent says is written.
+
+    The words of both are what there is to learn.
+    """
+    rng = episode_rng(seed, split, index, 1)
+    user_voice, agent = UserVoice.sample(rng, split), SilentVoice.sample(rng)
+    human = _natural_speaker(rng, split, None)
+    planner = _asked_or_any(seed, split, index, ASKED_HEARD)
+    dialogue = _planned(planner, agent.speak, _of(user_voice, human), False, seed, split, index)
+    sound_rng = episode_rng(seed, split, index, 3)
+    user_T, microphone = capture(mix_track(dialogue, "user", sound_rng), sound_rng, babble=_babble(split))
+    labels = {
+        "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
+        "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,
+        "user": {
+            "voice": human.labels() if human else asdict(user_voice), "camera": False, "microphone": microphone,
+        },
+        "agent": {"voice": asdict(agent), "identity": to_dict(AGENT_IDENTITY), "camera": False},
+        "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
+        "targets": ["response", "transcript"],
+    }  # fmt: skip
+    return Episode(episode_key(index), user_T, _silence(dialogue), None, None, labels)
+
+
+def _of(user_voice: UserVoice, human: NaturalVoice | HibariVoice | None) -> Speak:
+    """How the user speaks: `human`, if there is one, but for what is not English."""
+
+    def speak(text: str, rng: np.random.Generator, language: str) -> Speech:
+        return human.speak(text, rng) if human and language == "en" else user_voice.speak(text, rng, language)
+
+    return speak
 
 
 def _silence(dialogue: Dialogue) -> np.ndarray:

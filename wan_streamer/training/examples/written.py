@@ -3,6 +3,7 @@
 `WrittenClips`   planned as simulated conversations are, one after another without end; nothing is heard or seen
 `PlainClips`     of the same, with nothing but what is said: whole conversations, as the memory keeps them
 `ShownClips`     of encoded conversations in which nothing is heard
+`AskedClips`     of encoded conversations in which only the user is heard
 `SpokenClips`    of encoded conversations in which only the agent is heard
 
 What is said to whom takes more examples than there are hours of sound and pictures, and none of either.
@@ -123,6 +124,29 @@ class ShownClips:
             example.clips, user_audio=torch.zeros(1, 0), video_BKNP=example.clips.video_BKNP[:, :, :0]
         )
         return dataclasses.replace(example, clips=clips, lane_BKL=_response_alone(self.reader.units))
+
+
+class AskedClips:
+    """Clips of the conversations of `reader`, half of them around what the agent says; what is heard, and words."""
+
+    def __init__(self, reader: ClipReader) -> None:
+        self.reader = reader
+
+    def batch(self, seed: int, step: int, rows: range) -> Example:
+        """These rows of the batch of `step`, twice `CLIPS` clips each."""
+        return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
+
+    def _clips(self, rng: np.random.Generator) -> list[Example]:
+        number, units = int(rng.integers(len(self.reader.length))), self.reader.units
+        lanes = torch.from_numpy(self.reader.lanes(number)[1])
+        anywhere = rng.integers(max(1, len(lanes) - units + 1), size=CLIPS).tolist()
+        return [self._unseen(self.reader.read(number, first, camera=False))
+                for first in (*_chosen(lanes, units, rng), *anywhere)]  # fmt: skip
+
+    def _unseen(self, example: Example) -> Example:
+        clips = example.clips
+        clips = dataclasses.replace(clips, user_video=clips.user_video[:, :0], video_BKNP=clips.video_BKNP[:, :, :0])
+        return dataclasses.replace(example, clips=clips)
 
 
 class SpokenClips:

@@ -11,7 +11,7 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
-from wan_streamer.training.examples.written import PlainClips, ShownClips, SpokenClips, WrittenClips
+from wan_streamer.training.examples.written import AskedClips, PlainClips, ShownClips, SpokenClips, WrittenClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
@@ -28,6 +28,7 @@ WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if 
 PLAIN_STEPS = (6,)  # of those, made of the words without the time in between
 SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
 SPOKEN_STEPS = (7, 9)  # of ten, made of conversations in which only the agent is heard, before all others
+ASKED_STEPS = (5, 8)  # of ten, made of conversations in which only the user is heard, before all others
 PLAIN_WEIGHT = 0.5
 SILENT_NUMBERS = ("text", "response_right", "audio")  # of conversations in which the user is not heard
 VALIDATION = (8, 4)  # batches and rows of each
@@ -40,6 +41,7 @@ class DuplexStage(StreamerStage):
     written  conversations that are only words, in the steps `WRITTEN_STEPS`, without time in `PLAIN_STEPS` of them
     shown    encoded conversations in which nothing is heard, in the steps `SHOWN_STEPS`
     spoken   encoded conversations in which only the agent is heard, in the steps `SPOKEN_STEPS`
+    asked    encoded conversations in which only the user is heard, in the steps `ASKED_STEPS`
     """
 
     name = "duplex"
@@ -55,6 +57,7 @@ class DuplexStage(StreamerStage):
         written: bool = False,
         shown: Path | None = None,
         spoken: Path | None = None,
+        asked: Path | None = None,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units, heard)
         self.train_written, self.valid_written = (
@@ -67,6 +70,10 @@ class DuplexStage(StreamerStage):
         )
         self.train_shown, self.valid_shown = (
             ShownClips(self.reader(Path(shown) / split, config.clip_units)) if shown else None
+            for split in ("train", "valid")
+        )
+        self.train_asked, self.valid_asked = (
+            AskedClips(self.reader(Path(asked) / split, config.clip_units)) if asked else None
             for split in ("train", "valid")
         )
         self.train_spoken, self.valid_spoken = (
@@ -99,8 +106,10 @@ class DuplexStage(StreamerStage):
         """Likewise of conversations in which only the agent is heard."""
         return self.train_spoken if step % 10 in SPOKEN_STEPS else None
 
-    def _silent_of(self, step: int) -> WrittenClips | ShownClips | None:
-        """Likewise of conversations that nobody hears."""
+    def _silent_of(self, step: int) -> WrittenClips | ShownClips | AskedClips | None:
+        """Likewise of conversations in which the agent is not heard."""
+        if self.train_asked is not None and step % 10 in ASKED_STEPS:
+            return self.train_asked
         if self._spoken_of(step) is not None:
             return None
         if self.train_shown is not None and step % 10 in SHOWN_STEPS:
@@ -148,15 +157,16 @@ class DuplexStage(StreamerStage):
         silent = self._validate_silent("written", self.valid_written, WRITTEN_STEPS[0])
         silent |= self._validate_silent("shown", self.valid_shown, SHOWN_STEPS[0])
         silent |= self._validate_silent("spoken", self.valid_spoken, SPOKEN_STEPS[0])
+        silent |= self._validate_silent("asked", self.valid_asked, ASKED_STEPS[0])
         if self.valid_plain is not None:
             _, plain = self._plain_errors(self.valid_plain.batch(1, 0, range(rows)))
             silent |= {name: value.item() for name, value in plain.items()}
         return means(totals) | tasks | self.heard.validate(self.read_loss) | silent
 
     def _validate_silent(
-        self, name: str, clips: WrittenClips | ShownClips | SpokenClips | None, step: int
+        self, name: str, clips: WrittenClips | ShownClips | SpokenClips | AskedClips | None, step: int
     ) -> dict[str, float]:
-        """`written/...` and so on: what is said rightly in held-out conversations in which the user is not heard."""
+        """`written/...` and so on: what is said rightly in held-out conversations in which one side is not heard."""
         if clips is None:
             return {}
         batches, rows = (range(count) for count in VALIDATION)
@@ -171,16 +181,18 @@ def train_duplex(
     tasks: Path | None = None,
     shown: Path | None = None,
     spoken: Path | None = None,
+    asked: Path | None = None,
 ) -> dict[str, float]:
     """Train on `data` (codecs, train/ and valid/, as `encode` writes them) for conversation.
 
     tasks  encoded tasks that join in, from the same codecs
-    shown  encoded conversations in which nothing is heard, likewise;   spoken  in which only the agent is heard
+    shown  encoded conversations in which nothing is heard, likewise
+    spoken  in which only the agent is heard;   asked  only the user
     """
     world, data = join(device), Path(data)
     stores = [data / "train", *([Path(tasks) / "train"] if tasks else [])]
     streamer, text = starting_point(options, lambda config, start: learn_text(stores, config, options.heard, start))
     stage = DuplexStage(
-        streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written, shown, spoken
+        streamer, text, data, options.apply(CONFIG), tasks, options.heard, options.written, shown, spoken, asked
     )
     return run(stage, options, world)
