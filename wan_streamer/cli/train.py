@@ -97,7 +97,7 @@ class DuplexRun(ModelRun):
         int | None,
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
-    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, two steps in ten.")] = (
+    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, 2 steps in ten.")] = (
         False
     )
 
@@ -273,13 +273,13 @@ def train_duplex(
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
     ] = None,
     shown: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --shown[/b], to join in two steps in ten.")
+        Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], two steps in ten.")
     ] = None,
     spoken: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --spoken[/b], in two steps in ten.")
+        Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], two steps in ten.")
     ] = None,
     asked: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Those of [b]simulate --asked[/b], in two steps in ten.")
+        Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], two steps in ten.")
     ] = None,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
