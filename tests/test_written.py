@@ -29,7 +29,7 @@ from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation.dialogue import split_of
 from wan_streamer.simulation.conversation.facts import FACTS, drill
 from wan_streamer.simulation.conversation.many import MANY
-from wan_streamer.simulation.conversation.partners import make_shown, make_spoken, written_conversation
+from wan_streamer.simulation.conversation.partners import make_asked, make_shown, make_spoken, written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, NUMBERS
 from wan_streamer.simulation.conversation.scenarios import ASKED, SHOWN, plan_asked
 from wan_streamer.simulation.generate import Latents
@@ -43,12 +43,14 @@ from wan_streamer.training.examples.written import (
     PLAIN_CLIPS,
     PLAIN_TOKENS,
     WRITTEN_CLIPS,
+    AskedClips,
     PlainClips,
     SpokenClips,
     WrittenClips,
 )
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.duplex import (
+    ASKED_STEPS,
     PLAIN_STEPS,
     PLAIN_WEIGHT,
     SHOWN_STEPS,
@@ -345,6 +347,62 @@ def test_steps_of_the_voice(stage: DuplexStage, spoken: Path, latents: Path) -> 
         numbers = voiced.validate()
     assert numbers["spoken/audio"] > 0
     assert numbers["spoken/text"] > 0
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
+    """Conversations in which only the user is heard, encoded in train/ and valid/."""
+    folder, encoder = tmp_path_factory.mktemp("asked"), make_encoder(*load_codecs(TALKER, latents), TALKER.perception)
+    for split in ("train", "valid"):
+        (folder / split).mkdir()
+        encoder.write(make_asked(1, split, 0), folder / split / "shard-00000-ep000000.safetensors")
+    return folder
+
+
+def test_only_the_user_is_heard() -> None:
+    episode = make_asked(1, "valid", 0)
+    labels = episode.labels
+    assert split_of(labels["scenarios"]) == "valid"
+    assert not episode.agent_audio.any()
+    assert episode.user_video is episode.agent_video is None
+    loud_U = np.abs(episode.user_audio).reshape(labels["units"], -1).max(1)
+    said_U = np.zeros(labels["units"], bool)
+    for word in labels["words"]["user"]:
+        said_U[int(word["start"] / 0.16) : int(word["end"] / 0.16) + 1] = True
+    assert np.median(loud_U[said_U]) > 3 * np.median(loud_U[~said_U])
+    assert labels["words"]["agent"]
+    assert json.dumps(labels) == json.dumps(make_asked(1, "valid", 0).labels)
+
+
+def test_asked_clips_are_what_is_heard_and_the_words_of_both(asked: Path, latents: Path) -> None:
+    fingerprint = codec_hash(*load_codecs(TALKER, latents))
+    reader = ClipReader(LatentStore(asked / "train", fingerprint, TALKER.perception), TALKER, tiny_text(), UNITS)
+    example = AskedClips(reader).batch(0, 5, range(3))
+    same(example, AskedClips(reader).batch(0, 5, range(3)))
+    batch, lanes = example.clips, torch.from_numpy(reader.lanes(0)[1])
+    assert len(batch.slot_BKSL) == 2 * 3 * CLIPS
+    assert batch.user_video.shape[1] == batch.video_BKNP.shape[2] == 0
+    assert batch.microphone_BK.all()
+    assert not batch.camera_BK.any()
+    assert (example.lane_BKL == 1).all()
+    for row, clip in enumerate(batch.slot_BKSL):
+        places = [first for first in range(len(lanes) - UNITS + 1) if torch.equal(lanes[first : first + UNITS], clip)]
+        assert any(torch.equal(reader.read(0, first).clips.user_audio[0], batch.user_audio[row]) for first in places)
+
+
+def test_steps_in_which_the_user_is_heard(stage: DuplexStage, asked: Path, latents: Path) -> None:
+    """In two steps of ten it is the words of both that are learned, from what is heard, and nothing is drawn."""
+    listener = DuplexStage(stage.streamer, tiny_text(), latents, stage.config, written=True, asked=asked)
+    for step in range(10):
+        batch = listener.batch(step, range(2))
+        _, numbers = listener.loss(batch, step, RowNoise(0, step, range(2)))
+        assert listener.drawn(step) == ("audio" in numbers) == (step not in ASKED_STEPS + WRITTEN_STEPS)
+        if step in ASKED_STEPS:
+            assert not listener.listens(step)
+            assert batch.clips.user_audio.shape[1] > 0
+            assert numbers["transcript_right"] >= 0
+    with torch.no_grad():
+        assert listener.validate()["asked/text"] > 0
 
 
 def test_steps_of_each_kind(stage: DuplexStage) -> None:
