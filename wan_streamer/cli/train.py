@@ -20,6 +20,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in t
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where the folder --out holds a run.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
+Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], one step in ten.")]
+Spoken = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], one step in ten.")]
+Asked = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], two steps in ten.")]
 ClipUnits = Annotated[
     int | None,
     typer.Option(min=2, help="Units of 160 ms in a clip, one more than the longest window of the model (24)."),
@@ -97,7 +100,7 @@ class DuplexRun(ModelRun):
         int | None,
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
-    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, 2 steps in ten.")] = (
+    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, 3 steps in ten.")] = (
         False
     )
 
@@ -272,15 +275,9 @@ def train_duplex(
     tasks: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Tasks of [b]train pretrain[/b] that join in, one step in five.")
     ] = None,
-    shown: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], two steps in ten.")
-    ] = None,
-    spoken: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], two steps in ten.")
-    ] = None,
-    asked: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], two steps in ten.")
-    ] = None,
+    shown: Shown = None,
+    spoken: Spoken = None,
+    asked: Asked = None,
 ) -> None:
     """Stage 2: teach the model to hold a conversation: when to listen, what to say, how to look.
 
