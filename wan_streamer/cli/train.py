@@ -20,7 +20,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in t
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where the folder --out holds a run.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
-Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], one step in ten.")]
+Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], two steps in ten.")]
 Spoken = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], one step in ten.")]
 Asked = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], two steps in ten.")]
 ClipUnits = Annotated[
@@ -100,7 +100,7 @@ class DuplexRun(ModelRun):
         int | None,
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
-    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, 3 steps in ten.")] = (
+    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, 2 steps in ten.")] = (
         False
     )
 

@@ -27,7 +27,7 @@ from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
-CLIPS, WRITTEN_CLIPS = 2, 6  # of a row, all from one conversation; those that are only words cost least
+CLIPS, SHOWN_CLIPS, WRITTEN_CLIPS = 2, 4, 6  # of a row, all from one conversation; those that are only words cost least
 PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most tokens of each
 DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
@@ -111,13 +111,13 @@ class ShownClips:
         self.reader = reader
 
     def batch(self, seed: int, step: int, rows: range) -> Example:
-        """These rows of the batch of `step`, `CLIPS` clips each."""
+        """These rows of the batch of `step`, `SHOWN_CLIPS` clips each."""
         return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
 
     def _clips(self, rng: np.random.Generator) -> list[Example]:
         number, units = int(rng.integers(len(self.reader.length))), self.reader.units
         lanes = torch.from_numpy(self.reader.lanes(number)[1])
-        return [self._silent(self.reader.read(number, first)) for first in _chosen(lanes, units, rng)]
+        return [self._silent(self.reader.read(number, first)) for first in _chosen(lanes, units, rng, SHOWN_CLIPS)]
 
     def _silent(self, example: Example) -> Example:
         clips = dataclasses.replace(
