@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
 
 def train(data: Path, out: Path, steps: int, resume: bool) -> None:
     torch.manual_seed(0)
-    stage = DuplexStage(Streamer(AGENT), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1))
+    stage = DuplexStage(Streamer(AGENT), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1), written=True)
     trainer = Trainer(stage, out, join("cpu"))
     if resume:
         trainer.resume()

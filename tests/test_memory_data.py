@@ -139,11 +139,11 @@ def test_session_and_checkpoint(tmp_path: Path) -> None:
     sessions = [agent.session(seed=0) for agent in agents]
     for session in sessions:
         embedded = []
-        embed = session.streamer.embed_memory
-        session.streamer.embed_memory = lambda memory: embedded.extend(memory.tolist()) or embed(memory)  # noqa: B023
+        embed = session.streamer._embed_memory
+        session.streamer._embed_memory = lambda memory: embedded.extend(memory.tolist()) or embed(memory)  # noqa: B023
         for unit in units:
             session.step(unit)
-        del session.streamer.embed_memory
+        del session.streamer._embed_memory
         assert tiny_text().decode([token for source, token in embedded if source == TYPED]) == "hello"
     rows = [session.live.cache.memory(SIZE) for session in sessions]
     assert rows[0].shape[2] > 0

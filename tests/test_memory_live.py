@@ -101,7 +101,7 @@ def test_memory_of_a_session_is_that_of_training() -> None:
     memory = spoken(talk.said_KSX[: 20 - K])
     nothing = memory_of(model.open())
     with torch.inference_mode():
-        expected = model.backbone.remember(model.embed_memory(memory), nothing)
+        expected = model.backbone.remember(model._embed_memory(memory), nothing)
     torch.testing.assert_close(memory_of(live), expected, atol=1e-5, rtol=0)
     reopened = model.open(memory)  # as after a lost connection
     talk.run(reopened, range(1))
@@ -120,7 +120,7 @@ def test_unwritten_words_are_not_remembered() -> None:
     talk, live = Talk(model, 15), model.open()
     talk.run(live, range(15), written=False)
     said = spoken(talk.said_KSX[: 15 - K])
-    expected = model.embed_memory(said[said[:, 0] != RESPONSE])
+    expected = model._embed_memory(said[said[:, 0] != RESPONSE])
     with torch.inference_mode():
         expected = model.backbone.remember(expected, memory_of(model.open()))
     torch.testing.assert_close(memory_of(live), expected, atol=1e-5, rtol=0)
@@ -144,7 +144,7 @@ def test_oldest_is_dropped_and_cost_is_flat(monkeypatch: pytest.MonkeyPatch) -> 
             for slot in range(2):
                 model.speak(live, slot, talk.said_KSX[k, slot, :2])
             sizes.add((live.cache.bytes, len(live.said) if k > 50 else K, live.cache.length if k > 50 else 0))
-        expected = remember(model.embed_memory(said[-SIZE:]), memory_of(model.open()))
+        expected = remember(model._embed_memory(said[-SIZE:]), memory_of(model.open()))
     assert len(sizes) == 2, "of the first 50 units and of all others"
     assert max(lengths) == SIZE, "nothing reads further back than in training"
     torch.testing.assert_close(memory_of(live), expected, atol=1e-5, rtol=0)  # one layer: the past changes no key

@@ -135,7 +135,7 @@ class Streamer(nn.Module):
         time = self._tau(tau)
         return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
 
-    def embed_memory(self, memory: Tensor) -> Tensor:
+    def _embed_memory(self, memory: Tensor) -> Tensor:
         """Memory tokens [..., 2] -> [..., D]."""
         source, token = memory.clamp(min=0).unbind(-1)  # padding is seen by nobody
         if self.memory_in is None:
@@ -224,7 +224,7 @@ class Streamer(nn.Module):
     def _clip_memory(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The memories of clips: [B, M, D], and where they are [B, M]."""
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
-        return self.embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
+        return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor) -> Latents:
         n = noisy.video.shape[-2]
@@ -270,8 +270,7 @@ class Streamer(nn.Module):
         self.settle(live, last)
         device, perception = self.device, self.config.perception
         microphone, camera = torch.tensor([audio_T is not None, frames_THWC is not None], device=device)
-        if audio_T is None:
-            audio_T = torch.zeros(SAMPLES_PER_UNIT, device=device)
+        audio_T = torch.zeros(SAMPLES_PER_UNIT, device=device) if audio_T is None else audio_T
         if frames_THWC is None:
             shape = (4, perception.video_height, perception.video_width, 3)
             frames_THWC = torch.full(shape, 128, dtype=torch.uint8, device=device)
@@ -309,7 +308,7 @@ class Streamer(nn.Module):
         if len(new_N2):
             new_N2 = new_N2[-cache.memory_tokens :].to(self.device)
             past_2ZMGd = live.cache.memory(cache.memory_tokens - len(new_N2))  # no more than in training
-            live.cache.remember(self.backbone.remember(self.embed_memory(new_N2), past_2ZMGd))
+            live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
 
     def _commit(self, live: LiveState, parts: list[Tensor], where: slice) -> States:
@@ -342,9 +341,10 @@ class Streamer(nn.Module):
     # ---- text only
 
     def text_logits(self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, N, V] after each of N more tokens of plain text, and the past for the next call.
+        """Logits [B, N, V] after each of N more tokens of plain text, or of a memory [B, N, 2]; the past for the next.
 
         Without places and lanes, so these are those of a language model that it starts from (`model/language.py`).
         """
-        hidden, past_Z2BMGd = self.backbone.read(self.text_in(token_BN), past_Z2BMGd)
+        x_BND = self.text_in(token_BN) if token_BN.ndim == 2 else self._embed_memory(token_BN)
+        hidden, past_Z2BMGd = self.backbone.read(x_BND, past_Z2BMGd)
         return self.logits(hidden), past_Z2BMGd

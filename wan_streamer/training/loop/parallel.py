@@ -16,7 +16,7 @@ from torch import distributed as dist
 from wan_streamer.device import find_device
 from wan_streamer.model.layers import Layer
 
-LIVE_METHODS = ("observe", "speak", "velocity")  # of a model beside `forward`
+METHODS = ("observe", "speak", "velocity", "text_logits")  # of a model beside `forward`
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def shard(models: Iterable[nn.Module], world: World) -> None:
             if isinstance(module, Layer):
                 fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        for method in LIVE_METHODS:
+        for method in METHODS:
             register_fsdp_forward_method(model, method)
 
 

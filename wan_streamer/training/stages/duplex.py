@@ -25,7 +25,7 @@ CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, e
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth with pictures goes on from mistakes
 HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
 WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if they are wanted
-PLAIN_STEPS = (6,)  # of those, made of the words without the time in between
+PLAIN_STEPS = (2,)  # of those, made of the words without the time in between
 SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
 SPOKEN_STEPS = (7,)  # of ten, made of conversations in which only the agent is heard, before all others
 ASKED_STEPS = (5, 8)  # of ten, made of conversations in which only the user is heard, before all others

@@ -122,17 +122,12 @@ def plain_loss(streamer: Streamer, memory_BM2: Tensor, autocast: AbstractContext
     Every token is foretold from those before, given who says it; those of the user count little.
     """
     with autocast:
-        hidden_BMD, _ = streamer.backbone.read(streamer.embed_memory(memory_BM2[:, :-1]))
-        source_BM, token_BM = memory_BM2[:, 1:].unbind(-1)
-        said_BM = source_BM != PADDING
-        logits_NV, token_N, own_N = (
-            streamer.logits(hidden_BMD[said_BM]),
-            token_BM[said_BM],
-            source_BM[said_BM] == RESPONSE,
-        )
-    weight_N = torch.where(own_N, 1.0, OVERHEARD_WEIGHT)
-    error_N = F.cross_entropy(logits_NV, token_N, reduction="none")
-    return (error_N * weight_N).sum() / weight_N.sum(), _share(logits_NV.argmax(-1) == token_N, own_N)
+        logits_BMV, _ = streamer.text_logits(memory_BM2[:, :-1])
+    source_BM, token_BM = memory_BM2[:, 1:].unbind(-1)
+    own_BM = source_BM == RESPONSE
+    weight_BM = torch.where(own_BM, 1.0, OVERHEARD_WEIGHT) * (source_BM != PADDING)
+    error_BM = F.cross_entropy(logits_BMV.mT, token_BM.clamp(min=0), reduction="none")
+    return mean_of_targets(error_BM, weight_BM).mean(), _share(logits_BMV.argmax(-1) == token_BM, own_BM)
 
 
 def misread_words(
