@@ -7,8 +7,8 @@
 # Ctrl-C, a crash or a reboot, start the same command again. Sizes come from the environment:
 #
 #   HOURS=2 TASK_HOURS=1            hours of conversations and of tasks to simulate
-#   SHOWN_HOURS=1 SPOKEN_HOURS=2    with PRESET=nano-ears, of conversations about what is seen, without sound, and of some in
-#                                   which only the agent is heard: cheap examples of what to say and how it sounds
+#   SHOWN_HOURS=1 SPOKEN_HOURS=2 ASKED_HOURS=4    with PRESET=nano-ears, of conversations about what is seen, without sound, and
+#                                   of some in which only the agent or only the user is heard: cheap examples of what to say
 #   FILM_EVERY=1                    conversations of which one has the agent's film; the others teach its words and voice
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
@@ -105,12 +105,14 @@ step talk-train simulate "$WORK/talk/train" --hours "$HOURS" --film-every "$FILM
 step talk-valid simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --split valid
 CHEAP=()
 if [ "$PRESET" = nano-ears ]; then
-    SHOWN_HOURS=${SHOWN_HOURS:-1} SPOKEN_HOURS=${SPOKEN_HOURS:-2}
+    SHOWN_HOURS=${SHOWN_HOURS:-1} SPOKEN_HOURS=${SPOKEN_HOURS:-2} ASKED_HOURS=${ASKED_HOURS:-4}
     step shown-train simulate "$WORK/shown/train" --shown --hours "$SHOWN_HOURS" "${PERCEIVED[@]}"
     step shown-valid simulate "$WORK/shown/valid" --shown --hours "$(tenth "$SHOWN_HOURS")" --split valid "${PERCEIVED[@]}"
     step spoken-train simulate "$WORK/spoken/train" --spoken --hours "$SPOKEN_HOURS"
     step spoken-valid simulate "$WORK/spoken/valid" --spoken --hours "$(tenth "$SPOKEN_HOURS")" --split valid
-    CHEAP+=(--written --shown "$WORK/shown" --spoken "$WORK/spoken")
+    step asked-train simulate "$WORK/asked/train" --asked --hours "$ASKED_HOURS" ${EARS:+--ears "$EARS"}
+    step asked-valid simulate "$WORK/asked/valid" --asked --hours "$(tenth "$ASKED_HOURS")" --split valid ${EARS:+--ears "$EARS"}
+    CHEAP+=(--written --shown "$WORK/shown" --spoken "$WORK/spoken" --asked "$WORK/asked")
 fi
 step task-train simulate "$WORK/task/train" --tasks --hours "$TASK_HOURS" "${PERCEIVED[@]}"
 step task-valid simulate "$WORK/task/valid" --tasks --hours "$(tenth "$TASK_HOURS")" --split valid
