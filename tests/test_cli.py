@@ -249,7 +249,7 @@ def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     full = replace(schedule, preset="smol", language="l", lora=8, new_codecs=True)
     settings = DistillConfig(guidance=Guidance(audio=2), grid=9)
     assert calls == [
-        (Path("d"), full, "auto", Path("t"), None, None),
+        (Path("d"), full, "auto", Path("t"), None, None, None),
         (Path("d"), RunOptions(Path("o")), "auto", None),
         (Path("d"), "t", schedule, "matching", settings, "cpu"),
     ]

@@ -12,6 +12,7 @@ from wan_streamer.config import load_config
 from wan_streamer.model.layout import unit_layout
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import PRESETS, get_preset
+from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.repertoire import USER, agent_texts
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
 
@@ -33,7 +34,8 @@ FACTS = {
         (r"There are (\d+) scenarios", len(SCENARIO_NAMES)),
         (r"(\d+) sentences \(`wan_streamer.simulation.conversation.repertoire.AGENT`", len(agent_texts())),
         (r"and (\d+) intents", len(USER)),
-        (r"in (\d+) wordings", sum(map(len, USER.values()))),
+        (r"in (\d+) wordings", sum(map(len, MANY.user.values()))),
+        (r"(\d+) of them, `repertoire.USER`", sum(map(len, USER.values()))),
     ],
     "docs/architecture.md": [
         (r"3\. \*\*solve\*\*\. (\w+) Euler steps", WORDS[NANO.flow.steps].capitalize()),

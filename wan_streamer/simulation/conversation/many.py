@@ -141,13 +141,13 @@ _FRAMED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _MORE: dict[str, tuple[str, ...]] = {
-    "greeting": ("Hey.", "Hey there.", "Good day.", "Good afternoon.", "Hello, nice to see you.", "Hi, I'm here.",
+    "greeting": ("Hey.", "Hey you.", "Good day.", "Good afternoon.", "Hello, nice to see you.", "Hi, I'm here.",
                  "Hello, are you well?", "Hi Joe.", "Hey Joe.", "Good morning, Joe.", "Well hello.", "Greetings.",
                  "Hello, hello.", "Oh hi.", "Hello my friend.", "Nice to meet you, hello.", "Hi, it's me."),
     "bye": ("Bye.", "Bye, Joe.", "See you.", "See you soon.", "See you tomorrow.", "Good night.", "Take care.",
             "Have a nice day.", "I must go now.", "I have to leave.", "Goodbye for now.", "Thanks and goodbye.",
             "So long.", "Okay, goodbye.", "Well, bye then.", "Until next time.", "I need to go, goodbye."),
-    "how": ("How are things?", "How do you do?", "Are you okay?", "How have you been?", "How is life?",
+    "how": ("How are things?", "How do you do?", "Are you okay?", "How have you been?", "How is your life?",
             "Is everything all right with you?", "So how are you?", "Are you fine?", "How is everything?",
             "And you, how are you doing?", "What's up?", "How is it going today?"),
     "fine": ("I'm well.", "Good, thanks.", "I feel fine.", "I'm very happy.", "I am okay.", "All is well.",
@@ -334,7 +334,7 @@ _MORE: dict[str, tuple[str, ...]] = {
                    "I am learning to cook. Yesterday I made a soup. My kids did not like it at all.",
                    "My mother called me today. She has a new garden. There are roses and apple trees.",
                    "There was a party next door. It went on until three. In the end the police came."),
-    "yes_here": ("Yes, here I am.", "I'm here.", "I am still here.", "Yes, I'm listening.", "Yeah, I was away.",
+    "yes_here": ("Yes, here I am.", "I'm here.", "I am here still.", "Yes, I'm listening.", "Yeah, I was away.",
                  "Sorry, I was busy.", "Yes, go on.", "Of course I'm here."),
 }  # fmt: skip
 
