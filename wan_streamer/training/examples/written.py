@@ -1,4 +1,4 @@
-"""Conversations in which the user is not heard -> batches in which the model learns what to say, and how it sounds.
+"""Conversations in which one side or both are not heard -> batches that teach what to say, and how it sounds.
 
 `WrittenClips`   planned as simulated conversations are, one after another without end; nothing is heard or seen
 `PlainClips`     of the same, with nothing but what is said: whole conversations, as the memory keeps them
