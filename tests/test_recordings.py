@@ -256,7 +256,7 @@ def test_speech_of_the_simulated_world():
     from wan_streamer.simulation.voice.users import AgentVoice
 
     voice = AgentVoice(default_cache(), variants=1)  # a sentence is the same from any cache
-    episode = make_episode(11, "valid", 1, voice, pictures=False)  # seven turns of each side
+    episode = make_episode(11, "valid", 4, voice, pictures=False)  # eight turns of each side
     errors, missed = [], 0
     for side, audio_T in (("user", episode.user_audio), ("agent", episode.agent_audio)):
         meter = EnergyMeter()
