@@ -10,6 +10,7 @@ What is said to whom takes more examples than there are hours of sound and pictu
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -103,20 +104,31 @@ class PlainClips:
         return memory[:PLAIN_TOKENS]
 
 
-class ShownClips:
-    """Clips around what the agent says in the conversations of `reader`; only what is seen, and words."""
+class EncodedClips(ABC):
+    """Some clips of a conversation of `reader` for every row."""
 
     def __init__(self, reader: ClipReader) -> None:
         self.reader = reader
 
     def batch(self, seed: int, step: int, rows: range) -> Example:
-        """These rows of the batch of `step`, `SHOWN_CLIPS` clips each."""
-        return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
+        """These rows of the batch of `step`, each of one conversation."""
+        return stack(clip for row in rows for clip in self._row(np.random.default_rng((seed, step, row))))
 
-    def _clips(self, rng: np.random.Generator) -> list[Example]:
-        number, units = int(rng.integers(len(self.reader.length))), self.reader.units
-        lanes = torch.from_numpy(self.reader.lanes(number)[1])
-        return [self._silent(self.reader.read(number, first)) for first in _chosen(lanes, units, rng, SHOWN_CLIPS)]
+    def _row(self, rng: np.random.Generator) -> list[Example]:
+        number = int(rng.integers(len(self.reader.length)))
+        return self.clips(number, torch.from_numpy(self.reader.lanes(number)[1]), rng)
+
+    @abstractmethod
+    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
+        """Those of conversation `number`, whose text is `lanes_KSL`."""
+
+
+class ShownClips(EncodedClips):
+    """Clips around what the agent says; only what is seen, and words. `SHOWN_CLIPS` a row."""
+
+    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
+        chosen = _chosen(lanes_KSL, self.reader.units, rng, SHOWN_CLIPS)
+        return [self._silent(self.reader.read(number, first)) for first in chosen]
 
     def _silent(self, example: Example) -> Example:
         clips = dataclasses.replace(
@@ -125,22 +137,14 @@ class ShownClips:
         return dataclasses.replace(example, clips=clips, lane_BKL=_response_alone(self.reader.units))
 
 
-class AskedClips:
-    """Clips of the conversations of `reader`, half of them around what the agent says; what is heard, and words."""
+class AskedClips(EncodedClips):
+    """Clips around what the agent says, and as many from anywhere; what is heard, and words. Twice `CLIPS` a row."""
 
-    def __init__(self, reader: ClipReader) -> None:
-        self.reader = reader
-
-    def batch(self, seed: int, step: int, rows: range) -> Example:
-        """These rows of the batch of `step`, twice `CLIPS` clips each."""
-        return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
-
-    def _clips(self, rng: np.random.Generator) -> list[Example]:
-        number, units = int(rng.integers(len(self.reader.length))), self.reader.units
-        lanes = torch.from_numpy(self.reader.lanes(number)[1])
-        anywhere = rng.integers(max(1, len(lanes) - units + 1), size=CLIPS).tolist()
-        return [self._unseen(self.reader.read(number, first, camera=False))
-                for first in (*_chosen(lanes, units, rng), *anywhere)]  # fmt: skip
+    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
+        units = self.reader.units
+        anywhere = rng.integers(max(1, len(lanes_KSL) - units + 1), size=CLIPS).tolist()
+        chosen = (*_chosen(lanes_KSL, units, rng), *anywhere)
+        return [self._unseen(self.reader.read(number, first, camera=False)) for first in chosen]
 
     def _unseen(self, example: Example) -> Example:
         clips = example.clips
@@ -148,24 +152,19 @@ class AskedClips:
         return dataclasses.replace(example, clips=clips)
 
 
-class SpokenClips:
-    """Clips around what the agent says in the conversations of `reader`; its words and its voice, and the user's words.
+class SpokenClips(EncodedClips):
+    """Clips around what the agent says; its words and its voice, and the user's words. `CLIPS` a row.
 
     hidden  share of clips without the agent's words, so that its voice can be guided by them
     """
 
     def __init__(self, reader: ClipReader, hidden: float = 0.0) -> None:
-        self.reader, self.hidden = reader, hidden
+        super().__init__(reader)
+        self.hidden = hidden
 
-    def batch(self, seed: int, step: int, rows: range) -> Example:
-        """These rows of the batch of `step`, `CLIPS` clips each."""
-        return stack(clip for row in rows for clip in self._clips(np.random.default_rng((seed, step, row))))
-
-    def _clips(self, rng: np.random.Generator) -> list[Example]:
-        number, units = int(rng.integers(len(self.reader.length))), self.reader.units
-        lanes = torch.from_numpy(self.reader.lanes(number)[1])
+    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
         clips = [self._later(number, first, int(rng.integers(LATER[0], LATER[1] + 1)))
-                 for first in _chosen(lanes, units, rng)]  # fmt: skip
+                 for first in _chosen(lanes_KSL, self.reader.units, rng)]  # fmt: skip
         return [hide(clip, text=bool(rng.random() < self.hidden)) for clip in clips]
 
     def _later(self, number: int, first: int, later: int) -> Example:

@@ -11,7 +11,14 @@ from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.examples.conversations import ConversationClips
 from wan_streamer.training.examples.tasks import LENGTHS, TaskClips
 from wan_streamer.training.examples.vocabulary import learn_text
-from wan_streamer.training.examples.written import AskedClips, PlainClips, ShownClips, SpokenClips, WrittenClips
+from wan_streamer.training.examples.written import (
+    AskedClips,
+    EncodedClips,
+    PlainClips,
+    ShownClips,
+    SpokenClips,
+    WrittenClips,
+)
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
@@ -106,7 +113,7 @@ class DuplexStage(StreamerStage):
         """Likewise of conversations in which only the agent is heard."""
         return self.train_spoken if step % 10 in SPOKEN_STEPS else None
 
-    def _silent_of(self, step: int) -> WrittenClips | ShownClips | AskedClips | None:
+    def _silent_of(self, step: int) -> WrittenClips | EncodedClips | None:
         """Likewise of conversations in which the agent is not heard."""
         if self.train_asked is not None and step % 10 in ASKED_STEPS:
             return self.train_asked
@@ -163,9 +170,7 @@ class DuplexStage(StreamerStage):
             silent |= {name: value.item() for name, value in plain.items()}
         return means(totals) | tasks | self.heard.validate(self.read_loss) | silent
 
-    def _validate_silent(
-        self, name: str, clips: WrittenClips | ShownClips | SpokenClips | AskedClips | None, step: int
-    ) -> dict[str, float]:
+    def _validate_silent(self, name: str, clips: WrittenClips | EncodedClips | None, step: int) -> dict[str, float]:
         """`written/...` and so on: what is said rightly in held-out conversations in which one side is not heard."""
         if clips is None:
             return {}
