@@ -473,6 +473,21 @@ def test_spoken_conversations_are_encoded_with_the_agents_sound(
     assert clip["audio"].std() > 0.1
 
 
+def test_asked_conversations_are_encoded_with_the_users_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "EPISODES_PER_SHARD", 1)
+    weights = tiny_weights()
+    save_codecs(weights.audio_vae, weights.video_vae, tmp_path)
+    latents = Latents(tmp_path, TALKER)
+    assert simulate(tmp_path / "valid", 0.001, 3, "valid", cache=tmp_path / "cache", kind="asked", latents=latents) == 1
+    encoder = make_encoder(weights.audio_vae, weights.video_vae, TALKER.perception)
+    store = LatentStore(tmp_path / "valid", encoder.fingerprint, TALKER.perception)
+    assert store.labels[0]["targets"] == ["response", "transcript"]
+    clip = store.read(0, 0, store.labels[0]["units"])
+    assert not {"video", "user_video"} & clip.keys()
+    expected = (make_asked(3, "valid", 0).user_audio.clip(-1, 1) * 32767).astype(np.int16)
+    np.testing.assert_allclose(clip["user_audio"][-len(expected) :], expected / 32767, atol=1e-4)
+
+
 def test_a_plain_step_foretells_every_word_from_those_before(latents: Path) -> None:
     """As each row alone, without padding; the user's words count little, and nothing before a word reads it."""
     (step,) = PLAIN_STEPS
