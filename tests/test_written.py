@@ -10,11 +10,9 @@ import pytest
 import torch
 from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_latents, save_codecs
-from torch import Tensor
-from torch.nn import functional as F
 
 from wan_streamer.codecs.folder import codec_hash, load_codecs
-from wan_streamer.codecs.text import END, HOLD, SILENCE
+from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.data.encode import make_encoder
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
@@ -27,7 +25,7 @@ from wan_streamer.model.memory import spoken as spoken_tokens
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation.dialogue import split_of
-from wan_streamer.simulation.conversation.facts import FACTS, drill
+from wan_streamer.simulation.conversation.facts import FACTS
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import make_asked, make_shown, make_spoken, written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, NUMBERS
@@ -38,28 +36,21 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.written import (
     CLIPS,
-    DRILLS,
     LATER,
-    PLAIN_CLIPS,
-    PLAIN_TOKENS,
     SHOWN_CLIPS,
     WRITTEN_CLIPS,
     AskedClips,
-    PlainClips,
     SpokenClips,
     WrittenClips,
 )
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.duplex import (
     ASKED_STEPS,
-    PLAIN_STEPS,
-    PLAIN_WEIGHT,
     SHOWN_STEPS,
     SPOKEN_STEPS,
     WRITTEN_STEPS,
     DuplexStage,
 )
-from wan_streamer.training.stages.objective import OVERHEARD_WEIGHT
 from wan_streamer.units import SAMPLE_RATE
 
 UNITS = 16
@@ -175,50 +166,6 @@ def test_clips_are_of_a_conversation_around_what_the_agent_says() -> None:
             ]
             assert places, "expected the lanes of the conversation, the agent's a little later"
             assert (clip[..., RESPONSE] > END).any()
-
-
-def test_plain_clips_are_what_is_said_without_the_time_in_between() -> None:
-    text = tiny_text()
-    clips = PlainClips("train", TALKER, text)
-    memory = clips.batch(0, 5, range(2))
-    assert torch.equal(memory, clips.batch(0, 5, range(2)))
-    assert len(memory) == 2 * PLAIN_CLIPS
-    assert memory.shape[1] <= PLAIN_TOKENS
-    last = clips.batch(0, 5, range(1, 2))
-    assert torch.equal(memory[PLAIN_CLIPS:, : last.shape[1]], last)
-    for row in memory:
-        there = row[:, 0] != PADDING
-        assert bool(there[: int(there.sum())].all()), "expected padding behind"
-        assert (row[there][:, 1] > HOLD).all()
-        assert {RESPONSE, TRANSCRIPT} <= set(row[there][:, 0].tolist())
-    labels = written_conversation(0, "train", (5 << 16) + DRILLS)
-    said = [token for word in labels["words"]["user"][:3] for token in text.encode(word["text"])]
-    heard = memory[DRILLS][memory[DRILLS][:, 0] == TRANSCRIPT][:, 1].tolist()
-    assert labels["before"] or heard[0] == said[0]
-
-
-def test_in_a_drill_every_answer_is_in_what_was_said_before() -> None:
-    asked_for = {text: FACTS[kind] for kind in FACTS for text in MANY.user[FACTS[kind].ask]}
-    recalls, repeats = 0, set()
-    texts = ("Strange lanterns glimmer", "under seven bridges")
-    for seed in range(60):
-        turns, said = drill(16, texts, np.random.default_rng(seed), MANY), ""
-        assert [turn["side"] for turn in turns] == ["user", "agent"] * 16
-        for asked, answer in zip(turns[::2], turns[1::2], strict=True):
-            fact, text, said = asked_for.get(asked["text"]), answer["text"], f"{said} {asked['text'].lower()}"
-            if fact is not None and text != AGENT["unknown"]:
-                before, behind = AGENT[fact.answer].split("{" + fact.slot + "}")
-                assert text.startswith(before)
-                assert text.endswith(behind)
-                assert text[len(before) : len(text) - len(behind)].lower() in said
-                recalls += 1
-            elif text.startswith("One "):
-                assert text[4:].split(",")[0] in asked["text"]
-            elif text not in (AGENT["unknown"], AGENT["will_remember"]) and "Nice to meet you" not in text:
-                assert asked["text"].endswith(text)
-                repeats.add(text)
-    assert recalls > 150
-    assert len(repeats) > 5
 
 
 def test_rows_may_be_made_by_several_processes() -> None:
@@ -486,32 +433,3 @@ def test_asked_conversations_are_encoded_with_the_users_sound(tmp_path: Path, mo
     assert not {"video", "user_video"} & clip.keys()
     expected = (make_asked(3, "valid", 0).user_audio.clip(-1, 1) * 32767).astype(np.int16)
     np.testing.assert_allclose(clip["user_audio"][-len(expected) :], expected / 32767, atol=1e-4)
-
-
-def test_a_plain_step_foretells_every_word_from_those_before(latents: Path) -> None:
-    """As each row alone, without padding; the user's words count little, and nothing before a word reads it."""
-    (step,) = PLAIN_STEPS
-    torch.manual_seed(0)
-    config = TrainConfig(steps=20, lr=1e-3, batch=2, clip_units=UNITS, precision="fp32")
-    cache = dataclasses.replace(TALKER.cache, memory_tokens=64, text_units=UNITS)
-    streamer = Streamer(dataclasses.replace(TALKER, cache=cache))
-    stage = DuplexStage(streamer, tiny_text(), latents, config, written=True)
-    memory = stage.batch(step, range(1))
-    assert isinstance(memory, Tensor)
-    loss, numbers = stage.loss(memory, step, RowNoise(0, step, range(1)))
-    errors, right = [], []
-    with torch.no_grad():
-        for row in memory:
-            row = row[row[:, 0] != PADDING]
-            logits_NV = streamer.text_logits(row[None, :-1])[0][0]
-            own_N = row[1:, 0] == RESPONSE
-            weight_N = torch.where(own_N, 1.0, OVERHEARD_WEIGHT)
-            error_N = F.cross_entropy(logits_NV, row[1:, 1], reduction="none")
-            errors.append((error_N * weight_N).sum() / weight_N.sum())
-            right.append((logits_NV.argmax(-1) == row[1:, 1])[own_N])
-    torch.testing.assert_close(numbers["plain"], torch.stack(errors).mean())
-    torch.testing.assert_close(loss.detach(), PLAIN_WEIGHT * torch.stack(errors).mean())
-    torch.testing.assert_close(numbers["plain_right"], torch.cat(right).float().mean())
-    loss.backward()
-    assert all(p.grad is not None for name, p in streamer.named_parameters() if name.startswith("backbone.layers"))
-    assert {"plain", "plain_right"} <= set(stage.validate())
