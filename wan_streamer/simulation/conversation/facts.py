@@ -8,7 +8,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,6 @@ EARLIER_TURNS = 12
 EARLIER_WORDS = 9  # longest free sentence of an earlier talk
 DRILLED = {"tell": 0.3, "ask": 0.4, "repeat": 0.15, "order": 0.15}
 UNKNOWN = 0.15  # share of what is asked for that may never have been told
-ANYTHING = 0.5  # share of what is told in a drill that is any word, so that none can be guessed
 REPEATED = (1, 7)  # words
 
 
@@ -132,31 +131,28 @@ def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines:
 
     What was told last is what holds. Without `texts` all that is told is what `lines` has for it.
     """
-    words = (
-        tuple(word for i in rng.integers(len(texts), size=exchanges) for word in _words(texts[int(i)])) if texts else ()
-    )
+    if texts:
+        drawn = (texts[int(i)] for i in rng.integers(len(texts), size=exchanges))
+        lines = replace(lines, words=tuple(word for text in drawn for word in words_of(text)))
     known: dict[str, str] = {}
-
-    def value(slot: str) -> str:
-        return pick(words, rng) if words and rng.random() < ANYTHING else lines.filling(slot, rng)
 
     def exchange() -> tuple[str, str]:
         task, unknown = str(rng.choice(list(DRILLED), p=list(DRILLED.values()))), rng.random() < UNKNOWN
         if task == "ask" and not known and not unknown:
             task = "tell"
-        if task == "repeat" and words:
-            first = int(rng.integers(len(words)))
-            phrase = " ".join(words[first : first + int(rng.integers(*REPEATED))])
+        if task == "repeat" and lines.words:
+            first = int(rng.integers(len(lines.words)))
+            phrase = " ".join(lines.words[first : first + int(rng.integers(*REPEATED))])
             return lines.wording("say", rng, phrase=phrase), phrase
         if task == "order":
-            order = value("order")
+            order = lines.filling("order", rng)
             return order_text(order, "train", rng), AGENT["free_order"].format(order=order)
         kind = pick(tuple(known) if task == "ask" and not unknown else tuple(FACTS), rng)
         fact = FACTS[kind]
         if task == "ask":
             label, values = (fact.answer, {fact.slot: known[kind]}) if kind in known else ("unknown", {})
             return lines.wording(fact.ask, rng), AGENT[label].format(**values)
-        known[kind] = value(fact.slot)
+        known[kind] = lines.filling(fact.slot, rng)
         told = {fact.slot: known[kind]}
         return lines.wording(fact.tell, rng, **told), AGENT[fact.noted].format(**told)
 
@@ -165,5 +161,6 @@ def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines:
     return [{"side": side, "text": text} for pair in pairs for side, text in zip(sides, pair, strict=True)]
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The longer ones."""
     return re.findall(r"[A-Za-z']{3,}", text)

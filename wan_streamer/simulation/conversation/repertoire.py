@@ -294,12 +294,16 @@ def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+ANYTHING = 0.5  # share of what is told that is any word, where there are words, so that none can be guessed
+
+
 @dataclass(frozen=True)
 class Lines:
-    """What users say: wordings by intent, and what may stand in a slot."""
+    """What users say: wordings by intent, and what may stand in a slot; with `words`, half of the time one of them."""
 
     user: Mapping[str, tuple[str, ...]]
     fillers: Mapping[str, tuple[str, ...]]
+    words: tuple[str, ...] = ()
 
     def wording(self, intent: str, rng: np.random.Generator, **values: str) -> str:
         """One of the wordings with its slots filled; the first letter is a capital."""
@@ -307,7 +311,7 @@ class Lines:
         return text[0].upper() + text[1:] if not intent.startswith("pause_") or intent == "pause_a" else text
 
     def filling(self, slot: str, rng: np.random.Generator) -> str:
-        return pick(self.fillers[slot], rng)
+        return pick(self.words if self.words and rng.random() < ANYTHING else self.fillers[slot], rng)
 
 
 KNOWN = Lines(USER, FILLERS)

@@ -7,9 +7,10 @@
 `plan_exactly`   these scenarios and nothing else, as long as they take;  `attempt`  one of them, if it fits
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -209,7 +210,11 @@ def plan_shown(units: int, agent: Speak, user: Speak, rng: np.random.Generator, 
 def plan_asked(
     units: int, agent: Speak, user: Speak, rng: np.random.Generator, texts: Sequence[str], split: str, lines: Lines
 ) -> Dialogue:
-    """Fill `units` with what words alone decide, again and again; many go on after an earlier talk."""
+    """Fill `units` with what words alone decide, again and again; many go on after an earlier talk.
+
+    Half of what is told is any word of `texts`.
+    """
+    lines = replace(lines, words=all_words(tuple(texts)))
     scene = Scene(units, agent, user, False, rng, texts, split, lines)
     scene.hesitant = HESITATES if scene.chance(HESITANT) else 0.0
     if scene.chance(BEFORE):
@@ -220,6 +225,12 @@ def plan_asked(
         return facts.recall_known(scene.facts, rng) if known else _draw(ASKED, 1, rng)[0]
 
     return _again_and_again(scene, name)
+
+
+@functools.cache
+def all_words(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Each word of `texts` once."""
+    return tuple(sorted({word for text in texts for word in facts.words_of(text)}))
 
 
 def _again_and_again(scene: Scene, name: Callable[[], str]) -> Dialogue:
