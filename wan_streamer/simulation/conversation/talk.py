@@ -130,9 +130,13 @@ def typed(scene: Scene, at: float) -> Draft:
     text = scene.lines.wording(intent, scene.rng)
     draft = Draft()
     draft.event("typed", "user", at, at + 0.01, text)  # the moment at which it is sent
-    slots = UNIT_S * (1 + len(text) // 6)  # a few characters arrive with every unit
-    draft.turns.append(scene.reply(intent, at + slots))
+    draft.turns.append(scene.reply(intent, at + typing_s(text)))
     return draft
+
+
+def typing_s(text: str) -> float:
+    """Seconds until the agent has read what was typed: a few characters arrive with every unit."""
+    return UNIT_S * (1 + len(text) // 6)
 
 
 def german(scene: Scene, at: float) -> Draft:

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 
 from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
-from wan_streamer.data.lanes import conversation_lanes
+from wan_streamer.data.lanes import HEARD, conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, latest, spoken
 from wan_streamer.simulation.conversation.facts import drill
 from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
+from wan_streamer.simulation.conversation.talk import typing_s
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
 CLIPS, SHOWN_CLIPS, WRITTEN_CLIPS = 2, 4, 6  # of a row, all from one conversation; those that are only words cost least
@@ -33,6 +34,7 @@ PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most token
 DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
+TYPED = 0.4  # share of conversations of words alone in which the user types what they would say
 RESPONSE = LANES.index("response")
 
 
@@ -49,6 +51,8 @@ class WrittenClips:
     def _clips(self, seed: int, step: int, row: int) -> list[Example]:
         rng = np.random.default_rng((seed, step, row))
         labels = written_conversation(seed, self.split, (step << 16) + row)
+        if rng.random() < TYPED:
+            labels = _typed_out(labels)
         typed, lanes = map(torch.from_numpy, conversation_lanes(labels, self.config.text, self.text))
         later = int(rng.integers(LATER[0], LATER[1] + 1))
         lanes = _answered_later(lanes, later)
@@ -193,6 +197,20 @@ class SpokenClips(EncodedClips):
         inside_BK = whole.audio_BK[:, later:]
         lane_BKL = _response_alone(K) * inside_BK[..., None]
         return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K])
+
+
+def _typed_out(labels: dict) -> dict:
+    """The same conversation with a user who types: a message is sent so early that it is read when it would be said."""
+
+    def message(event: dict) -> dict:
+        words = [w for w in labels["words"]["user"] if event["start"] - 0.05 <= w["start"] < event["end"]]
+        text = " ".join(word["text"] for word in words)
+        sent = max(0.0, event["end"] - typing_s(text))
+        return event | {"type": "typed", "label": text, "start": sent, "end": sent + 0.01}
+
+    events = labels["events"]
+    spoken = [event["side"] == "user" and event["type"] in HEARD for event in events]
+    return labels | {"events": [message(e) if said else e for e, said in zip(events, spoken, strict=True)]}
 
 
 def _answered_later(lanes_KSL: Tensor, units: int) -> Tensor:

@@ -30,12 +30,13 @@ TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and 
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth with pictures goes on from mistakes
-HEARD_STEPS = (1, 2, 3, 5, 7)  # of ten, made of speech to write down, if there is any
-WRITTEN_STEPS = (2, 6)  # of ten, made of conversations that are only words, if they are wanted
-PLAIN_STEPS = (2,)  # of those, made of the words without the time in between
-SHOWN_STEPS = (3, 9)  # of ten, made of conversations in which nothing is heard, if there are any
-SPOKEN_STEPS = (7,)  # of ten, made of conversations in which only the agent is heard, before all others
-ASKED_STEPS = (5, 8)  # of ten, made of conversations in which only the user is heard, before all others
+CYCLE = 20  # steps, of which these are not made of whole conversations
+HEARD_STEPS = (1, 2, 3, 5, 7, 11, 12, 13, 15, 17)  # of speech to write down, if there is any
+ASKED_STEPS = (3, 5, 8, 13, 16, 18)  # of conversations in which only the user is heard, if there are any
+SPOKEN_STEPS = (17,)  # of those in which only the agent is heard, likewise
+SHOWN_STEPS = (2, 6, 9, 12, 19)  # of those in which nothing is heard, likewise
+WRITTEN_STEPS = (7, 15)  # of conversations that are only words, if they are wanted
+PLAIN_STEPS = (15,)  # of those, of the words without the time in between
 PLAIN_WEIGHT = 0.5
 SILENT_NUMBERS = ("text", "response_right", "audio")  # of conversations in which the user is not heard
 VALIDATION = (8, 4)  # batches and rows of each
@@ -98,7 +99,7 @@ class DuplexStage(StreamerStage):
     def batch(self, step: int, rows: range) -> Example | Tensor:
         """An example; memory tokens [B, M, 2] in a step of `PLAIN_STEPS`."""
         seed, heard = self.config.seed, self.heard.train if self.listens(step) else None
-        if self.train_plain is not None and step % 10 in PLAIN_STEPS:
+        if self.train_plain is not None and step % CYCLE in PLAIN_STEPS:
             return self.train_plain.batch(seed, step, rows)
         clips = self._tasks_of(step) or self._spoken_of(step) or self._silent_of(step) or heard
         if clips is not None:
@@ -111,21 +112,21 @@ class DuplexStage(StreamerStage):
 
     def _spoken_of(self, step: int) -> SpokenClips | None:
         """Likewise of conversations in which only the agent is heard."""
-        return self.train_spoken if step % 10 in SPOKEN_STEPS else None
+        return self.train_spoken if step % CYCLE in SPOKEN_STEPS else None
 
     def _silent_of(self, step: int) -> WrittenClips | EncodedClips | None:
         """Likewise of conversations in which the agent is not heard."""
-        if self.train_asked is not None and step % 10 in ASKED_STEPS:
+        if self.train_asked is not None and step % CYCLE in ASKED_STEPS:
             return self.train_asked
         if self._spoken_of(step) is not None:
             return None
-        if self.train_shown is not None and step % 10 in SHOWN_STEPS:
+        if self.train_shown is not None and step % CYCLE in SHOWN_STEPS:
             return self.train_shown
-        return self.train_written if step % 10 in WRITTEN_STEPS else None
+        return self.train_written if step % CYCLE in WRITTEN_STEPS else None
 
     def listens(self, step: int) -> bool:
         quiet = self._spoken_of(step) is not None or self._silent_of(step) is not None
-        return self.heard.train is not None and step % 10 in HEARD_STEPS and not quiet
+        return self.heard.train is not None and step % CYCLE in HEARD_STEPS and not quiet
 
     def drawn(self, step: int) -> bool:
         return not self.listens(step) and self._silent_of(step) is None
