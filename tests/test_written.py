@@ -1,8 +1,8 @@
 """Conversations that nobody hears: planned as the others are, and which steps of a run are made of them."""
 
 import dataclasses
+import itertools
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from wan_streamer.model.memory import spoken as spoken_tokens
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation.dialogue import split_of
-from wan_streamer.simulation.conversation.facts import FACTS
+from wan_streamer.simulation.conversation.facts import FACTS, words_of
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import make_asked, make_shown, make_spoken, written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, NUMBERS
@@ -33,6 +33,7 @@ from wan_streamer.simulation.conversation.scenarios import ASKED, SHOWN, plan_as
 from wan_streamer.simulation.generate import Latents
 from wan_streamer.simulation.voice.silent import SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
+from wan_streamer.training.examples import written
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.written import (
     CLIPS,
@@ -76,7 +77,7 @@ def test_a_silent_voice_takes_the_time_that_words_take() -> None:
     speech = SilentVoice().speak(text, np.random.default_rng(1))
     assert [word.text for word in speech.words] == text.split()
     assert not speech.audio.any()
-    for one, following in pairwise(speech.words):
+    for one, following in itertools.pairwise(speech.words):
         assert one.start < one.end < following.start
     assert speech.words[-1].end < len(speech.audio) / SAMPLE_RATE
     assert 1.5 < speech.seconds < 3.5
@@ -95,7 +96,7 @@ def test_a_written_conversation_is_of_its_split_and_nobody_is_seen() -> None:
         assert not {"show", "wave", "remark"} & {e["type"] for e in labels["events"] if e["side"] == "user"}
 
 
-FREE = "I like it here."  # what may be said freely
+FREE = "Marbles glimmer."  # what may be said freely
 
 
 def test_what_words_alone_decide_is_answered_rightly() -> None:
@@ -122,7 +123,8 @@ def test_what_words_alone_decide_is_answered_rightly() -> None:
             for kind, fact in FACTS.items():
                 if asked.label == fact.tell and facts is not None:
                     told = plain(asked.speech.text)
-                    facts[kind] = max((v for v in MANY.fillers[fact.slot] if plain(v) in told), key=len)
+                    values = (*MANY.fillers[fact.slot], *words_of(FREE))
+                    facts[kind] = max((v for v in values if plain(v) in told), key=len)
                     told_anew.add(facts[kind])
             if asked.label in asked_for and facts is not None:
                 kind = asked_for[asked.label]
@@ -133,6 +135,7 @@ def test_what_words_alone_decide_is_answered_rightly() -> None:
     assert repeats > 15
     assert recalls > 15
     assert told_anew - {value for values in FILLERS.values() for value in values}
+    assert told_anew & set(words_of(FREE))
 
 
 def plain(text: str) -> str:
@@ -145,7 +148,8 @@ def same(one: Example, other: Example) -> None:
         assert torch.equal(getattr(one.clips, field.name), getattr(other.clips, field.name)), field.name
 
 
-def test_clips_are_of_a_conversation_around_what_the_agent_says() -> None:
+def test_clips_are_of_a_conversation_around_what_the_agent_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "TYPED", 0.0)
     clips = WrittenClips("train", TALKER, tiny_text(), UNITS)
     example = clips.batch(0, 5, range(2))
     same(example, clips.batch(0, 5, range(2)))
@@ -166,6 +170,26 @@ def test_clips_are_of_a_conversation_around_what_the_agent_says() -> None:
             ]
             assert places, "expected the lanes of the conversation, the agent's a little later"
             assert (clip[..., RESPONSE] > END).any()
+
+
+def test_a_user_who_types_sends_what_they_would_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the conversation and before the agent's answer; the transcript is empty."""
+    monkeypatch.setattr(written, "TYPED", 1.0)
+    clips = WrittenClips("train", TALKER, tiny_text(), 8 * UNITS).batch(0, 5, range(1)).clips
+    assert not clips.slot_BKSL[..., TRANSCRIPT].any()
+    labels, codec, found = written_conversation(0, "train", 5 << 16), tiny_text(), 0
+    said = [
+        " ".join(w["text"] for w in labels["words"]["user"] if e["start"] - 0.05 <= w["start"] < e["end"])
+        for e in labels["events"] if e["side"] == "user" and e["type"] in ("speech", "backchannel")
+    ]  # fmt: skip
+    for typed_KS, response_KS in zip(clips.user_text_BKS, clips.slot_BKSL[..., RESPONSE], strict=True):
+        token_T = typed_KS.flatten()
+        ends = (token_T == END).nonzero().flatten().tolist()
+        for first, last in itertools.pairwise(ends):  # whole messages
+            assert codec.decode(token_T[first + 1 : last][token_T[first + 1 : last] > END].tolist()) in said
+            found += 1
+        assert ((typed_KS > END).any() and (response_KS > END).any()) or not ends
+    assert found
 
 
 def test_rows_may_be_made_by_several_processes() -> None:
