@@ -166,74 +166,13 @@ def train_codec(
             codec, preset, data, out, resume=resume, steps=steps, minutes=minutes, device=device, lr=lr, start=start,
             decoder_only=decoder_only, light=light,
         )  # fmt: skip
-    _print_scores(scores)
+    print_scores(scores)
     if light:
         typer.echo(f"for slow machines, an agent with the same codec takes it from its folder: {out / LIGHT}")
         return
     other = "video" if codec == "audio" else "audio"
     typer.echo(f"samples are in {out / 'samples'}; with a codec for {other}, encode conversations:")
     typer.echo(f"  wan-streamer encode SHARDS OUT_DIR --codecs {shlex.quote(str(out))} --codecs {other.upper()}_DIR")
-
-
-@train_app.command("ears")
-def train_ears(
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Speech, see docs/hearing.md.")],
-    out: Out,
-    start: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these ears instead of the teacher's own.")
-    ] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Streams of 10.9 s in a step.")] = None,
-    lr: Rate = None,
-    device: Device = "auto",
-    threads: ModelThreads = None,
-) -> None:
-    """The ears, before the model: distil a recogniser that hears whole clips into one that hears unit by unit.
-
-    Example: [b]wan-streamer train ears --data data/corpus --out runs/ears[/b]
-    """
-    _need_all(corpus=data, ears=start)
-    from wan_streamer.training.ears.stage import train_ears as run
-
-    with training_in(out, resume, overwrite):
-        scores = run(data, out, start, resume, steps, minutes, lr, batch, device=device)
-    _print_scores(scores)
-    typer.echo("let an agent hear with them:")
-    typer.echo(f"  wan-streamer train pretrain --data DIR --out DIR --ears {shlex.quote(str(out / 'ears'))}")
-
-
-@train_app.command("eyes")
-def train_eyes(
-    out: Out,
-    start: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these eyes instead of new ones.")
-    ] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
-    lr: Rate = None,
-    device: Device = "auto",
-    threads: ModelThreads = None,
-) -> None:
-    """The eyes, before the model: teach them what people, hands and things look like. Needs no data.
-
-    Example: [b]wan-streamer train eyes --out runs/eyes[/b]
-    """
-    _need_all(eyes=start)
-    from wan_streamer.training.eyes.stage import train_eyes as run
-
-    with training_in(out, resume, overwrite):
-        scores = run(out, start, resume, steps, minutes, lr, batch, device=device)
-    _print_scores(scores)
-    typer.echo("let an agent see with them:")
-    typer.echo(
-        f"  wan-streamer train pretrain --data DIR --out DIR --preset nano-ears --eyes {shlex.quote(str(out / 'eyes'))}"
-    )
 
 
 @train_app.command("pretrain")
@@ -255,13 +194,13 @@ def train_pretrain(
 
     Example: [b]wan-streamer train pretrain --data data/task-latents --out runs/pretrain[/b]
     """
-    _need_all(tasks=data, conversations=talks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
+    need_all(tasks=data, conversations=talks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     from wan_streamer.training.stages.pretrain import train_pretrain as run
     from wan_streamer.training.stages.run import RunOptions
 
     with training_in(options.out, options.resume, overwrite):
         scores = run(data, RunOptions(**vars(options)), device, talks)
-    _print_scores(scores, options.out)
+    print_scores(scores, options.out)
 
 
 @train_app.command("duplex")
@@ -283,15 +222,15 @@ def train_duplex(
 
     Example: [b]wan-streamer train duplex --data data/latents --out runs/duplex[/b]
     """
-    _need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
+    need_all(conversations=data, tasks=tasks, ears=options.ears, eyes=options.eyes, corpus=options.heard)
     for folder in (shown, spoken, asked):
-        _need_all(conversations=folder)
+        need_all(conversations=folder)
     from wan_streamer.training.stages.duplex import train_duplex as run
     from wan_streamer.training.stages.run import RunOptions
 
     with training_in(options.out, options.resume, overwrite):
         scores = run(data, RunOptions(**vars(options)), device, tasks, shown, spoken, asked)
-    _print_scores(scores, options.out)
+    print_scores(scores, options.out)
 
 
 @train_app.command("distill")
@@ -330,17 +269,17 @@ def train_distill(
     options = RunOptions(out, start=start, compiled=compiled, clip_units=clip_units, **vars(schedule))
     with training_in(out, schedule.resume, overwrite):
         scores = run(data, teacher, options, method, config, device)
-    _print_scores(scores, out)
+    print_scores(scores, out)
 
 
-def _need_all(**folders: Path | None) -> None:
+def need_all(**folders: Path | None) -> None:
     """Every folder that is given must hold its kind: nothing is loaded or written before all are there."""
     for kind, folder in folders.items():
         if folder is not None:
             need(folder, kind)
 
 
-def _print_scores(scores: dict[str, float], agent: Path | None = None) -> None:
+def print_scores(scores: dict[str, float], agent: Path | None = None) -> None:
     """The last held-out numbers and, if it is an agent that was trained, how to try it."""
     for name, value in scores.items():
         typer.echo(f"{name}: {value:.4g}")

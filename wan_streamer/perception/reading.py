@@ -3,6 +3,7 @@
 `Reader`       given the words that the agent has written down, it tells which are likely to come next: `Expected`
 `reading`      it, if a configuration has one
 `hints`        what it expects in all units of a clip;   `live_hints`  in the unit that a session has just heard
+`read_so_far`  what it goes on from
 `Trust`        how much that counts in which word the agent writes
 
 The words are hints, tokens of the user beside those of the sound. The agent decides what stands in its transcript, and
@@ -158,20 +159,14 @@ class Reader(nn.Module):
         before the last end that is written: the decoder has learned from one text at a time.
         """
         (B, K), device = written_BKS.shape[:2], written_BKS.device
-        T = sound[0][0].shape[2] // K
-        unit_K = torch.arange(K, device=device)
-        unit_Q = unit_K[-1:] if last else unit_K
-        ended_BQ = _last_end(written_BKS, unit_Q)
-        prefix_BQN, length_BQ = _before(written_BKS, unit_Q, ended_BQ, window)
+        unit_Q = torch.arange(K - 1 if last else 0, K, device=device)
+        prefix_BQN, length_BQ, near_BQF = read_so_far(written_BKS, unit_Q, window, sound[0][0].shape[2] // K)
         prefix_RN, length_R = prefix_BQN.flatten(0, 1), length_BQ.flatten()
         guess_G = written_BKS.new_empty(0) if guess_G is None else guess_G[: count - 1]
         G = len(guess_G)
         ends_RH = length_R[:, None] - 1 + torch.arange(G + 1, device=device)
         tokens_RN = F.pad(prefix_RN, (0, G)).scatter(1, ends_RH[:, 1:], guess_G.expand(len(prefix_RN), -1))
         N = tokens_RN.shape[1]
-        unit_F = unit_K.repeat_interleave(T)
-        age_QF = unit_Q[:, None] - unit_F[None]
-        near_BQF = (age_QF >= 0) & (age_QF < window) & (unit_F >= ended_BQ[..., None] - ENDED_LATE)
         turn_MR = turns(N + count, self.config, device=device)
         hidden_RND, past = self.read(tokens_RN, turn_MR[:N], sound, near_BQF.repeat_interleave(N, 1)[:, None])
         ready = list(hidden_RND.gather(1, ends_RH[..., None].expand(-1, -1, hidden_RND.shape[2])).unbind(1))
@@ -203,6 +198,18 @@ class Reader(nn.Module):
         ended_RC = (found_RC == END).cumsum(1) - (found_RC == END).long() > 0
         found_RC, score_RCV = found_RC.masked_fill(ended_RC, SILENCE), score_RCV.masked_fill(ended_RC[..., None], 0)
         return Expected(found_RC.unflatten(0, (B, -1)), score_RCV.unflatten(0, (B, -1)))
+
+
+def read_so_far(written_BKS: Tensor, unit_Q: Tensor, window: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a reader goes on from in units Q of K with `frames` frames each.
+
+    The words before, behind the mark, int64 [B, Q, N]; how many, [B, Q]; which frames are looked at, bool [B, Q, F].
+    """
+    ended_BQ = _last_end(written_BKS, unit_Q)
+    unit_F = torch.arange(written_BKS.shape[1], device=unit_Q.device).repeat_interleave(frames)
+    age_QF = unit_Q[:, None] - unit_F[None]
+    near_BQF = (age_QF >= 0) & (age_QF < window) & (unit_F >= ended_BQ[..., None] - ENDED_LATE)
+    return *_before(written_BKS, unit_Q, ended_BQ, window), near_BQF
 
 
 def _last_end(written_BKS: Tensor, unit_Q: Tensor) -> Tensor:

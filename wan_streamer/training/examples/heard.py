@@ -1,6 +1,7 @@
 """Speech of a corpus -> batches in which the model writes down what it hears, and does nothing else.
 
 `HeardClips`   streams as the ears are trained on (`training/ears/data.py`), with the words of their clips
+`labels_of`    what is said in such a stream
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import latest, spoken
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
+from wan_streamer.units import SAMPLES_PER_UNIT
 
 EASIER: dict[str, Any] = {"degraded": 0.6, "babble": 0.1, "echo": 0.15, "noisy": 0.1}
 """Than what the ears learn from: they know noise already, and here it is the words that are new."""
@@ -35,13 +37,7 @@ class HeardClips:
 
     def _example(self, stream: Stream) -> Example:
         K, config = self.units, self.config
-        words = [{"text": w, "start": a, "end": b} for one in stream.placed for w, a, b in one.words]
-        events = [
-            {"type": "speech", "side": "user", "start": one.words[0][1], "end": one.words[-1][2]}
-            for one in stream.placed
-        ]
-        labels = {"units": self.lead + K, "words": {"user": words, "agent": []}, "events": events}
-        typed, lanes = map(torch.from_numpy, conversation_lanes(labels, config.text, self.text))
+        typed, lanes = map(torch.from_numpy, conversation_lanes(labels_of(stream), config.text, self.text))
         said = torch.cat([lanes, typed[..., None]], dim=2)[: self.lead]
         size = (config.perception.video_height, config.perception.video_width, 3)
         off = torch.zeros(1, K, dtype=torch.bool)
@@ -60,3 +56,13 @@ class HeardClips:
         targets = np.array([float(name == "transcript") for name in LANES], np.float32)
         lane_BKL = torch.from_numpy(targets).expand(1, K, -1)
         return Example(clips, torch.zeros(1, K), torch.zeros(1, K), lane_BKL, off)
+
+
+def labels_of(stream: Stream) -> dict[str, Any]:
+    """A stream as a conversation in which the user alone speaks: what `conversation_lanes` asks for."""
+    words = [{"text": w, "start": a, "end": b} for one in stream.placed for w, a, b in one.words]
+    events = [
+        {"type": "speech", "side": "user", "start": one.words[0][1], "end": one.words[-1][2]} for one in stream.placed
+    ]
+    units = len(stream.audio_T) // SAMPLES_PER_UNIT
+    return {"units": units, "words": {"user": words, "agent": []}, "events": events}

@@ -1,0 +1,157 @@
+"""A reader that learns to follow speech: what is due in which unit, what it may know of, what a run leaves."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from test_reading import CONFIG, livened
+from tiny import tiny_text, tiny_weights
+from typer.testing import CliRunner
+
+from wan_streamer.cli.app import app
+from wan_streamer.codecs.text import END
+from wan_streamer.data.lanes import conversation_lanes
+from wan_streamer.errors import CheckpointError
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.pretrained import load_weights, save_weights
+from wan_streamer.simulation.voice.users import UserVoice
+from wan_streamer.training.ears.corpus import CorpusWriter
+from wan_streamer.training.examples.heard import labels_of
+from wan_streamer.training.reader import streams
+from wan_streamer.training.reader.stage import CONFIG as NUMBERS
+from wan_streamer.training.reader.stage import FOLDER, ReaderStage, train_reader
+from wan_streamer.training.reader.streams import IGNORED, TRANSCRIPT, DueStreams, misread
+from wan_streamer.units import SAMPLES_PER_UNIT
+
+UNITS = 24
+TEXTS = ("Hello there.", "How are you?", "One two three.", "Stop it now.")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    writer = CorpusWriter(folder, "espeak")
+    for i, text in enumerate(TEXTS * 2):
+        speech = UserVoice("en-us", "m3").speak(text)
+        words = tuple((word.text, word.start, word.end) for word in speech.words)
+        writer.add(speech.audio, "m3", text, "train" if i < len(TEXTS) else "valid", "", words)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("agent")
+    weights = tiny_weights(config=CONFIG)
+    livened(weights.streamer.reading)
+    save_weights(weights, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "UNITS", UNITS)
+
+
+def stage(corpus: Path, agent: Path, **numbers: float) -> ReaderStage:
+    config = dataclasses.replace(NUMBERS, batch=2, precision="fp32", **numbers)
+    return ReaderStage(corpus, agent, config)
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_what_is_due_is_what_is_written_in_the_unit(corpus: Path, later: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All words of a stream are due once or, written a unit later, once more while they are missing."""
+    monkeypatch.setattr(streams, "LATE", float(later))
+    made = DueStreams(corpus, "train", CONFIG, tiny_text(), 0)
+    batch, again = made.batch(3, range(2)), made.batch(3, range(2))
+    assert all(torch.equal(one, other) for one, other in zip(batch, again, strict=True))
+    for row in range(2):
+        stream = made.streams.make(3, row)
+        lane_KS = torch.from_numpy(conversation_lanes(labels_of(stream), CONFIG.text, tiny_text())[1][..., TRANSCRIPT])
+        assert torch.equal(batch.written_BKS[row, later:], lane_KS[: UNITS - later])
+        assert not batch.written_BKS[row, :later].any()
+        assert (lane_KS > END).sum() > 8
+        for unit in range(UNITS):
+            slots = lane_KS[max(0, unit - later) : unit + 1].flatten().tolist()
+            words = [token for token in slots if token > END]
+            due = [token for token in batch.due_BKG[row, unit].tolist() if token != IGNORED]
+            assert due[: len(words)] == words[:3]
+            if len(words) < len(slots) and len(words) < 3:
+                assert due == [*words, END]
+
+
+def test_a_word_is_misread_where_it_is_written() -> None:
+    written = torch.tensor([[[0, 0], [7, 8], [9, 1], [2, 0]]])
+    due = torch.tensor([[[END, -100, -100], [7, 8, -100], [9, END, -100], [END, -100, -100]]])
+    found = torch.tensor([[[5, 5, 5], [7, 30, 5], [31, 31, 5], [END, 5, 5]]])
+    rng = torch.Generator().manual_seed(0)
+    assert misread(written, due, found, 1.0, rng).tolist() == [[[0, 0], [7, 30], [31, 1], [2, 0]]]
+    assert torch.equal(misread(written, due, found, 0.0, rng), written)
+    late = torch.tensor([[[0, 0], [0, 0], [7, 8], [9, 1]]])
+    assert misread(late, due, found, 1.0, rng).tolist() == [[[0, 0], [0, 0], [7, 30], [31, 1]]]
+
+
+def test_what_is_learned_is_what_is_asked_live(corpus: Path, agent: Path) -> None:
+    """Where the words that are due are those that it finds, it finds them one after the other as in a call."""
+    training = stage(corpus, agent)
+    batch, window = training.batch(0, range(2)), CONFIG.perception.reading_units
+    every_BQ = torch.arange(UNITS).expand(2, -1)
+    with torch.no_grad():
+        sound = training.reader.sound(training.ears(batch.audio_BT)[0])
+        found = training.reader.ahead(sound, batch.written_BKS, 3, window)
+        scores = training._scores(sound, batch.written_BKS, found.token, every_BQ)
+    asked = found.token >= END
+    assert asked.sum() > UNITS
+    assert (found.token > END).any()
+    assert torch.equal(scores.argmax(-1)[asked], found.token[asked])
+    words = scores[..., END + 1 :].log_softmax(-1).clamp(min=-12.0)
+    torch.testing.assert_close(words[asked], found.score[asked][:, END + 1 :], atol=1e-4, rtol=1e-4)
+
+
+def test_it_hears_nothing_beyond_the_unit(corpus: Path, agent: Path) -> None:
+    training, unit = stage(corpus, agent), 9
+    batch = training.batch(0, range(2))
+    changed_BT = batch.audio_BT.clone()
+    changed_BT[:, (unit + 1) * SAMPLES_PER_UNIT :] = 0
+    every_BQ = torch.arange(UNITS).expand(2, -1)
+    with torch.no_grad():
+        one, other = (
+            training._scores(training.reader.sound(training.ears(audio)[0]), batch.written_BKS, batch.due_BKG, every_BQ)
+            for audio in (batch.audio_BT, changed_BT)
+        )
+    torch.testing.assert_close(one[:, : unit + 1], other[:, : unit + 1], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(one[:, unit + 1 :], other[:, unit + 1 :], atol=1e-2)
+
+
+def test_a_run_changes_the_reader_alone_and_goes_on_exactly(corpus: Path, agent: Path, tmp_path: Path) -> None:
+    before = load_weights(agent).streamer.state_dict()
+    train_reader(corpus, agent, tmp_path / "whole", steps=12, lr=3e-3, batch=2, device="cpu")
+    train_reader(corpus, agent, tmp_path / "parts", steps=12, minutes=0.0, lr=3e-3, batch=2, device="cpu")
+    scores = train_reader(corpus, agent, tmp_path / "parts", True, steps=12, lr=3e-3, batch=2, device="cpu")
+    assert {"loss", "words_right", "waits_right"} <= scores.keys()
+    whole, parts = (load_weights(tmp_path / name / FOLDER).streamer.state_dict() for name in ("whole", "parts"))
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+        assert torch.equal(value, before[name]) != name.startswith("reading."), name
+
+
+def test_steps_lower_the_loss(corpus: Path, agent: Path) -> None:
+    training = stage(corpus, agent)
+    optimiser = torch.optim.AdamW(training.reader.parameters(), lr=3e-3)
+    batch, losses = training.batch(0, range(2)), []
+    for step in range(30):
+        loss, _ = training.loss(batch, 2 * (step // 2), RowNoise(0, 0, range(2)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_agent_without_a_reader_has_nothing_to_learn(corpus: Path, tmp_path: Path) -> None:
+    save_weights(tiny_weights(), tmp_path / "deaf")
+    with pytest.raises(CheckpointError, match="expected an agent with a reader"):
+        stage(corpus, tmp_path / "deaf")
+    line = ["train", "reader", "--data", str(corpus), "--from", str(tmp_path / "deaf"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, line)
+    assert isinstance(result.exception, CheckpointError)

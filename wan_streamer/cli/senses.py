@@ -1,0 +1,100 @@
+"""The commands under `wan-streamer train` for what the model hears and sees with."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wan_streamer.cli.options import ModelThreads
+from wan_streamer.cli.outputs import training_in
+from wan_streamer.cli.train import Device, Minutes, Out, Overwrite, Rate, Resume, Steps, need_all, print_scores
+
+Speech = Annotated[Path, typer.Option("--data", metavar="DIR", help="Speech, see docs/hearing.md.")]
+Streams = Annotated[int | None, typer.Option(min=1, help="Streams of 10.9 s in a step.")]
+
+
+def train_ears(
+    data: Speech,
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these ears instead of the teacher's own.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Streams = None,
+    lr: Rate = None,
+    device: Device = "auto",
+    threads: ModelThreads = None,
+) -> None:
+    """The ears, before the model: distil a recogniser that hears whole clips into one that hears unit by unit.
+
+    Example: [b]wan-streamer train ears --data data/corpus --out runs/ears[/b]
+    """
+    need_all(corpus=data, ears=start)
+    from wan_streamer.training.ears.stage import train_ears as run
+
+    with training_in(out, resume, overwrite):
+        scores = run(data, out, start, resume, steps, minutes, lr, batch, device=device)
+    print_scores(scores)
+    typer.echo("let an agent hear with them:")
+    typer.echo(f"  wan-streamer train pretrain --data DIR --out DIR --ears {shlex.quote(str(out / 'ears'))}")
+
+
+def train_eyes(
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Begin from these eyes instead of new ones.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
+    lr: Rate = None,
+    device: Device = "auto",
+    threads: ModelThreads = None,
+) -> None:
+    """The eyes, before the model: teach them what people, hands and things look like. Needs no data.
+
+    Example: [b]wan-streamer train eyes --out runs/eyes[/b]
+    """
+    need_all(eyes=start)
+    from wan_streamer.training.eyes.stage import train_eyes as run
+
+    with training_in(out, resume, overwrite):
+        scores = run(out, start, resume, steps, minutes, lr, batch, device=device)
+    print_scores(scores)
+    typer.echo("let an agent see with them:")
+    typer.echo(
+        f"  wan-streamer train pretrain --data DIR --out DIR --preset nano-ears --eyes {shlex.quote(str(out / 'eyes'))}"
+    )
+
+
+def train_reader(
+    data: Speech,
+    out: Out,
+    start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose reader learns.")],
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch: Streams = None,
+    lr: Rate = None,
+    device: Device = "auto",
+    threads: ModelThreads = None,
+) -> None:
+    """The reader of an agent with ears: teach it to follow speech as it arrives, in the agent's tokens.
+
+    Example: [b]wan-streamer train reader --data data/corpus --from runs/duplex --out runs/reader[/b]
+    """
+    need_all(corpus=data)
+    from wan_streamer.training.reader.stage import train_reader as run
+
+    with training_in(out, resume, overwrite):
+        scores = run(data, start, out, resume, steps, minutes, lr, batch, device=device)
+    print_scores(scores)
+    typer.echo("the agent has to learn what the words now mean:")
+    typer.echo(f"  wan-streamer train duplex --data DIR --out DIR --from {shlex.quote(str(out / 'agent'))}")

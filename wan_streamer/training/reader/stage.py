@@ -1,0 +1,171 @@
+"""Stage `reader`: a recogniser's decoder learns to follow speech as it arrives, in the tokens of an agent.
+
+`ReaderStage`   in every unit, from what is heard up to it and written before: which words are due
+`train_reader`  the whole run
+
+The decoder has learned from whole clips, with five times as many tokens. In a call it is asked in every unit, hears
+nothing beyond it, and spells most of the longer words in pieces it has never written. What is due are the words that
+stand in the unit of the transcript (`data/lanes.py`), then END. In every second step it goes on from its own mistakes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan_streamer.codecs.text import END
+from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.pretrained import find_checkpoint, load_weights, save_weights
+from wan_streamer.perception.ears import turns
+from wan_streamer.perception.reading import Pair, Reader, read_so_far
+from wan_streamer.training.loop.means import means
+from wan_streamer.training.loop.parallel import join
+from wan_streamer.training.loop.stage import Stage, TrainConfig
+from wan_streamer.training.loop.trainer import Trainer
+from wan_streamer.training.reader.streams import IGNORED, Due, DueStreams, misread
+
+FOLDER = "agent"
+"""Where a run writes the agent with its new reader."""
+ASKED = 36  # units of a stream, those in which words are due first
+MISREAD = 0.6  # of the words that are found as others, in every second step
+WAIT = 0.5  # weight of END: most units have no word
+VALID_BATCHES, VALID_ROWS = 4, 4
+
+
+class ReaderStage(Stage):
+    """folder  the corpus;  start  folder of the agent whose reader learns
+
+    Raises `CheckpointError` for an agent without one, `DataError` for a corpus without training or validation clips.
+    """
+
+    name = "reader"
+
+    def __init__(self, folder: Path, start: Path, config: TrainConfig) -> None:
+        self.config, self.weights = config, load_weights(start)
+        streamer = self.weights.streamer
+        if streamer.reading is None:
+            raise CheckpointError(f"{start}: expected an agent with a reader, got {streamer.config.name!r} without one")
+        self.ears = streamer.hearing.float().eval().requires_grad_(False)
+        self.reader: Reader = streamer.reading.float().train().requires_grad_(True)
+        self.models: dict[str, nn.Module] = {"reader": self.reader}
+        self.perception = streamer.config.perception
+        self.train_streams, self.valid_streams = (
+            DueStreams(folder, split, streamer.config, self.weights.text, config.seed) for split in ("train", "valid")
+        )
+
+    def batch(self, step: int, rows: range) -> Due:
+        return self.train_streams.batch(step, rows)
+
+    def loss(self, batch: Due, step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:
+        audio_BT, written_BKS, due_BKG = (self.move(part) for part in batch)
+        chance_BK = noise.uniform(due_BKG.shape[:2])
+        asked_BQ = ((batch.due_BKG[..., 0] > END) + chance_BK).topk(min(ASKED, due_BKG.shape[1]), 1).indices
+        asked_BQ = self.move(asked_BQ.sort(1).values)
+        with self.autocast():
+            with torch.no_grad():
+                features_BTD, _ = self.ears.to(self.device)(audio_BT)
+            sound = self.reader.sound(features_BTD)
+        if step % 2:
+            with torch.no_grad():
+                found_BQG = self._scores(sound, written_BKS, due_BKG, asked_BQ).argmax(-1)
+            found_BKG = due_BKG.scatter(1, asked_BQ[..., None].expand_as(found_BQG), found_BQG)
+            written_BKS = misread(written_BKS, due_BKG, found_BKG, MISREAD, torch.Generator().manual_seed(step))
+        scores_BQGV = self._scores(sound, written_BKS, due_BKG, asked_BQ)
+        due_BQG = due_BKG.gather(1, asked_BQ[..., None].expand(-1, -1, due_BKG.shape[2]))
+        error_BQG = F.cross_entropy(scores_BQGV.movedim(-1, 1), due_BQG, ignore_index=IGNORED, reduction="none")
+        word_BQG, end_BQG, right_BQG = due_BQG > END, due_BQG == END, scores_BQGV.argmax(-1) == due_BQG
+        weight_BQG = word_BQG + WAIT * end_BQG
+        numbers = {
+            "words_right": (right_BQG & word_BQG).sum() / word_BQG.sum().clamp(min=1),
+            "waits_right": (right_BQG & end_BQG).sum() / end_BQG.sum().clamp(min=1),
+        }
+        return (error_BQG * weight_BQG).sum() / weight_BQG.sum(), numbers
+
+    def _scores(self, sound: list[Pair], written_BKS: Tensor, due_BKG: Tensor, asked_BQ: Tensor) -> Tensor:
+        """Logits [B, Q, G, V] of what is due in the units `asked_BQ`, each after those before it."""
+        K, G = due_BKG.shape[1:]
+        unit_K = torch.arange(K, device=due_BKG.device)
+        frames = sound[0][0].shape[2] // K
+        parts = read_so_far(written_BKS, unit_K, self.perception.reading_units, frames)
+        text_BQN, length_BQ, near_BQF, due_BQG = (_of(part, asked_BQ) for part in (*parts, due_BKG))
+        text_BQN = text_BQN[..., : int(length_BQ.max())]
+        place_RG = length_BQ.flatten()[:, None] - 1 + torch.arange(G, device=due_BKG.device)
+        known_RG = due_BQG.flatten(0, 1)[:, : G - 1].clamp(min=0)
+        tokens_RN = F.pad(text_BQN.flatten(0, 1), (0, G - 1)).scatter(1, place_RG[:, 1:], known_RG)
+        N = tokens_RN.shape[1]
+        with self.autocast():
+            turn_NR = turns(N, self.reader.config, device=tokens_RN.device)
+            hidden_RND, _ = self.reader.read(tokens_RN, turn_NR, sound, near_BQF.repeat_interleave(N, 1)[:, None])
+            hidden_RGD = hidden_RND.gather(1, place_RG[..., None].expand(-1, -1, hidden_RND.shape[2]))
+        scores_RGV = self.reader.scores(hidden_RGD)
+        scores_RGV = scores_RGV.masked_fill(torch.arange(scores_RGV.shape[2], device=scores_RGV.device) < END, -1e4)
+        return scores_RGV.unflatten(0, asked_BQ.shape)
+
+    def validate(self) -> dict[str, float]:
+        """Of held-out voices and sentences: the loss, and what is right of the words and of the units without one."""
+        rows, numbers = range(VALID_ROWS), []
+        for number in range(VALID_BATCHES):
+            with torch.no_grad():
+                loss, parts = self.loss(self.valid_streams.batch(number, rows), 0, RowNoise(0, number, rows))
+            numbers.append({"loss": loss.item(), **{name: value.item() for name, value in parts.items()}})
+        return means(numbers)
+
+    def export(self, out_dir: Path) -> None:
+        save_weights(self.weights, out_dir / FOLDER)
+
+
+def _of(x_BKX: Tensor, unit_BQ: Tensor) -> Tensor:
+    """The entries of units Q: [B, Q, ...]."""
+    index = unit_BQ if x_BKX.ndim == 2 else unit_BQ[..., None].expand(-1, -1, x_BKX.shape[2])
+    return x_BKX.gather(1, index)
+
+
+CONFIG = TrainConfig(
+    steps=2000,
+    lr=8e-4,
+    batch=4,
+    warmup=50,
+    betas=(0.9, 0.98),
+    ema=0.99,
+    log_every=10,
+    validate_every=200,
+    save_every=50,
+)
+
+
+def train_reader(
+    folder: str | Path,
+    start: str | Path,
+    out_dir: str | Path,
+    resume: bool = False,
+    steps: int | None = None,
+    minutes: float | None = None,
+    lr: float | None = None,
+    batch: int | None = None,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Train the reader of the agent `start` on the corpus in `folder`; the agent is written to `out_dir`/agent.
+
+    resume   go on in `out_dir`, exactly where the run was if the corpus has not grown
+    minutes  save and leave after so many; a later resume goes on
+
+    Returns the last validation. Raises `ConfigError`, `DataError`, `CheckpointError`, `TrainingError`.
+    """
+    world = join(device)
+    if world.size > 1:
+        raise ConfigError(f"a reader trains in one process, expected one, got {world.size}; start it without torchrun")
+    config = dataclasses.replace(
+        CONFIG,
+        steps=CONFIG.steps if steps is None else steps,
+        lr=CONFIG.lr if lr is None else lr,
+        batch=CONFIG.batch if batch is None else batch,
+    )
+    stage = ReaderStage(Path(folder), find_checkpoint(str(start)), config)
+    trainer = Trainer(stage, Path(out_dir), world)
+    if resume:
+        trainer.resume()
+    return trainer.run(minutes)
