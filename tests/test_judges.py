@@ -4,10 +4,12 @@ import sys
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from faster_whisper.transcribe import get_compression_ratio
 from tiny import tiny_weights
 from tiny_world import make_episode
 
@@ -78,6 +80,29 @@ def test_numbers() -> None:
 
 
 # ---------------------------------------------------------------- judges
+
+
+def test_a_recogniser_in_a_loop_listens_again() -> None:
+    """Only then, and to the end of what it heard, with the times of the words."""
+    phrase = "and we'll see you in the next few weeks, "
+    calls: list[dict] = []
+
+    def model(loops: bool) -> SimpleNamespace:
+        def transcribe(audio_T: np.ndarray, **options: object) -> tuple[list[SimpleNamespace], None]:
+            calls.append(options)
+            text = "A week has seven days." if not loops or "no_repeat_ngram_size" in options else 20 * phrase
+            words = [SimpleNamespace(word=f" {word}", start=i, end=i + 1) for i, word in enumerate(text.split())]
+            return [SimpleNamespace(compression_ratio=get_compression_ratio(text), words=words)], None
+
+        return SimpleNamespace(transcribe=transcribe)
+
+    recogniser, heard = Recogniser.__new__(Recogniser), []
+    for loops in (False, True):
+        recogniser._model = model(loops)
+        heard.append(recogniser.timed(np.zeros(2400, np.float32)))
+    assert heard[0] == heard[1]
+    assert heard[0][1:3] == [("week", 1.0, 2.0), ("has", 2.0, 3.0)]
+    assert ["no_repeat_ngram_size" in options for options in calls] == [False, False, True]
 
 
 def test_a_missing_judge_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

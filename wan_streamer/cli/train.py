@@ -20,9 +20,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in t
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where the folder --out holds a run.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
-Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], two steps in ten.")]
-Spoken = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], one step in ten.")]
-Asked = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], two steps in ten.")]
+Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], a quarter of the steps.")]
+Spoken = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], one step in twenty.")]
+Asked = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], six steps in twenty.")]
 ClipUnits = Annotated[
     int | None,
     typer.Option(min=2, help="Units of 160 ms in a clip, one more than the longest window of the model (24)."),
@@ -100,9 +100,7 @@ class DuplexRun(ModelRun):
         int | None,
         typer.Option(min=1, help="Learn pictures, too, in every such step of conversation (1); else words and sound."),
     ] = None
-    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words, 2 steps in ten.")] = (
-        False
-    )
+    written: Annotated[bool, typer.Option("--written", help="Conversations that are only words: some steps.")] = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +20,11 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.voice.speech import resample
 from wan_streamer.units import SAMPLE_RATE
 
+if TYPE_CHECKING:
+    from faster_whisper.transcribe import Segment
+
 JUDGE_RATE = 16_000
+LOOP, LOOP_TOKENS = 2.4, 6  # text that packs so small is a loop, says Whisper; then so many never repeat
 _ONES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -104,16 +109,26 @@ class Recogniser:
         return " ".join(segment.text.strip() for segment in segments)
 
     def timed(self, audio_T: np.ndarray, rate: int = SAMPLE_RATE) -> list[tuple[str, float, float]]:
-        """(word, start, end) in seconds; the times are good to about 0.1 s."""
+        """(word, start, end) in seconds; the times are good to about 0.1 s.
+
+        A loop ("and we'll see you in the next few weeks" for a minute) is heard again, so that it cannot go on.
+        """
+        segments = self._heard(resample(audio_T, rate, JUDGE_RATE))
+        if any(segment.compression_ratio > LOOP for segment in segments):
+            segments = self._heard(resample(audio_T, rate, JUDGE_RATE), no_repeat_ngram_size=LOOP_TOKENS)
+        return [(word.word.strip(), float(word.start), float(word.end)) for s in segments for word in s.words or ()]
+
+    def _heard(self, audio_T: np.ndarray, **options: int) -> "list[Segment]":
         segments, _ = self._model.transcribe(
-            resample(audio_T, rate, JUDGE_RATE),
+            audio_T,
             language="en",
             beam_size=5,
             condition_on_previous_text=False,
             word_timestamps=True,
             temperature=0.0,  # else it draws at random when it is unsure, and no run repeats
+            **options,
         )
-        return [(word.word.strip(), float(word.start), float(word.end)) for s in segments for word in s.words or ()]
+        return list(segments)
 
 
 def _bundled_whisper() -> Path:
