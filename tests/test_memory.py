@@ -24,9 +24,9 @@ RESPONSE, TRANSCRIPT, TYPED = 0, 1, 2
 NOTHING = [PADDING, PADDING]
 
 
-def with_memory(size: int = SIZE, text_units: int = K, layers: int = 2) -> StreamerConfig:
+def with_memory(size: int = SIZE, text_units: int = K, layers: int = 2, span: int = 0) -> StreamerConfig:
     """TINY with a memory, and a text window as long as the clips of these tests."""
-    cache = dataclasses.replace(TINY.cache, text_units=text_units, memory_tokens=size)
+    cache = dataclasses.replace(TINY.cache, text_units=text_units, memory_tokens=size, memory_span=span)
     return dataclasses.replace(TINY, cache=cache, backbone=dataclasses.replace(TINY.backbone, layers=layers))
 
 
@@ -102,12 +102,13 @@ def test_text_has_no_sinks_beside_a_memory() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", ["windows", "dense", "flex"])
-def test_attention_to_memories_equals_the_reference(kind: str, model: Streamer) -> None:
+@pytest.mark.parametrize(("kind", "span"), [("windows", 0), ("dense", 0), ("flex", 0), ("windows", 4), ("dense", 4)])
+def test_attention_to_memories_equals_the_reference(kind: str, span: int) -> None:
     """Every query of every block sees all memory tokens of its row, which end where the text window begins.
 
     A row of the reference has its own memory without padding, and ids relative to the block that asks.
     """
+    model = make(with_memory(span=span))
     layout, config, layer = model.layout, model.config, model.backbone.layers[0]
     N, D, B = len(layout.kind_N), config.backbone.dim, len(LENGTHS)
     g = torch.Generator().manual_seed(3)
@@ -118,8 +119,8 @@ def test_attention_to_memories_equals_the_reference(kind: str, model: Streamer) 
     block = torch.arange(K).repeat_interleave(N)
     kinds, position = layout.kind_N.repeat(K), layout.position_N3.repeat(K, 1)
     with torch.inference_mode():
-        memory = clip_memory(seen_BM, config.backbone)
-        _, (raw_k, v) = attend_memory(attention, layer.attention_norm(m), memory.table_2Md, memory.mask_B1MM)
+        memory = clip_memory(seen_BM, config.backbone, config.cache.span)
+        _, (raw_k, v) = attend_memory(attention, layer.attention_norm(m), memory.own_2Md, memory.mask_B1MM)
         kv = MemoryKV(rotate(raw_k, memory.table_2Md), v, seen_BM)
         fast = view_of(kind, config, memory=SIZE).attend(attention, layer.attention_norm(x), kv).flatten(1, 2)
         for row, length in enumerate(LENGTHS):
@@ -128,7 +129,8 @@ def test_attention_to_memories_equals_the_reference(kind: str, model: Streamer) 
             for query in range(0, K * N, 3):
                 seen, own = mask[query].nonzero().squeeze(1), int(block[query])
                 distance = effective_distance(config, kinds[seen], own, block[seen])
-                ids = torch.arange(length) - length + 4 * (max(0, own - config.cache.text_units + 1) - own)
+                ids = (torch.arange(length) - length).clamp(min=-config.cache.span)
+                ids = ids + 4 * (max(0, own - config.cache.text_units + 1) - own)
                 ids = torch.cat([ids[:, None].expand(-1, 3), position[seen] - 4 * distance[:, None]])
                 keys = rotate(torch.cat([memory_k[0], k[0, seen]]), rotary_table(ids, config.backbone))
                 values = torch.cat([memory_v[0], v[0, seen]])

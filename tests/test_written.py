@@ -34,7 +34,7 @@ from wan_streamer.simulation.generate import Latents
 from wan_streamer.simulation.voice.silent import SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.training.examples import written
-from wan_streamer.training.examples.clips import ClipReader, Example
+from wan_streamer.training.examples.clips import ClipReader, Example, told
 from wan_streamer.training.examples.written import (
     CLIPS,
     LATER,
@@ -96,6 +96,7 @@ def test_a_written_conversation_is_of_its_split_and_nobody_is_seen() -> None:
         assert not {"show", "wave", "remark"} & {e["type"] for e in labels["events"] if e["side"] == "user"}
 
 
+BEFORE = [{"side": "user", "text": "I am Tom."}, {"side": "agent", "text": "Nice to meet you, Tom."}]
 FREE = "Marbles glimmer."  # what may be said freely
 
 
@@ -360,6 +361,29 @@ def test_asked_clips_are_what_is_heard_and_the_words_of_both(asked: Path, latent
     for row, clip in enumerate(batch.slot_BKSL):
         places = [first for first in range(len(lanes) - UNITS + 1) if torch.equal(lanes[first : first + UNITS], clip)]
         assert any(torch.equal(reader.read(0, first).clips.user_audio[0], batch.user_audio[row]) for first in places)
+
+
+def test_in_some_steps_much_was_said_in_between(asked: Path, latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After what was before the conversation and before what was said in it; all the rest is the same."""
+    config = dataclasses.replace(
+        TALKER, cache=dataclasses.replace(TALKER.cache, memory_tokens=4000, memory_span=64, text_units=UNITS)
+    )
+    fingerprint = codec_hash(*load_codecs(TALKER, latents))
+    reader = ClipReader(LatentStore(asked / "train", fingerprint, TALKER.perception), config, tiny_text(), UNITS)
+    monkeypatch.setattr(reader.store, "labels", [one | {"before": BEFORE} for one in reader.store.labels])
+    lengths, parts = [], []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(written, "LONG", share)
+        memory = AskedClips(reader).batch(0, 5, range(2)).clips.memory_BM2
+        said = [row[row[:, 0] != PADDING] for row in memory]
+        lengths.append([len(row) for row in said])
+        before = told(BEFORE, tiny_text())
+        assert all(torch.equal(row[: len(before)], before) for row in said)
+        parts.append([row[len(before) :] for row in said])
+    for short, long, more in zip(*parts, np.subtract(*lengths[::-1]), strict=True):
+        assert more > 100
+        assert torch.equal(long[more:], short)
+        assert {0, 1} == set(long[:more, 0].tolist())
 
 
 def test_steps_in_which_the_user_is_heard(stage: DuplexStage, asked: Path, latents: Path) -> None:

@@ -90,6 +90,8 @@ class CacheConfig(Ranged):
                     agent and user video, the last `audio_units` units of audio, text of the last `text_units` units.
     memory_tokens   words that have left the text window and stay readable, the latest so many; 0 for none. Where there
                     are some, they take the place of the sinks' text.
+    memory_span     of those, so many stand one behind the other, and each is read with those before it; older ones all
+                    stand where the span ends, so a memory can be longer than those of training. 0: all of them
     """
 
     place = "cache"
@@ -99,6 +101,12 @@ class CacheConfig(Ranged):
     audio_units: int = between(23, 0, 1_000_000)
     text_units: int = between(23, 0, 1_000_000)
     memory_tokens: int = between(0, 0, 1_000_000)
+    memory_span: int = between(0, 0, 1_000_000)
+
+    @property
+    def span(self) -> int:
+        """Memory tokens that stand one behind the other."""
+        return self.memory_span or self.memory_tokens
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +116,10 @@ class CacheConfig(Ranged):
             raise ConfigError(
                 f"cache.memory_tokens: expected 0 where text leaves no window, got {self.memory_tokens} with policy"
                 f" {self.policy!r} and text_units {self.text_units}"
+            )
+        if self.memory_span > self.memory_tokens:
+            raise ConfigError(
+                f"cache.memory_span: expected at most memory_tokens, {self.memory_tokens}, got {self.memory_span}"
             )
 
 

@@ -39,7 +39,7 @@ def nano_ears() -> StreamerConfig:
         name="nano-ears",
         perception=perception,
         text=TextConfig(vocab_size=6144, heard_units=2),
-        cache=CacheConfig(text_units=24, memory_tokens=192),
+        cache=CacheConfig(text_units=24, memory_tokens=1024, memory_span=192),
         flow=FlowConfig(audio_steps=1),  # until it is distilled
     )
 

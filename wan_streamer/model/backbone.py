@@ -21,7 +21,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, Mixed, RMSNorm, States, by_kind, rotary_table, rotate
 from wan_streamer.model.layout import UnitLayout, unit_layout, visible_in_block
-from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_table
+from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_mask, memory_table
 
 Step = Callable[[States, Tensor, Sequence[KVCache]], tuple[States, list[KVSlice]]]
 """`Backbone.step`, or what stands in for it."""
@@ -59,7 +59,7 @@ class Backbone(nn.Module):
         K = (x_BKND if isinstance(x_BKND, Tensor) else x_BKND.text).shape[1]
         x, view, memory = x_BKND, self._view(layout, K, M, x_BKND.device), None
         if m_BMD is not None and seen_BM is not None:  # one sequence, because a split layer is put together once a pass
-            memory = clip_memory(seen_BM, self.config.backbone)
+            memory = clip_memory(seen_BM, self.config.backbone, self.config.cache.span)
             x = _behind(m_BMD, x)
         for layer in self.layers:
             x = self.clip_layer(layer, x, view, memory)
@@ -128,8 +128,8 @@ class Backbone(nn.Module):
     def remember(self, x_ND: Tensor, past_2ZMGd: Tensor) -> Tensor:
         """Keys (not rotated) and values [2, Z, N, G, d] of N more memory tokens; the past is that of those before."""
         N, M = len(x_ND), past_2ZMGd.shape[2]
-        table = memory_table(M + N, self.config.backbone, x_ND.device)
-        mask = torch.ones(N, M + N, dtype=torch.bool, device=x_ND.device).tril(M)
+        table = memory_table(M + N, self.config.backbone, M + N, x_ND.device)
+        mask = memory_mask(N, M + N, self.config.cache.span, x_ND.device)
         x, added = x_ND[None].to(self.weight.dtype), []
 
         def attend(past_2BMGd: Tensor, attention: Attention, normed: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def _clip_layer(layer: nn.Module, x: States, view: ClipView | FlatView, memory: 
 
 def _attend_both(view: ClipView | FlatView, memory: ClipMemory, attention: Attention, x_BTD: States) -> States:
     m_BMD, x_BKND = _apart(x_BTD, memory.seen_BM.shape[1], len(view.layout.kind_N))
-    remembered, (raw_k, v) = attend_memory(attention, m_BMD, memory.table_2Md, memory.mask_B1MM)
+    remembered, (raw_k, v) = attend_memory(attention, m_BMD, memory.own_2Md, memory.mask_B1MM)
     kv = MemoryKV(rotate(raw_k, memory.table_2Md), v, memory.seen_BM)
     return _behind(remembered, view.attend(attention, x_BKND, kv))
 

@@ -73,7 +73,7 @@ class KVCache:
         moves_M = self.block - block_M >= window_units(self.config)[self.layout.kind_N[index_M]]
         if self.config.cache.memory_tokens:
             memory = self._memory()
-            position_M3[memory], moves_M[memory] = memory_ids(len(memory)), True
+            position_M3[memory], moves_M[memory] = memory_ids(len(memory), self.config.cache.span), True
         if moves_M.any():
             distance_M = self._distance()[moves_M]
             self._rotate(moves_M.nonzero().squeeze(1), position_M3[moves_M] - TICKS_PER_UNIT * distance_M[:, None])

@@ -53,33 +53,44 @@ def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
 class ClipMemory(NamedTuple):
     """How the memories of B clips are read.
 
-    table_2Md  rotary tables: the last token has the id -1, one tick before the clip
+    own_2Md    rotary tables for each other: the last token has the id -1, one tick before the clip
+    table_2Md  for the blocks: likewise, but none stands before the span
     seen_BM    bool: whether there is a token
     mask_B1MM  bool: which token sees which; padding sees itself, because a row of nothing would be NaN
     """
 
+    own_2Md: Tensor
     table_2Md: Tensor
     seen_BM: Tensor
     mask_B1MM: Tensor
 
 
-def clip_memory(seen_BM: Tensor, config: BackboneConfig) -> ClipMemory:
+def clip_memory(seen_BM: Tensor, config: BackboneConfig, span: int) -> ClipMemory:
     """The `ClipMemory` of memories of which `seen_BM` is there."""
-    M = seen_BM.shape[1]
-    causal_MM = torch.ones(M, M, dtype=torch.bool, device=seen_BM.device).tril()
-    itself_MM = torch.eye(M, dtype=torch.bool, device=seen_BM.device)
-    mask_BMM = (causal_MM & seen_BM[:, None]) | itself_MM
-    return ClipMemory(memory_table(M, config, seen_BM.device), seen_BM, mask_BMM[:, None])
+    M, device = seen_BM.shape[1], seen_BM.device
+    itself_MM = torch.eye(M, dtype=torch.bool, device=device)
+    mask_BMM = (memory_mask(M, M, span, device) & seen_BM[:, None]) | itself_MM
+    own_2Md, table_2Md = (memory_table(M, config, reach, device) for reach in (M, span))
+    return ClipMemory(own_2Md, table_2Md, seen_BM, mask_BMM[:, None])
 
 
-def memory_table(M: int, config: BackboneConfig, device: torch.device) -> Tensor:
+def memory_mask(N: int, M: int, span: int, device: torch.device) -> Tensor:
+    """Which of M memory tokens the last N see: bool [N, M]. Themselves, and those before them in a span."""
+    near_NM = torch.ones(N, M, dtype=torch.bool, device=device)
+    return near_NM.tril(M - N) & near_NM.triu(M - N - span + 1)
+
+
+def memory_table(M: int, config: BackboneConfig, span: int, device: torch.device) -> Tensor:
     """Rotary tables [2, M, head_dim / 2] of M memory tokens, ids counted from where the text window begins."""
-    return rotary_table(memory_ids(M).to(device), config)
+    return rotary_table(memory_ids(M, span).to(device), config)
 
 
-def memory_ids(M: int) -> Tensor:
-    """Ids [M, 3] of M memory tokens, counted from the first tick of the text window: -M ... -1 on all axes."""
-    return torch.arange(-M, 0, dtype=torch.float64)[:, None].expand(M, 3)
+def memory_ids(M: int, span: int) -> Tensor:
+    """Ids [M, 3] of M memory tokens, counted from the first tick of the text window: -M ... -1 on all axes.
+
+    Those before the span have the id of its first.
+    """
+    return torch.arange(-M, 0, dtype=torch.float64).clamp(min=-span)[:, None].expand(M, 3)
 
 
 class MemoryKV(NamedTuple):

@@ -307,7 +307,7 @@ class Streamer(nn.Module):
             new_N2 = torch.cat([new_N2, spoken(live.said.popleft()[None].cpu())])
         if len(new_N2):
             new_N2 = new_N2[-cache.memory_tokens :].to(self.device)
-            past_2ZMGd = live.cache.memory(cache.memory_tokens - len(new_N2))  # no more than in training
+            past_2ZMGd = live.cache.memory(cache.span - 1)  # no word sees more than in training
             live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
 

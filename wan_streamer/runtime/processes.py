@@ -39,7 +39,7 @@ from wan_streamer.runtime.worker import (
 )
 from wan_streamer.units import UserUnit
 
-STATE_BYTES = 32 << 20  # of shared memory for two states of a session; nano's has 9 MB in float32
+STATE_BYTES = 48 << 20  # of shared memory for two states of a session; nano's has up to 17 MB in float32
 BUSY = "the model already serves as many sessions as it can; close one first"
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 `FACTS`           kind -> how it is told, asked for and answered
 `tells`, `recalls`, `tells_fact`, `recalls_fact`  scenarios
 `earlier`         a talk minutes before, as text, and what was told in it
+`chatter`         a talk of which nothing need be remembered, as text
 `drill`           nothing but what has to be found in what was said before, as text
 """
 
@@ -124,6 +125,15 @@ def earlier(
         exchanges.insert(0, (lines.wording("greeting", rng), AGENT["hello"]))
     sides = ("user", "agent")
     return [{"side": s, "text": t} for pair in exchanges for s, t in zip(sides, pair, strict=True)], facts
+
+
+def chatter(exchanges: int, texts: Sequence[str], rng: np.random.Generator) -> list[dict[str, str]]:
+    """{"side", "text"} of so many short exchanges in which nothing is told that is asked for later."""
+    said = [texts[int(i)] for i in rng.integers(len(texts), size=4 * exchanges)] if texts else []
+    short = [text for text in said if len(text.split()) <= EARLIER_WORDS][:exchanges]
+    sides = ("user", "agent")
+    pairs = [(text, reply_text(text, rng)) for text in short]
+    return [{"side": side, "text": text} for pair in pairs for side, text in zip(sides, pair, strict=True)]
 
 
 def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines: Lines) -> list[dict[str, str]]:

@@ -8,7 +8,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,13 +59,13 @@ class Example:
 
 
 def stack(examples: Iterable[Example]) -> Example:
-    """Examples of the same length as one batch, with whole steps of memory for the longest one."""
+    """Examples of the same length as one batch, with one of a few sizes of memory, for the longest one."""
     rows = list(examples)
     names = [field.name for field in dataclasses.fields(ClipBatch)]
     clips = ClipBatch(*(torch.cat([getattr(row.clips, name) for row in rows]) for name in names))
     there = int((clips.memory_BM2[..., 0] != PADDING).sum(1).max())
     # Never nothing: the processes of a step have to train the same parameters.
-    kept = max(1, -(-there // MEMORY_STEP)) * MEMORY_STEP
+    kept = MEMORY_STEP * 2 ** max(0, math.ceil(math.log2(max(1, there) / MEMORY_STEP)))
     clips = dataclasses.replace(clips, memory_BM2=clips.memory_BM2[:, max(0, clips.memory_BM2.shape[1] - kept) :])
     return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
 
@@ -121,12 +122,14 @@ class ClipReader:
         microphone: bool = True,
         camera: bool = True,
         units: int | None = None,
+        between: Sequence[dict] = (),
     ) -> Example:
         """One clip of conversation `number` from unit `first`; beyond its end there is silence that nothing learns.
 
         typed       the user writes instead of speaking (and the microphone is off, if only what ears heard is known)
         microphone  False: it is off;   camera  False: it is off, as where the recording has no picture
         units       length of the clip (default: the reader's)
+        between     turns that were said after what was before the conversation, and before it
         """
         K, config, labels = units or self.units, self.config, self.store.labels[number]
         known, lead = min(K, int(self.length[number]) - first), config.perception.lead_units
@@ -162,7 +165,10 @@ class ClipReader:
             _pad(user_text, K),
             _pad(lanes, K),
             torch.full((K,), heard["response"]),  # speech without known words is speech without shown text
-            latest(torch.cat([told(labels.get("before", ()), self.text), spoken(before)]), config.cache.memory_tokens),
+            latest(
+                torch.cat([told([*labels.get("before", ()), *between], self.text), spoken(before)]),
+                config.cache.memory_tokens,
+            ),
         )
         clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
         lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)

@@ -11,6 +11,7 @@ What is said to whom takes more examples than there are hours of sound and pictu
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import HEARD, conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, latest, spoken
-from wan_streamer.simulation.conversation.facts import drill
+from wan_streamer.simulation.conversation.facts import chatter, drill
 from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
@@ -34,6 +35,7 @@ PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most token
 DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
+LONG, CHATTER = 0.25, (12, 40)  # share of the steps in which so much talk lies between what was before and the rest
 TYPED = 0.4  # share of conversations of words alone in which the user types what they would say
 RESPONSE = LANES.index("response")
 
@@ -116,23 +118,27 @@ class EncodedClips(ABC):
 
     def batch(self, seed: int, step: int, rows: range) -> Example:
         """These rows of the batch of `step`, each of one conversation."""
-        return stack(clip for row in rows for clip in self._row(np.random.default_rng((seed, step, row))))
+        long = bool(np.random.default_rng((seed, step)).random() < LONG)
+        return stack(clip for row in rows for clip in self._row(np.random.default_rng((seed, step, row)), long))
 
-    def _row(self, rng: np.random.Generator) -> list[Example]:
+    def _row(self, rng: np.random.Generator, long: bool) -> list[Example]:
         number = int(rng.integers(len(self.reader.length)))
-        return self.clips(number, torch.from_numpy(self.reader.lanes(number)[1]), rng)
+        texts = free_texts(self.reader.store.labels[number]["split"])
+        (apart,) = rng.spawn(1)  # the rest of the row is the same with it and without
+        between = chatter(int(apart.integers(*CHATTER)), texts, apart) if long else []
+        return self.clips(number, torch.from_numpy(self.reader.lanes(number)[1]), between, rng)
 
     @abstractmethod
-    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
-        """Those of conversation `number`, whose text is `lanes_KSL`."""
+    def clips(self, number: int, lanes_KSL: Tensor, between: Sequence[dict], rng: np.random.Generator) -> list[Example]:
+        """Those of conversation `number`, whose text is `lanes_KSL`; `between` as for `ClipReader.read`."""
 
 
 class ShownClips(EncodedClips):
     """Clips around what the agent says; only what is seen, and words. `SHOWN_CLIPS` a row."""
 
-    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
+    def clips(self, number: int, lanes_KSL: Tensor, between: Sequence[dict], rng: np.random.Generator) -> list[Example]:
         chosen = _chosen(lanes_KSL, self.reader.units, rng, SHOWN_CLIPS)
-        return [self._silent(self.reader.read(number, first)) for first in chosen]
+        return [self._silent(self.reader.read(number, first, between=between)) for first in chosen]
 
     def _silent(self, example: Example) -> Example:
         clips = dataclasses.replace(
@@ -144,11 +150,11 @@ class ShownClips(EncodedClips):
 class AskedClips(EncodedClips):
     """Clips around what the agent says, and as many from anywhere; what is heard, and words. Twice `CLIPS` a row."""
 
-    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
+    def clips(self, number: int, lanes_KSL: Tensor, between: Sequence[dict], rng: np.random.Generator) -> list[Example]:
         units = self.reader.units
         anywhere = rng.integers(max(1, len(lanes_KSL) - units + 1), size=CLIPS).tolist()
         chosen = (*_chosen(lanes_KSL, units, rng), *anywhere)
-        return [self._unseen(self.reader.read(number, first, camera=False)) for first in chosen]
+        return [self._unseen(self.reader.read(number, first, camera=False, between=between)) for first in chosen]
 
     def _unseen(self, example: Example) -> Example:
         clips = example.clips
@@ -166,15 +172,15 @@ class SpokenClips(EncodedClips):
         super().__init__(reader)
         self.hidden = hidden
 
-    def clips(self, number: int, lanes_KSL: Tensor, rng: np.random.Generator) -> list[Example]:
-        clips = [self._later(number, first, int(rng.integers(LATER[0], LATER[1] + 1)))
+    def clips(self, number: int, lanes_KSL: Tensor, between: Sequence[dict], rng: np.random.Generator) -> list[Example]:
+        clips = [self._later(number, first, int(rng.integers(LATER[0], LATER[1] + 1)), between)
                  for first in _chosen(lanes_KSL, self.reader.units, rng)]  # fmt: skip
         return [hide(clip, text=bool(rng.random() < self.hidden)) for clip in clips]
 
-    def _later(self, number: int, first: int, later: int) -> Example:
+    def _later(self, number: int, first: int, later: int, between: Sequence[dict]) -> Example:
         """One clip, in which the agent does everything `later` units after the user than in the conversation."""
         K = self.reader.units
-        whole = self.reader.read(number, first, microphone=False, camera=False, units=K + later)
+        whole = self.reader.read(number, first, microphone=False, camera=False, units=K + later, between=between)
         clips, config = whole.clips, self.reader.config
         said = clips.slot_BKSL[:, later:].clone()
         said[..., RESPONSE] = clips.slot_BKSL[:, :K, :, RESPONSE]
