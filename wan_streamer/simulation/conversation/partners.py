@@ -19,7 +19,7 @@ from wan_streamer.simulation.conversation.dialogue import (
 from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.repertoire import SMILES, any_wording
-from wan_streamer.simulation.conversation.scenarios import plan_asked, plan_dialogue, plan_shown
+from wan_streamer.simulation.conversation.scenarios import plan_asked, plan_dialogue, plan_read, plan_shown
 from wan_streamer.simulation.face.motion import Motion, gesture_tracks, pose_track
 from wan_streamer.simulation.face.person import AGENT_IDENTITY, FaceIdentity, HandPose, Prop
 from wan_streamer.simulation.face.renderer import FaceRenderer
@@ -33,7 +33,7 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.6"
+GENERATOR = "3.7"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
@@ -41,6 +41,7 @@ LOUDSPEAKER = 0.5  # share of users without headphones, whose microphone may pic
 NATURAL_SHARE = 0.5  # of episodes
 HIBARI_SHARE = 0.5  # of those, where there is Kokoro too: it takes fifty times as long
 ASKED_WRITTEN, ASKED_SPOKEN, ASKED_HEARD = 0.7, 0.4, 0.6  # share of conversations of what words alone decide
+READ = 2 / 3  # share of conversations in which only the agent is heard: it says what nobody asked for
 NOD = 0.44  # seconds
 SOUND_GAIN = (0.15, 0.7)
 FACE_PARAMETERS = (
@@ -200,10 +201,12 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
 def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> Episode:
     """A conversation of which only the agent is heard and nobody seen; what the user says is written.
 
-    The agent's words and its voice are what there is to learn.
+    The agent's words and its voice are what there is to learn. Two of three times it reads aloud what nobody asked for,
+    and then there is its voice alone.
     """
     user = SilentVoice.sample(episode_rng(seed, split, index, 1))
-    planner = _asked_or_any(seed, split, index, ASKED_SPOKEN)
+    reads = episode_rng(seed, split, index, 7).random() < READ
+    planner = _reading(seed, split, index) if reads else _asked_or_any(seed, split, index, ASKED_SPOKEN)
     dialogue = _planned(planner, agent_voice.speak, user.speak, False, seed, split, index)
     labels = {
         "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
@@ -211,7 +214,7 @@ def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> E
         "user": {"voice": asdict(user), "camera": False},
         "agent": {"voice": AGENT, "identity": to_dict(AGENT_IDENTITY), "camera": False},
         "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
-        "targets": ["response", "transcript", "audio"],
+        "targets": ["audio"] if reads else ["response", "transcript", "audio"],
     }  # fmt: skip
     agent_T = mix_track(dialogue, "agent", episode_rng(seed, split, index, 3))
     return Episode(episode_key(index), _silence(dialogue), agent_T, None, None, labels)
@@ -312,6 +315,16 @@ def _asked_or_any(seed: int, split: str, index: int, asked: float) -> Planner:
 
     def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
         return _if_of(split, plan_asked(units, agent, user, rng, free_texts(split), split, MANY))
+
+    return plan
+
+
+def _reading(seed: int, split: str, index: int) -> Planner:
+    """The agent reads aloud; splits share no sentence."""
+    units = episode_units(seed, split, index)
+
+    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+        return plan_read(units, agent, user, rng, free_texts(split), split, MANY)
 
     return plan
 

@@ -3,7 +3,7 @@
 `SCENARIOS`      name -> how it is planned and how often it is drawn; `FREE`, the same for what may happen again
 `plan_dialogue`  as many scenarios as fit, in random order
 `plan_of`        the function of a scenario
-`plan_shown`     what is seen alone;  `plan_asked`  what words alone decide
+`plan_shown`     what is seen alone;  `plan_asked`  what words alone decide;  `plan_read`  what the agent says by itself
 `plan_exactly`   these scenarios and nothing else, as long as they take;  `attempt`  one of them, if it fits
 """
 
@@ -19,8 +19,8 @@ from wan_streamer.simulation.conversation import free as free
 from wan_streamer.simulation.conversation import overlap as overlap
 from wan_streamer.simulation.conversation import seen as seen
 from wan_streamer.simulation.conversation import talk as talk
-from wan_streamer.simulation.conversation.dialogue import Dialogue, Scene, Speak
-from wan_streamer.simulation.conversation.repertoire import KNOWN, Lines
+from wan_streamer.simulation.conversation.dialogue import Dialogue, Draft, Scene, Speak
+from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, Lines, is_german, pick, slots
 from wan_streamer.units import UNIT_MS
 
 LONGEST = 1000  # units that exactly planned scenarios may take
@@ -116,6 +116,7 @@ HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of thei
 SILENT = 0.12  # share of episodes with a long silence
 TOLD_EARLY, ASKED_FOR = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
 RECALLED = 0.25  # share of what words alone decide that asks for what was told, if anything was
+FILLED, BREATH = 0.5, (0.25, 0.7)  # share of what is read that is the agent's own; seconds between two of it
 CLOSING = 4.5  # seconds kept for a question about what was told, and as many for a goodbye
 
 OPENERS = ("small_talk", "agent_name", "agent_skills", "counting", "knowledge", "tells_name", "arithmetic")
@@ -225,6 +226,25 @@ def plan_asked(
         return facts.recall_known(scene.facts, rng) if known else _draw(ASKED, 1, rng)[0]
 
     return _again_and_again(scene, name)
+
+
+def plan_read(
+    units: int, agent: Speak, user: Speak, rng: np.random.Generator, texts: Sequence[str], split: str, lines: Lines
+) -> Dialogue:
+    """Fill `units` with what the agent says and nobody asked for: its repertoire with any filling, and free sentences."""
+    scene = Scene(units, agent, user, False, rng, texts, split, replace(lines, words=all_words(tuple(texts))))
+    english = sorted({template for label, template in AGENT.items() if slots(template) and not is_german(label)})
+    scene.time = scene.between(0.3, 0.8)
+    misses = 0
+    while misses < MISSES and scene.time < scene.limit:
+        text = texts[int(rng.integers(len(texts)))]
+        if not texts or scene.chance(FILLED):
+            template = pick(tuple(english), rng)
+            text = template.format(**{name: scene.lines.filling(name, rng) for name in slots(template)})
+        kept = scene.add(Draft([scene.say("agent", "read", scene.time, text)]), "reading")
+        scene.time = scene.dialogue.turns[-1].end + scene.between(*BREATH) if kept else scene.time
+        misses = 0 if kept else misses + 1
+    return scene.finish()
 
 
 @functools.cache

@@ -201,7 +201,7 @@ class SpokenClips(EncodedClips):
             latest(memory, config.cache.memory_tokens)[None],
         )
         inside_BK = whole.audio_BK[:, later:]
-        lane_BKL = _response_alone(K) * inside_BK[..., None]
+        lane_BKL = _response_alone(K) * whole.lane_BKL[:, later:]
         return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K])
 
 
