@@ -20,9 +20,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in t
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many steps instead of the stage's number.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where the folder --out holds a run.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after this much time; --resume goes on later.")]
-Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], a quarter of the steps.")]
-Spoken = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], one step in twenty.")]
-Asked = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], six steps in twenty.")]
+Shown = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --shown[/b], three steps in twenty.")]
+Spoken = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --spoken[/b], six steps in twenty.")]
+Asked = Annotated[Path | None, typer.Option(metavar="DIR", help="Of [b]simulate --asked[/b], a fifth of the steps.")]
 ClipUnits = Annotated[
     int | None,
     typer.Option(min=2, help="Units of 160 ms in a clip, one more than the longest window of the model (24)."),

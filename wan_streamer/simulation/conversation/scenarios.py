@@ -231,7 +231,7 @@ def plan_asked(
 def plan_read(
     units: int, agent: Speak, user: Speak, rng: np.random.Generator, texts: Sequence[str], split: str, lines: Lines
 ) -> Dialogue:
-    """Fill `units` with what the agent says and nobody asked for: its repertoire with any filling, and free sentences."""
+    """Fill `units` with what nobody asked the agent to say: its repertoire with any filling, and free sentences."""
     scene = Scene(units, agent, user, False, rng, texts, split, replace(lines, words=all_words(tuple(texts))))
     english = sorted({template for label, template in AGENT.items() if slots(template) and not is_german(label)})
     scene.time = scene.between(0.3, 0.8)

@@ -32,11 +32,11 @@ CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, e
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth with pictures goes on from mistakes
 CYCLE = 20  # steps, of which these are not made of whole conversations
 HEARD_STEPS = (1, 2, 3, 5, 7, 11, 12, 13, 15, 17)  # of speech to write down, if there is any
-ASKED_STEPS = (3, 5, 8, 13, 16, 18)  # of conversations in which only the user is heard, if there are any
-SPOKEN_STEPS = (17,)  # of those in which only the agent is heard, likewise
-SHOWN_STEPS = (2, 6, 9, 12, 19)  # of those in which nothing is heard, likewise
-WRITTEN_STEPS = (7, 15)  # of conversations that are only words, if they are wanted
-PLAIN_STEPS = (15,)  # of those, of the words without the time in between
+ASKED_STEPS = (3, 7, 13, 18)  # of conversations in which only the user is heard, if there are any
+SPOKEN_STEPS = (2, 5, 8, 12, 15, 17)  # of those in which only the agent is heard, likewise
+SHOWN_STEPS = (6, 11, 19)  # of those in which nothing is heard, likewise
+WRITTEN_STEPS = (9, 16)  # of conversations that are only words, if they are wanted
+PLAIN_STEPS = (16,)  # of those, of the words without the time in between
 PLAIN_WEIGHT = 0.5
 SILENT_NUMBERS = ("text", "response_right", "audio")  # of conversations in which the user is not heard
 VALIDATION = (8, 4)  # batches and rows of each
