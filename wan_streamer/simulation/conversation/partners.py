@@ -201,13 +201,13 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
 def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> Episode:
     """A conversation of which only the agent is heard and nobody seen; what the user says is written.
 
-    The agent's words and its voice are what there is to learn. Two of three times it reads aloud what nobody asked for,
-    and then there is its voice alone.
+    The agent's words and its voice are what there is to learn; its voice alone where it reads what nobody asked for.
     """
     user = SilentVoice.sample(episode_rng(seed, split, index, 1))
     reads = episode_rng(seed, split, index, 7).random() < READ
     planner = _reading(seed, split, index) if reads else _asked_or_any(seed, split, index, ASKED_SPOKEN)
-    dialogue = _planned(planner, agent_voice.speak, user.speak, False, seed, split, index)
+    agent = agent_voice.once if reads else agent_voice.speak
+    dialogue = _planned(planner, agent, user.speak, False, seed, split, index)
     labels = {
         "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
         "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,

@@ -43,6 +43,11 @@ class AgentVoice:
         """One of the cached renderings of `text`, chosen by `rng`."""
         return self.renderings(text, language)[int(rng.integers(self.variants))]
 
+    def once(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
+        """A rendering that `rng` decides and nobody keeps, in a third of the time: for what is said a single time."""
+        (speech,) = _synthesise(text, 1, int(rng.integers(2**28)), language)
+        return speech
+
     def renderings(self, text: str, language: str = "en") -> list[Speech]:
         """All variants of `text`, from the cache or synthesised now.
 
