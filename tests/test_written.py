@@ -24,8 +24,10 @@ from wan_streamer.model.memory import PADDING
 from wan_streamer.model.memory import spoken as spoken_tokens
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation import generate, simulate
+from wan_streamer.simulation.conversation import partners
 from wan_streamer.simulation.conversation.dialogue import split_of
 from wan_streamer.simulation.conversation.facts import FACTS, words_of
+from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import make_asked, make_shown, make_spoken, written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, NUMBERS
@@ -67,6 +69,8 @@ class HummingVoice(SilentVoice):
             where = slice(round(word.start * SAMPLE_RATE), round(word.end * SAMPLE_RATE))
             speech.audio[where] = rng.normal(0, 0.1, len(speech.audio[where]))
         return speech
+
+    once = speak  # as the agent's own voice renders what it says a single time
 
 
 HUM = HummingVoice()
@@ -252,11 +256,15 @@ def spoken(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
     folder, encoder = tmp_path_factory.mktemp("spoken"), make_encoder(*load_codecs(TALKER, latents), TALKER.perception)
     for split in ("train", "valid"):
         (folder / split).mkdir()
-        encoder.write(make_spoken(1, split, 0, HUM), folder / split / "shard-00000-ep000000.safetensors")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(partners, "READ", 0.0)
+            episode = make_spoken(1, split, 0, HUM)
+        encoder.write(episode, folder / split / "shard-00000-ep000000.safetensors")
     return folder
 
 
-def test_only_the_agent_is_heard(spoken: Path) -> None:
+def test_only_the_agent_is_heard(spoken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partners, "READ", 0.0)
     episode = make_spoken(1, "valid", 0, HUM)
     labels = episode.labels
     assert split_of(labels["scenarios"]) == "valid"
@@ -267,6 +275,28 @@ def test_only_the_agent_is_heard(spoken: Path) -> None:
     assert heard_U[[unit for unit in said if unit < len(heard_U)]].mean() > 0.9
     assert 0 < heard_U.mean() < 0.9
     assert labels["words"]["user"]
+
+
+def test_what_is_read_is_the_agents_voice_alone(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own sentences with any filling, and free ones of the split, one after the other; no text is a target."""
+    monkeypatch.setattr(partners, "READ", 1.0)
+    episode = make_spoken(1, "valid", 3, HUM)
+    labels, heard = episode.labels, partners.make_spoken(1, "valid", 3, HUM).agent_audio
+    np.testing.assert_array_equal(episode.agent_audio, heard)
+    assert labels["targets"] == ["audio"]
+    assert not labels["words"]["user"]
+    said = " ".join(word["text"] for word in labels["words"]["agent"])
+    assert sum(text in said for text in free_texts("valid")) >= 2
+    assert sum(template.split("{")[0] in said for template in AGENT.values() if "{" in template) >= 2
+    silent_U = np.abs(episode.agent_audio).reshape(labels["units"], -1).max(1) == 0
+    assert silent_U.mean() < 0.4
+    (tmp_path / "train").mkdir()
+    encoder = make_encoder(*load_codecs(TALKER, latents), TALKER.perception)
+    encoder.write(episode, tmp_path / "train" / "shard-00000-ep000000.safetensors")
+    store = LatentStore(tmp_path / "train", codec_hash(*load_codecs(TALKER, latents)), TALKER.perception)
+    example = SpokenClips(ClipReader(store, TALKER, tiny_text(), UNITS)).batch(0, 5, range(2))
+    assert not example.lane_BKL.any()
+    assert example.audio_BK.any()
 
 
 def test_spoken_clips_are_the_agent_some_units_later(spoken: Path, latents: Path) -> None:
