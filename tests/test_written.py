@@ -41,6 +41,7 @@ from wan_streamer.training.examples.written import (
     CLIPS,
     LATER,
     SHOWN_CLIPS,
+    SPOKEN_CLIPS,
     WRITTEN_CLIPS,
     AskedClips,
     SpokenClips,
@@ -307,7 +308,7 @@ def test_spoken_clips_are_the_agent_some_units_later(spoken: Path, latents: Path
     example = SpokenClips(reader).batch(0, 5, range(3))
     batch, (typed, lanes) = example.clips, map(torch.from_numpy, reader.lanes(0))
     audio = reader.read(0, 0, units=len(lanes)).clips.audio_BKTC[0]
-    assert len(batch.slot_BKSL) == 3 * CLIPS
+    assert len(batch.slot_BKSL) == 3 * SPOKEN_CLIPS
     assert batch.user_audio.shape[1] == batch.user_video.shape[1] == batch.video_BKNP.shape[2] == 0
     assert not (batch.microphone_BK | batch.camera_BK).any()
     everything = torch.cat([lanes, typed[..., None]], dim=2)

@@ -30,7 +30,12 @@ from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.talk import typing_s
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
-CLIPS, SHOWN_CLIPS, WRITTEN_CLIPS = 2, 4, 6  # of a row, all from one conversation; those that are only words cost least
+CLIPS, SHOWN_CLIPS, SPOKEN_CLIPS, WRITTEN_CLIPS = (
+    2,
+    4,
+    4,
+    6,
+)  # of a row, all from one conversation; those that are only words cost least
 PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most tokens of each
 DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
@@ -163,7 +168,7 @@ class AskedClips(EncodedClips):
 
 
 class SpokenClips(EncodedClips):
-    """Clips around what the agent says; its words and its voice, and the user's words. `CLIPS` a row.
+    """Clips around what the agent says; its words and its voice, and the user's words. `SPOKEN_CLIPS` a row.
 
     hidden  share of clips without the agent's words, so that its voice can be guided by them
     """
@@ -174,7 +179,7 @@ class SpokenClips(EncodedClips):
 
     def clips(self, number: int, lanes_KSL: Tensor, between: Sequence[dict], rng: np.random.Generator) -> list[Example]:
         clips = [self._later(number, first, int(rng.integers(LATER[0], LATER[1] + 1)), between)
-                 for first in _chosen(lanes_KSL, self.reader.units, rng)]  # fmt: skip
+                 for first in _chosen(lanes_KSL, self.reader.units, rng, SPOKEN_CLIPS)]  # fmt: skip
         return [hide(clip, text=bool(rng.random() < self.hidden)) for clip in clips]
 
     def _later(self, number: int, first: int, later: int, between: Sequence[dict]) -> Example:
