@@ -30,7 +30,7 @@ from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.talk import typing_s
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
-CLIPS, SHOWN_CLIPS, SPOKEN_CLIPS, WRITTEN_CLIPS = (
+CLIPS, SHOWN_CLIPS, SPOKEN_CLIPS, WRITTEN_CLIPS = 2, 4, 4, 6  # of a row, all from one conversation
     2,
     4,
     4,
