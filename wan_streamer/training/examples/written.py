@@ -31,11 +31,6 @@ from wan_streamer.simulation.conversation.talk import typing_s
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
 CLIPS, SHOWN_CLIPS, SPOKEN_CLIPS, WRITTEN_CLIPS = 2, 4, 4, 6  # of a row, all from one conversation
-    2,
-    4,
-    4,
-    6,
-)  # of a row, all from one conversation; those that are only words cost least
 PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most tokens of each
 DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
