@@ -242,6 +242,17 @@ def test_right_answers(label: str, answer: str, intent: str, heard: str, right: 
     assert talk.content([question(label, answer, intent, heard)])["right_answers"].value == float(right)
 
 
+def test_what_is_written_counts_apart_from_what_is_heard() -> None:
+    """A voice that is not understood, or a text that says something else."""
+    mumbled = question("colour_is", "It is red.", "colour", "it is there")
+    mumbled.seen.text.extend([(2.24, "It is"), (2.4, " red"), (2.4, ".")])
+    misled = question("colour_is", "It is red.", "colour", "it is red")
+    misled.seen.text.extend([(2.24, "It is"), (2.4, " blue."), (9.0, " red.")])
+    for one, heard, written in ((mumbled, 0.0, 1.0), (misled, 1.0, 0.0)):
+        found = talk.content([one])
+        assert (found["right_answers"].value, found["right_as_text"].value) == (heard, written)
+
+
 def test_words_at_another_time_do_not_count() -> None:
     late = question("colour_is", "It is red.", "colour", "")
     late.seen.words.append(TimedWord("red", 8.0, 8.3))

@@ -73,7 +73,7 @@ class Observation:
 
     speech    spans in which it is heard
     words     what a recogniser heard, [] if none was asked
-    said      its own text lane joined, "" if it has none;   transcript  likewise
+    said      its own text lane joined, "" if it has none;   transcript  likewise;   text  in pieces (time, text)
     loudness  float32 [F], dB of every frame's sound
     tracks    name -> float32 [F], read from the pixels (`readers`, `pictures`); empty without a picture
     audio     int16 [T], 24 kHz, empty where nobody needs it
@@ -90,6 +90,7 @@ class Observation:
     audio: np.ndarray
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
     mos: float | None = None
+    text: list[tuple[float, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def _pooled(rows: Sequence[tuple[int, int]], better: str = "lower") -> Metric:
 def recall(cases: Sequence[Case]) -> dict[str, Metric]:
     kinds = {fact.ask: fact.tell for fact in FACTS.values()}
     found: dict[str, list[bool]] = {name: [] for name in AGES}
+    written: list[bool] = []
     for case in cases:
         told = {event["label"]: event["end"] for event in case.events("speech", side="user")}
         for turn in exchanges(case):
@@ -64,8 +65,10 @@ def recall(cases: Sequence[Case]) -> dict[str, Metric]:
                 age = turn.end - told[kinds[turn.intent]]
                 name = next(name for name, (low, high) in AGES.items() if low <= age < high)
                 found[name].append(answered_right(case, turn))
+                written.append(answered_right(case, turn, as_text=True))
     every = [right for rights in found.values() for right in rights]
-    return {"recalled": rate(every)} | {name: rate(rights) for name, rights in found.items()} if cases else {}
+    ages = {name: rate(rights) for name, rights in found.items()}
+    return {"recalled": rate(every), "recalled_as_text": rate(written)} | ages if cases else {}
 
 
 def quiet(cases: Sequence[Case]) -> dict[str, Metric]:

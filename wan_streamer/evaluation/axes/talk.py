@@ -202,7 +202,7 @@ def _nothing_to_say(case: Case) -> list[Span]:
 
 def content(cases: Sequence[Case]) -> dict[str, Metric]:
     right: dict[str, list[bool]] = {"seen": [], "memory": [], "typed": [], "other": []}
-    errors, words = [], []
+    errors, words, written = [], [], list[bool]()
     for case in cases:
         wrong, spoken = word_errors(" ".join(w["text"] for w in case.labels["words"]["user"]), case.seen.transcript)
         if spoken and (case.axis == "content" or (case.axis == "pairs" and case.seen.transcript)):
@@ -213,9 +213,12 @@ def content(cases: Sequence[Case]) -> dict[str, Metric]:
         for turn in exchanges(case):
             if turn.answer is not None:
                 right[_topic(case, turn)].append(answered_right(case, turn))
+                if case.axis != "pairs":
+                    written.append(answered_right(case, turn, as_text=True))
     every = [outcome for outcomes in right.values() for outcome in outcomes]
     return {
         "right_answers": rate(every),
+        "right_as_text": rate(written),
         "right_about_what_is_seen": rate(right["seen"]),
         "right_from_memory": rate(right["memory"]),
         "right_when_typed": rate(right["typed"]),
@@ -231,12 +234,13 @@ def _topic(case: Case, turn: Exchange) -> str:
     return "typed" if turn.intent == "typed" else "other"
 
 
-def answered_right(case: Case, turn: Exchange) -> bool:
-    """Whether what is recognised in the agent's voice answers as the reference does."""
+def answered_right(case: Case, turn: Exchange, as_text: bool = False) -> bool:
+    """Whether what is recognised in the agent's voice, or what it writes itself, answers as the reference does."""
     assert turn.answer is not None
     first = min(turn.end, turn.answer["start"]) - EARLY
     last = min(max(turn.answer["end"] + 1.5, turn.end + 3.0), max(turn.limit, turn.answer["end"]) + 0.5)
-    heard = normalise(" ".join(word.text for word in case.seen.words if first <= word.start <= last))
+    spoken = " ".join(word.text for word in case.seen.words if first <= word.start <= last)
+    heard = normalise("".join(text for at, text in case.seen.text if first <= at <= last) if as_text else spoken)
     start, end = turn.answer["start"] - 0.05, turn.answer["end"]
     said = [w["text"] for w in case.labels["words"]["agent"] if start <= w["start"] < end]
     label = turn.answer["label"]

@@ -50,6 +50,7 @@ class Observer:
             audio=np.round(audio_T.clip(-1, 1) * 32767).astype(np.int16),
             stage_ms=recording.stage_ms,
             mos=self.predict(voice_T) if self.predict and words and len(voice_T) >= SAMPLE_RATE else None,
+            text=recording.text,
         )
 
     def _words(self, voice_T: np.ndarray) -> list[tuple[str, float, float]]:

@@ -111,7 +111,12 @@ class PlainClips:
 
 
 class EncodedClips(ABC):
-    """Some clips of a conversation of `reader` for every row."""
+    """Some clips of a conversation of `reader` for every row.
+
+    recalls  whether it is about what was said, too, so that in some steps much was said in between
+    """
+
+    recalls = True
 
     def __init__(self, reader: ClipReader) -> None:
         self.reader = reader
@@ -125,7 +130,7 @@ class EncodedClips(ABC):
         number = int(rng.integers(len(self.reader.length)))
         texts = free_texts(self.reader.store.labels[number]["split"])
         (apart,) = rng.spawn(1)  # the rest of the row is the same with it and without
-        between = chatter(int(apart.integers(*CHATTER)), texts, apart) if long else []
+        between = chatter(int(apart.integers(*CHATTER)), texts, apart) if long and self.recalls else []
         return self.clips(number, torch.from_numpy(self.reader.lanes(number)[1]), between, rng)
 
     @abstractmethod
@@ -167,6 +172,8 @@ class SpokenClips(EncodedClips):
 
     hidden  share of clips without the agent's words, so that its voice can be guided by them
     """
+
+    recalls = False
 
     def __init__(self, reader: ClipReader, hidden: float = 0.0) -> None:
         super().__init__(reader)
