@@ -9,7 +9,8 @@ MEASURED = (
     "turn_taking.balanced_accuracy", "turn_taking.turn_end_answered", "turn_taking.pause_held",
     "turn_taking.latency_median_s", "interruption.yields_and_resumes", "interruption.yields",
     "interruption.new_answer_right", "interruption.resumes", "backchannel.onset_f1", "proactive.balanced_accuracy",
-    "content.right_answers", "content.right_about_what_is_seen", "content.transcript_error", "voice.word_error",
+    "content.right_answers", "content.right_as_text", "content.right_about_what_is_seen", "content.transcript_error",
+    "voice.word_error",
     "sync.correlation", "sync.offset_ms", "listening.nods_that_answer", "listening.blink_rate_error",
     "horizon.answered_at_the_end", "horizon.likeness_change",
 )  # fmt: skip
@@ -17,9 +18,9 @@ MEASURED = (
 STANDARD = (
     "hearing.word_error_natural", "hearing.word_error_kokoro", "hearing.word_error_flite", "hearing.word_error_own",
     "hearing.word_error_espeak", "hearing.word_error_reader", "hearing.order_slots", *MEASURED[:10],
-    "proactive.hits", "proactive.false_alarms", "content.right_answers", "content.right_about_what_is_seen",
-    "content.right_from_memory", "content.right_when_typed", "recall.recalled", "recall.recalled_after_20s",
-    "recall.recalled_after_60s", "recall.recalled_after_5min", "quiet.unasked_per_min", *MEASURED[12:],
+    "proactive.hits", "proactive.false_alarms", *MEASURED[10:13], "content.right_from_memory",
+    "content.right_when_typed", "recall.recalled", "recall.recalled_as_text", "recall.recalled_after_20s",
+    "recall.recalled_after_60s", "recall.recalled_after_5min", "quiet.unasked_per_min", *MEASURED[13:],
 )  # fmt: skip
 
 CARD = {
