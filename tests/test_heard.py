@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import TALKER, tiny_text
+from tiny_ears import TEXTS, said_corpus
 from tiny_world import make_latents
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.simulation.voice.users import UserVoice
-from wan_streamer.training.ears.corpus import CorpusWriter
 from wan_streamer.training.examples.heard import HeardClips
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages import streamer as streamer_stage
@@ -21,18 +20,11 @@ from wan_streamer.training.stages import watch
 from wan_streamer.training.stages.duplex import CONFIG, HEARD_STEPS, DuplexStage
 
 UNITS = 16
-TEXTS = ("Hello there.", "How are you?", "One two three.", "Stop it now.")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    writer = CorpusWriter(folder, "espeak")
-    for i, text in enumerate(TEXTS * 2):
-        speech = UserVoice("en-us", "m3").speak(text)
-        words = tuple((word.text, word.start, word.end) for word in speech.words)
-        writer.add(speech.audio, "m3", text, "train" if i < len(TEXTS) else "valid", "", words)
-    return folder
+    return said_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

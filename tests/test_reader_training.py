@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_reading import CONFIG, livened
 from tiny import tiny_text, tiny_weights
+from tiny_ears import said_corpus
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
@@ -15,9 +16,8 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.errors import CheckpointError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import load_weights, save_weights
-from wan_streamer.simulation.voice.users import UserVoice
-from wan_streamer.training.ears.corpus import CorpusWriter
 from wan_streamer.training.examples.heard import labels_of
+from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.reader import streams
 from wan_streamer.training.reader.stage import CONFIG as NUMBERS
 from wan_streamer.training.reader.stage import FOLDER, ReaderStage, train_reader
@@ -25,18 +25,11 @@ from wan_streamer.training.reader.streams import IGNORED, TRANSCRIPT, DueStreams
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 UNITS = 24
-TEXTS = ("Hello there.", "How are you?", "One two three.", "Stop it now.")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    writer = CorpusWriter(folder, "espeak")
-    for i, text in enumerate(TEXTS * 2):
-        speech = UserVoice("en-us", "m3").speak(text)
-        words = tuple((word.text, word.start, word.end) for word in speech.words)
-        writer.add(speech.audio, "m3", text, "train" if i < len(TEXTS) else "valid", "", words)
-    return folder
+    return said_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +118,10 @@ def test_it_hears_nothing_beyond_the_unit(corpus: Path, agent: Path) -> None:
 
 def test_a_run_changes_the_reader_alone_and_goes_on_exactly(corpus: Path, agent: Path, tmp_path: Path) -> None:
     before = load_weights(agent).streamer.state_dict()
-    train_reader(corpus, agent, tmp_path / "whole", steps=12, lr=3e-3, batch=2, device="cpu")
-    train_reader(corpus, agent, tmp_path / "parts", steps=12, minutes=0.0, lr=3e-3, batch=2, device="cpu")
-    scores = train_reader(corpus, agent, tmp_path / "parts", True, steps=12, lr=3e-3, batch=2, device="cpu")
+    options = AloneOptions(steps=12, lr=3e-3, batch=2, device="cpu")
+    train_reader(corpus, agent, tmp_path / "whole", options)
+    train_reader(corpus, agent, tmp_path / "parts", dataclasses.replace(options, minutes=0.0))
+    scores = train_reader(corpus, agent, tmp_path / "parts", dataclasses.replace(options, resume=True))
     assert {"loss", "words_right", "waits_right"} <= scores.keys()
     whole, parts = (load_weights(tmp_path / name / FOLDER).streamer.state_dict() for name in ("whole", "parts"))
     for name, value in whole.items():

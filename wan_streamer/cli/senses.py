@@ -1,32 +1,42 @@
 """The commands under `wan-streamer train` for what the model hears and sees with."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wan_streamer.cli.options import ModelThreads
+from wan_streamer.cli.options import ModelThreads, expand
 from wan_streamer.cli.outputs import training_in
 from wan_streamer.cli.train import Device, Minutes, Out, Overwrite, Rate, Resume, Steps, need_all, print_scores
 
 Speech = Annotated[Path, typer.Option("--data", metavar="DIR", help="Speech, see docs/hearing.md.")]
-Streams = Annotated[int | None, typer.Option(min=1, help="Streams of 10.9 s in a step.")]
 
 
+@dataclass(frozen=True)
+class Alone:
+    """Has the names of the fields of `AloneOptions`."""
+
+    resume: Resume = False
+    steps: Steps = None
+    minutes: Minutes = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Streams of speech, or clips for the eyes, in a step.")] = (
+        None
+    )
+    lr: Rate = None
+    device: Device = "auto"
+
+
+@expand
 def train_ears(
     data: Speech,
     out: Out,
+    run: Alone,
     start: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Begin from these ears instead of the teacher's own.")
     ] = None,
-    resume: Resume = False,
     overwrite: Overwrite = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Streams = None,
-    lr: Rate = None,
-    device: Device = "auto",
     threads: ModelThreads = None,
 ) -> None:
     """The ears, before the model: distil a recogniser that hears whole clips into one that hears unit by unit.
@@ -34,27 +44,24 @@ def train_ears(
     Example: [b]wan-streamer train ears --data data/corpus --out runs/ears[/b]
     """
     need_all(corpus=data, ears=start)
-    from wan_streamer.training.ears.stage import train_ears as run
+    from wan_streamer.training.ears.stage import train_ears as train
+    from wan_streamer.training.loop.alone import AloneOptions
 
-    with training_in(out, resume, overwrite):
-        scores = run(data, out, start, resume, steps, minutes, lr, batch, device=device)
+    with training_in(out, run.resume, overwrite):
+        scores = train(data, out, start, AloneOptions(**vars(run)))
     print_scores(scores)
     typer.echo("let an agent hear with them:")
     typer.echo(f"  wan-streamer train pretrain --data DIR --out DIR --ears {shlex.quote(str(out / 'ears'))}")
 
 
+@expand
 def train_eyes(
     out: Out,
+    run: Alone,
     start: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Begin from these eyes instead of new ones.")
     ] = None,
-    resume: Resume = False,
     overwrite: Overwrite = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
-    lr: Rate = None,
-    device: Device = "auto",
     threads: ModelThreads = None,
 ) -> None:
     """The eyes, before the model: teach them what people, hands and things look like. Needs no data.
@@ -62,10 +69,11 @@ def train_eyes(
     Example: [b]wan-streamer train eyes --out runs/eyes[/b]
     """
     need_all(eyes=start)
-    from wan_streamer.training.eyes.stage import train_eyes as run
+    from wan_streamer.training.eyes.stage import train_eyes as train
+    from wan_streamer.training.loop.alone import AloneOptions
 
-    with training_in(out, resume, overwrite):
-        scores = run(out, start, resume, steps, minutes, lr, batch, device=device)
+    with training_in(out, run.resume, overwrite):
+        scores = train(out, start, AloneOptions(**vars(run)))
     print_scores(scores)
     typer.echo("let an agent see with them:")
     typer.echo(
@@ -73,17 +81,13 @@ def train_eyes(
     )
 
 
+@expand
 def train_reader(
     data: Speech,
     out: Out,
+    run: Alone,
     start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose reader learns.")],
-    resume: Resume = False,
     overwrite: Overwrite = False,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch: Streams = None,
-    lr: Rate = None,
-    device: Device = "auto",
     threads: ModelThreads = None,
 ) -> None:
     """The reader of an agent with ears: teach it to follow speech as it arrives, in the agent's tokens.
@@ -91,10 +95,11 @@ def train_reader(
     Example: [b]wan-streamer train reader --data data/corpus --from runs/duplex --out runs/reader[/b]
     """
     need_all(corpus=data)
-    from wan_streamer.training.reader.stage import train_reader as run
+    from wan_streamer.training.loop.alone import AloneOptions
+    from wan_streamer.training.reader.stage import train_reader as train
 
-    with training_in(out, resume, overwrite):
-        scores = run(data, start, out, resume, steps, minutes, lr, batch, device=device)
+    with training_in(out, run.resume, overwrite):
+        scores = train(data, start, out, AloneOptions(**vars(run)))
     print_scores(scores)
     typer.echo("the agent has to learn what the words now mean:")
     typer.echo(f"  wan-streamer train duplex --data DIR --out DIR --from {shlex.quote(str(out / 'agent'))}")

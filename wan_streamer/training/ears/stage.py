@@ -7,7 +7,6 @@ A clip's target features are made on the fly by the teacher, from the clean clip
 it is in. The decoder's cross-entropy is what carries over to new voices, features alone learn the voices there are.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.errors import ConfigError, DataError, TrainingError
+from wan_streamer.errors import DataError, TrainingError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.perception.ears import Ears, load_ears, save_ears
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.ears.moonshine import Tokenizer, encoder_weights
 from wan_streamer.training.ears.reader import load_reader, padded_texts
 from wan_streamer.training.ears.teacher import Teacher
-from wan_streamer.training.loop.parallel import join
+from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.stage import Stage, TrainConfig
-from wan_streamer.training.loop.trainer import Trainer
 
 FOLDER = "ears"
 """Where a run writes what `load_ears` reads."""
@@ -166,36 +164,14 @@ CONFIG = TrainConfig(
 
 
 def train_ears(
-    folder: str | Path,
-    out_dir: str | Path,
-    start: str | Path | None = None,
-    resume: bool = False,
-    steps: int | None = None,
-    minutes: float | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    device: str = "auto",
+    folder: str | Path, out_dir: str | Path, start: str | Path | None = None, options: AloneOptions = AloneOptions()
 ) -> dict[str, float]:
     """Distil ears on the corpus in `folder`; they are written to `out_dir`/ears. Returns the last validation.
 
-    start    folder of ears to begin from; None begins from the teacher's own
-    resume   go on in `out_dir`, exactly where the run was if the corpus has not grown
-    minutes  save and leave after so many; a later resume goes on
+    start  folder of ears to begin from; None begins from the teacher's own
 
     Raises `ConfigError` without the teacher's package, `DataError` without a corpus, `CheckpointError` for weights
     that do not fit, `TrainingError` for a resume that does not.
     """
-    world = join(device)
-    if world.size > 1:
-        raise ConfigError(f"ears train in one process, expected one, got {world.size}; start it without torchrun")
-    config = dataclasses.replace(
-        CONFIG,
-        steps=CONFIG.steps if steps is None else steps,
-        lr=CONFIG.lr if lr is None else lr,
-        batch=CONFIG.batch if batch is None else batch,
-    )
-    stage = EarsStage(Path(folder), config, None if start is None else Path(start))
-    trainer = Trainer(stage, Path(out_dir), world)
-    if resume:
-        trainer.resume()
-    return trainer.run(minutes)
+    begin = None if start is None else Path(start)
+    return train_alone(lambda config: EarsStage(Path(folder), config, begin), CONFIG, out_dir, options)

@@ -4,7 +4,6 @@
 `train_eyes`  the whole run
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_streamer.config import PerceptionConfig
-from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.perception.video import VideoPerception, VideoPerceptionState, load_eyes, save_eyes, unit_range
 from wan_streamer.presets import nano_ears
 from wan_streamer.training.eyes.data import Clip, ClipConfig, ClipMaker
 from wan_streamer.training.eyes.heads import Heads
 from wan_streamer.training.eyes.labels import CLASSES, UNKNOWN, VALUES
-from wan_streamer.training.loop.parallel import join
+from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.stage import Stage, TrainConfig
-from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.units import FRAMES_PER_UNIT
 
 FOLDER = "eyes"
@@ -175,36 +172,13 @@ CONFIG = TrainConfig(
 
 
 def train_eyes(
-    out_dir: str | Path,
-    start: str | Path | None = None,
-    resume: bool = False,
-    steps: int | None = None,
-    minutes: float | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    device: str = "auto",
+    out_dir: str | Path, start: str | Path | None = None, options: AloneOptions = AloneOptions()
 ) -> dict[str, float]:
     """Train eyes of the preset `nano-ears`; they are written to `out_dir`/eyes. Returns the last validation.
 
-    start    folder of eyes to begin from; they keep their shape
-    resume   go on in `out_dir`, exactly where the run was
-    minutes  save and leave after so many; a later resume goes on
+    start  folder of eyes to begin from; they keep their shape
 
     Raises `ConfigError`, `CheckpointError` for weights that do not fit, `TrainingError` for a resume that does not.
     """
-    world = join(device)
-    if world.size > 1:
-        raise ConfigError(f"eyes train in one process, expected one, got {world.size}; start it without torchrun")
-    rate = CONFIG.lr if lr is None else lr
-    config = dataclasses.replace(
-        CONFIG,
-        steps=CONFIG.steps if steps is None else steps,
-        lr=rate,
-        muon_lr=CONFIG.muon_lr * rate / CONFIG.lr,
-        batch=CONFIG.batch if batch is None else batch,
-    )
-    stage = EyesStage(config, start=None if start is None else Path(start))
-    trainer = Trainer(stage, Path(out_dir), world)
-    if resume:
-        trainer.resume()
-    return trainer.run(minutes)
+    begin = None if start is None else Path(start)
+    return train_alone(lambda config: EyesStage(config, start=begin), CONFIG, out_dir, options)

@@ -8,7 +8,6 @@ nothing beyond it, and spells most of the longer words in pieces it has never wr
 stand in the unit of the transcript (`data/lanes.py`), then END. In every second step it goes on from its own mistakes.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,15 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_streamer.codecs.text import END
-from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.errors import CheckpointError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import find_checkpoint, load_weights, save_weights
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import Pair, Reader, read_so_far
+from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.means import means
-from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import Stage, TrainConfig
-from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.reader.streams import IGNORED, Due, DueStreams, misread
 
 FOLDER = "agent"
@@ -138,34 +136,11 @@ CONFIG = TrainConfig(
 
 
 def train_reader(
-    folder: str | Path,
-    start: str | Path,
-    out_dir: str | Path,
-    resume: bool = False,
-    steps: int | None = None,
-    minutes: float | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    device: str = "auto",
+    folder: str | Path, start: str | Path, out_dir: str | Path, options: AloneOptions = AloneOptions()
 ) -> dict[str, float]:
     """Train the reader of the agent `start` on the corpus in `folder`; the agent is written to `out_dir`/agent.
 
-    resume   go on in `out_dir`, exactly where the run was if the corpus has not grown
-    minutes  save and leave after so many; a later resume goes on
-
     Returns the last validation. Raises `ConfigError`, `DataError`, `CheckpointError`, `TrainingError`.
     """
-    world = join(device)
-    if world.size > 1:
-        raise ConfigError(f"a reader trains in one process, expected one, got {world.size}; start it without torchrun")
-    config = dataclasses.replace(
-        CONFIG,
-        steps=CONFIG.steps if steps is None else steps,
-        lr=CONFIG.lr if lr is None else lr,
-        batch=CONFIG.batch if batch is None else batch,
-    )
-    stage = ReaderStage(Path(folder), find_checkpoint(str(start)), config)
-    trainer = Trainer(stage, Path(out_dir), world)
-    if resume:
-        trainer.resume()
-    return trainer.run(minutes)
+    agent = find_checkpoint(str(start))
+    return train_alone(lambda config: ReaderStage(Path(folder), agent, config), CONFIG, out_dir, options)
