@@ -238,7 +238,7 @@ def plan_read(
     misses = 0
     while misses < MISSES and scene.time < scene.limit:
         text = texts[int(rng.integers(len(texts)))]
-        if not texts or scene.chance(FILLED):
+        if scene.chance(FILLED):
             template = pick(tuple(english), rng)
             text = template.format(**{name: scene.lines.filling(name, rng) for name in slots(template)})
         kept = scene.add(Draft([scene.say("agent", "read", scene.time, text)]), "reading")
