@@ -126,6 +126,8 @@ def test_config(tmp_path: Path) -> None:
     for wrong in ({"memory_tokens": -1}, {"memory_tokens": 3, "policy": "full"}, {"memory_tokens": 3, "text_units": 0}):
         with pytest.raises(ConfigError, match=r"cache\.memory_tokens: expected"):
             CacheConfig(**wrong)
+    with pytest.raises(ConfigError, match=r"cache\.memory_span: expected at most memory_tokens, 3, got 4"):
+        CacheConfig(memory_tokens=3, memory_span=4)
     with pytest.raises(ConfigError, match=r"unknown key 'memory_token'"):
         from_dict(CacheConfig, {"memory_token": 3})
 
