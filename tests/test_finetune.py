@@ -16,7 +16,7 @@ from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.duplex import train_duplex
-from wan_streamer.training.stages.lora import TRAINED_WHOLE, add_lora, merge_lora
+from wan_streamer.training.stages.lora import TRAINED_WHOLE, add_lora, merged
 from wan_streamer.training.stages.run import RunOptions
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # "Mean of empty slice" and its like
@@ -96,15 +96,15 @@ def test_low_rank_resumes(latents: Path, agent: Path, tmp_path: Path) -> None:
 def test_merged_model_is_the_same() -> None:
     torch.manual_seed(0)
     streamer = Streamer(TALKER)
-    assert merge_lora(streamer) is streamer
+    assert merged(streamer) is streamer
     add_lora(streamer, 3)
     for name, p in streamer.named_parameters():
         if name.endswith(".up"):
             torch.nn.init.normal_(p, std=0.1)
     x = torch.randn(1, 4, len(streamer.layout.kind_N), TALKER.backbone.dim)
-    merged = merge_lora(streamer)
-    torch.testing.assert_close(merged.backbone(x), streamer.backbone(x))
-    assert merged.state_dict().keys() == Streamer(TALKER).state_dict().keys()
+    whole = merged(streamer)
+    torch.testing.assert_close(whole.backbone(x), streamer.backbone(x))
+    assert whole.state_dict().keys() == Streamer(TALKER).state_dict().keys()
     assert any("parametrizations" in name for name in streamer.state_dict())  # training may go on
 
 

@@ -279,5 +279,7 @@ def test_a_batch_has_the_places_that_it_needs(
     memories = [random_memory(length) for length in lengths]
     rows = [clip_with(model, memory) for memory in memories]
     one = torch.ones(1, K)
-    stacked = examples.stack(examples.Example(row, one, one, torch.ones(1, K, 2), one.bool()) for row in rows)
+    stacked = examples.stack(
+        examples.Example(row, one, one, torch.ones(1, K, 2), one.bool(), one[..., None]) for row in rows
+    )
     assert torch.equal(stacked.clips.memory_BM2, torch.stack([latest(memory, places) for memory in memories]))

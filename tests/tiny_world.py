@@ -42,9 +42,10 @@ def make_episode(number: int, units: int, split: str = "train", camera: bool = T
     size, frames = TALKER.video_vae.height, units * FRAMES_PER_UNIT
     say = {"user": [("hello", 0.05, 0.3)], "agent": [("one", 0.45, 0.6), ("two", 0.65, 0.8)]}
     words = {side: [{"text": t, "start": s, "end": e} for t, s, e in said] for side, said in say.items()}
+    phonemes = [{"symbol": s, "start": w["start"], "end": w["end"]} for s, w in zip("wt", words["agent"], strict=True)]
     labels = {
         "schema": 1, "generator": "test", "seed": number, "split": split, "index": number, "units": units, "fps": FPS,
-        "scenarios": ["greeting"], "user": {}, "agent": {}, "words": words, "phonemes": {"user": [], "agent": []},
+        "scenarios": ["greeting"], "user": {}, "agent": {}, "words": words, "phonemes": {"user": [], "agent": phonemes},
         "events": [
             {"type": "speech", "side": side, "start": row[0]["start"], "end": row[-1]["end"]}
             for side, row in words.items()

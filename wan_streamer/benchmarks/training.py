@@ -31,8 +31,9 @@ from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import get_preset
 from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.examples.sounds import SOUNDS
 from wan_streamer.training.stages.objective import streamer_loss
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, TICKS_PER_UNIT
 
 WARMUP_STEPS = 2
 PEAK_SIZE = 2048  # rows and columns of the matrix product that sets the peak
@@ -58,7 +59,8 @@ def random_example(config: StreamerConfig, units: int, rows: int, seed: int = 0)
         on,
         torch.randint(0, len(SOURCES), (B, config.cache.memory_tokens, 2), generator=g),
     )
-    return Example(clips, torch.ones(B, K), torch.ones(B, K), torch.ones(B, K, len(LANES)), on)
+    sound_BKT = torch.randint(0, SOUNDS, (B, K, TICKS_PER_UNIT), generator=g)
+    return Example(clips, torch.ones(B, K), torch.ones(B, K), torch.ones(B, K, len(LANES)), on, sound_BKT)
 
 
 class PlainTransformer(nn.Module):

@@ -69,6 +69,9 @@ class Schedule:
 class ModelRun(Schedule, Start):
     """A run of stage 1 or 2: the fields of `Start`, then those of `Schedule`, then these."""
 
+    spelled: Annotated[
+        bool, typer.Option("--spelled", help="Learn what a word sounds like from its letters, too; resume with it.")
+    ] = False
     lora: Annotated[
         int,
         typer.Option(min=0, metavar="RANK", help="Learn corrections of this rank instead of all weights of --from."),

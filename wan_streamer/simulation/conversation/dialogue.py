@@ -8,11 +8,12 @@ All times are seconds from the start of the episode. The agent answers `GAP` sec
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
+from wan_streamer.data.shards import SIDES
 from wan_streamer.errors import ConfigError
 from wan_streamer.simulation.conversation.hesitation import SHORTEST, perform, plan_pieces
 from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, Lines, is_german, reply_label
@@ -142,6 +143,14 @@ class Dialogue:
     def spans(self, side: str, kinds: tuple[str, ...] = SPOKEN) -> list[tuple[float, float]]:
         """When this side is heard."""
         return [(turn.onset, turn.end) for turn in self.turns if turn.side == side and turn.kind in kinds]
+
+    def words(self) -> dict[str, list[dict]]:
+        """Those of each side, as labels have them."""
+        return {side: [asdict(w) for t in self.turns if t.side == side for w in t.words()] for side in SIDES}
+
+    def phonemes(self) -> dict[str, list[dict]]:
+        """Likewise."""
+        return {side: [asdict(p) for t in self.turns if t.side == side for p in t.phonemes()] for side in SIDES}
 
     def gestures_of(self, side: str) -> list[Gesture]:
         return [gesture for whose, gesture in self.gestures if whose == side]

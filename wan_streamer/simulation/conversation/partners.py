@@ -33,7 +33,7 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.7"
+GENERATOR = "3.8"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
@@ -160,8 +160,8 @@ def make_episode(
             "microphone": microphone,
         },
         "agent": {"voice": AGENT, "identity": to_dict(AGENT_IDENTITY), "camera": True},
-        "words": _words(dialogue),
-        "phonemes": {s: [asdict(p) for t in dialogue.turns if t.side == s for p in t.phonemes()] for s in SIDES},
+        "words": dialogue.words(),
+        "phonemes": dialogue.phonemes(),
         "events": sorted(dialogue.events + nods, key=lambda e: (e["start"], e["type"], e["side"])),
         "mouth_open": {side: [round(p.mouth_open, 3) for p in acting[side].motion.poses] for side in SIDES},
         "face": {side: acting[side].parameters() for side in SIDES},
@@ -193,7 +193,7 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
         "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,
         "user": {"voice": asdict(user), "identity": to_dict(identity), "camera": True},
         "agent": {"voice": asdict(agent), "identity": to_dict(AGENT_IDENTITY), "camera": True},
-        "words": _words(dialogue), "events": dialogue.events, "targets": ["response", "transcript"],
+        "words": dialogue.words(), "events": dialogue.events, "targets": ["response", "transcript"],
     }  # fmt: skip
     return Episode(episode_key(index), _silence(dialogue), _silence(dialogue), acting.film(identity), None, labels)
 
@@ -213,8 +213,8 @@ def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> E
         "units": dialogue.units, "fps": FPS, "scenarios": dialogue.scenarios,
         "user": {"voice": asdict(user), "camera": False},
         "agent": {"voice": AGENT, "identity": to_dict(AGENT_IDENTITY), "camera": False},
-        "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
-        "targets": ["audio"] if reads else ["response", "transcript", "audio"],
+        "words": dialogue.words(), "phonemes": dialogue.phonemes(), "events": dialogue.events,
+        "before": dialogue.before, "targets": ["audio"] if reads else ["response", "transcript", "audio"],
     }  # fmt: skip
     agent_T = mix_track(dialogue, "agent", episode_rng(seed, split, index, 3))
     return Episode(episode_key(index), _silence(dialogue), agent_T, None, None, labels)
@@ -239,7 +239,7 @@ def make_asked(seed: int, split: str, index: int) -> Episode:
             "voice": human.labels() if human else asdict(user_voice), "camera": False, "microphone": microphone,
         },
         "agent": {"voice": asdict(agent), "identity": to_dict(AGENT_IDENTITY), "camera": False},
-        "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
+        "words": dialogue.words(), "events": dialogue.events, "before": dialogue.before,
         "targets": ["response", "transcript"],
     }  # fmt: skip
     return Episode(episode_key(index), user_T, _silence(dialogue), None, None, labels)
@@ -267,7 +267,7 @@ def written_conversation(seed: int, split: str, index: int) -> dict:
     planner = _asked_or_any(seed, split, index, ASKED_WRITTEN)
     dialogue = _planned(planner, agent.speak, user.speak, False, seed, split, index)
     return {
-        "units": dialogue.units, "words": _words(dialogue), "events": dialogue.events, "before": dialogue.before,
+        "units": dialogue.units, "words": dialogue.words(), "events": dialogue.events, "before": dialogue.before,
     }  # fmt: skip
 
 
@@ -277,10 +277,6 @@ def _planned(planner: Planner, agent: Speak, user: Speak, camera: bool, seed: in
         planner(agent, user, camera, episode_rng(seed, split, index, PLANS + attempt)) for attempt in itertools.count()
     )
     return next(planned for planned in attempts if planned is not None)
-
-
-def _words(dialogue: Dialogue) -> dict[str, list[dict]]:
-    return {side: [asdict(w) for t in dialogue.turns if t.side == side for w in t.words()] for side in SIDES}
 
 
 def _natural_speaker(

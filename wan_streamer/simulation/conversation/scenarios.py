@@ -25,6 +25,7 @@ from wan_streamer.units import UNIT_MS
 
 LONGEST = 1000  # units that exactly planned scenarios may take
 MISSES = 8  # scenarios in a row that do not fit before the conversation ends
+READ_MISSES = 2  # sentences: each costs a rendering
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def plan_read(
     english = sorted({template for label, template in AGENT.items() if slots(template) and not is_german(label)})
     scene.time = scene.between(0.3, 0.8)
     misses = 0
-    while misses < MISSES and scene.time < scene.limit:
+    while misses < READ_MISSES and scene.time < scene.limit:
         text = texts[int(rng.integers(len(texts)))]
         if scene.chance(FILLED):
             template = pick(tuple(english), rng)

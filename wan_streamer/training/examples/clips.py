@@ -24,13 +24,14 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, latest, spoken
+from wan_streamer.training.examples.sounds import UNKNOWN, sounds_of
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
 MADE = {"audio", "video"}
 SAYS = {"agent": "response", "user": "transcript"}  # lane of what a side says
 MEMORY_STEP = 64  # tokens; a compiled layer is made for every length that it meets
-MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
+TARGETS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK", "sound_BKT")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Example:
     video_BK, audio_BK  float: 1, or 0 where there is nothing to learn from
     lane_BKL            float, likewise for the text lanes
     recalled_BK         bool: False where the agent's own past sound and pictures are hidden from it
+    sound_BKT           int64: which sound of speech the agent makes (`training/examples/sounds.py`)
     """
 
     clips: ClipBatch
@@ -47,11 +49,12 @@ class Example:
     audio_BK: Tensor
     lane_BKL: Tensor
     recalled_BK: Tensor
+    sound_BKT: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Example":
         """The same with every tensor changed, such as moved to another device."""
         clips = ClipBatch(*(change(getattr(self.clips, field.name)) for field in dataclasses.fields(ClipBatch)))
-        return Example(clips, *(change(getattr(self, name)) for name in MASKS))
+        return Example(clips, *(change(getattr(self, name)) for name in TARGETS))
 
     def pin_memory(self) -> "Example":
         """The same in memory that a GPU copies from by itself."""
@@ -67,7 +70,7 @@ def stack(examples: Iterable[Example]) -> Example:
     # Never nothing: the processes of a step have to train the same parameters.
     kept = MEMORY_STEP * 2 ** max(0, math.ceil(math.log2(max(1, there) / MEMORY_STEP)))
     clips = dataclasses.replace(clips, memory_BM2=clips.memory_BM2[:, max(0, clips.memory_BM2.shape[1] - kept) :])
-    return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
+    return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in TARGETS))
 
 
 def hide(
@@ -113,6 +116,7 @@ class ClipReader:
         self.store, self.config, self.text, self.units = store, config, text, units
         self.length = np.array([labels["units"] for labels in store.labels])
         self.lanes = functools.lru_cache(maxsize=4096)(self._read_lanes)
+        self.sounds = functools.lru_cache(maxsize=4096)(lambda number: sounds_of(store.labels[number]))
 
     def read(
         self,
@@ -173,7 +177,9 @@ class ClipReader:
         clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
         lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)
         recalled = torch.ones(1, K, dtype=torch.bool)
-        return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled)
+        sounds_KT = torch.from_numpy(self.sounds(number)[first : first + known])
+        sound_BKT = F.pad(sounds_KT, (0, 0, 0, K - known), value=UNKNOWN)[None]
+        return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled, sound_BKT)
 
     def busiest(self, number: int) -> int:
         """The first unit of the clip of a conversation in which the agent says most."""

@@ -23,6 +23,7 @@ from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import plain_loss, streamer_loss
+from wan_streamer.training.stages.pronouncing import Pronouncing
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
 from wan_streamer.training.stages.streamer import StreamerStage
 
@@ -68,6 +69,8 @@ class DuplexStage(StreamerStage):
         asked: Path | None = None,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units, heard)
+        self.pronouncing = Pronouncing(streamer.audio_out.in_features)
+        self.models["pronouncing"] = self.pronouncing
         self.train_written, self.valid_written = (
             WrittenClips(split, streamer.config, text, config.clip_units) if written else None
             for split in ("train", "valid")
@@ -148,8 +151,9 @@ class DuplexStage(StreamerStage):
         recycled = late and step // self.config.draw_every % RECYCLE_EVERY == 0 and pictures and not tasks
         example = batch.map(self.move)
         return streamer_loss(
-            self.streamer, example, noise, self.move, self.autocast(), recycled, misread=misread, pictures=pictures
-        )
+            self.streamer, example, noise, self.move, self.autocast(), recycled, misread=misread, pictures=pictures,
+            pronouncing=self.pronouncing,
+        )  # fmt: skip
 
     def _plain_errors(self, memory_BM2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         error, right = plain_loss(self.streamer, self.move(memory_BM2), self.autocast())

@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021): the Transformer's matrices stay, and learn a small correction each.
 
 `add_lora`    freeze a model, but for its small input and output layers, and give each matrix of a layer a correction
-`merge_lora`  a copy with the corrections added in: a model like any other
+`merged`      a copy with all corrections of weights added in, of spelling too: a model like any other
 """
 
 import torch
@@ -43,7 +43,7 @@ def add_lora(streamer: Streamer, rank: int) -> None:
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
 
 
-def merge_lora(streamer: Streamer) -> Streamer:
+def merged(streamer: Streamer) -> Streamer:
     """A plain model that is the same; `streamer` itself if it has no corrections."""
     if not any(parametrize.is_parametrized(module) for module in streamer.modules()):
         return streamer
@@ -51,6 +51,6 @@ def merge_lora(streamer: Streamer) -> Streamer:
     for name, module in streamer.named_modules():
         if parametrize.is_parametrized(module):
             tensors[f"{name}.weight"] = module.weight.detach()  # type: ignore[operator]
-    merged = Streamer(streamer.config).to(streamer.device)
-    merged.load_state_dict(tensors)
-    return merged
+    plain = Streamer(streamer.config).to(streamer.device)
+    plain.load_state_dict(tensors)
+    return plain

@@ -22,9 +22,10 @@ from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.memory import PADDING
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.clips import Example
+from wan_streamer.training.stages.pronouncing import Pronouncing, drawn_from
 
 RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
-TEXT_WEIGHT = 0.25
+TEXT_WEIGHT, SOUND_WEIGHT = 0.25, 0.2
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
 RECYCLED_SHARE = 0.5  # of units whose history the model makes itself, in a step that recycles
@@ -85,6 +86,7 @@ def streamer_loss(
     drawn: bool = True,
     misread: float = 0.0,
     pictures: bool = True,
+    pronouncing: Pronouncing | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
@@ -92,6 +94,7 @@ def streamer_loss(
     drawn     False: only the text is learned; nothing is drawn, and what was drawn before is left out
     misread   share of the transcript's words that are read as others (`misread_words`), if it is not recycled
     pictures  False: of what is drawn only the sound is learned, and the agent's pictures are left out
+    pronouncing  asks which sounds of speech are due where sound is drawn
     """
     read = example.clips
     sample = draw_flow(read, streamer.config.flow, noise, move, example.recalled_BK)
@@ -102,12 +105,18 @@ def streamer_loss(
     elif misread:
         read = misread_words(read, misread, streamer.config.text.vocab_size, noise, move)
     history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
-    with autocast:
+    with autocast, drawn_from(streamer.audio_out) as hidden:
         velocity, logits = streamer(read, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
     text_B, numbers = text_errors(logits, example)
     errors = [("text", text_B, TEXT_WEIGHT, _lane_counts(example))]
     if velocity is not None:
         errors += [("audio", audio_error(velocity, sample, example), 1.0, example.audio_BK)]
+        if pronouncing is not None:
+            counts_BK = example.audio_BK * read.written_BK
+            with autocast:
+                error_BKT, weight_BKT, right = pronouncing(hidden[0], example.sound_BKT, counts_BK)
+            numbers["sound_right"] = right
+            errors += [("sound", mean_of_targets(error_BKT, weight_BKT), SOUND_WEIGHT, weight_BKT)]
         if pictures:
             errors += [("video", video_error(velocity, sample, example), 1.0, example.video_BK)]
     for name, error_B, _, counts_BK in errors:

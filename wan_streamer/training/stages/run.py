@@ -26,6 +26,7 @@ from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages.adopt import adopt, adopt_ears, adopt_eyes, adopt_reader
 from wan_streamer.training.stages.lora import add_lora
+from wan_streamer.training.stages.spelling import add_spelling
 from wan_streamer.training.stages.streamer import StreamerStage
 
 
@@ -47,6 +48,7 @@ class RunOptions:
     eyes        folder of eyes trained before, likewise; they stay as they are
     heard       corpus of speech to write down, of which some steps are made
     written     some steps are made of conversations that are only words
+    spelled     learn the embedding of a token from its letters, too (`training/stages/spelling.py`)
     """
 
     out: Path
@@ -69,6 +71,7 @@ class RunOptions:
     eyes: Path | None = None
     heard: Path | None = None
     written: bool = False
+    spelled: bool = False
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """`config` with the choices of this run. A chosen learning rate scales Muon's too."""
@@ -114,6 +117,8 @@ def starting_point(options: RunOptions, new_text: NewText) -> tuple[Streamer, Te
         write_json(out / "config.json", to_dict(streamer.config))
     if options.lora:
         add_lora(streamer, options.lora)
+    if options.spelled:
+        add_spelling(streamer, text)
     return streamer, text
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from wan_streamer.codecs.folder import codec_hash, load_codecs, load_light
 from wan_streamer.codecs.text import TextCodec
@@ -21,7 +22,7 @@ from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.heard import HeardClips
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
-from wan_streamer.training.stages.lora import merge_lora
+from wan_streamer.training.stages.lora import merged
 from wan_streamer.training.stages.objective import MISREAD_SHARE, streamer_loss
 from wan_streamer.training.stages.watch import write_heard, write_takes
 
@@ -116,7 +117,8 @@ class StreamerStage(Stage):
         return not self.listens(step)
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.errors(batch, step, noise, MISREAD_SHARE)
+        with parametrize.cached():  # the embedding is read in several places
+            return self.errors(batch, step, noise, MISREAD_SHARE)
 
     def errors(
         self, batch: Example, step: int, noise: RowNoise, misread: float = 0.0
@@ -143,6 +145,5 @@ class StreamerStage(Stage):
         return {f"heard/{name}": value for name, value in numbers.items()}
 
     def export(self, out_dir: Path) -> None:
-        streamer = merge_lora(self.streamer)
-        weights = Weights(self.served, streamer, self.audio_vae, self.video_vae, self.text, self.light_vae)
+        weights = Weights(self.served, merged(self.streamer), self.audio_vae, self.video_vae, self.text, self.light_vae)
         save_weights(weights, out_dir)
