@@ -14,11 +14,15 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.stages.objective import (
+    RECYCLED_ALONE,
+    SERVED_SHARE,
     audio_error,
     decisions,
     draw_flow,
     misread_words,
     recycle,
+    served_times,
+    sound_alone,
     streamer_loss,
     text_errors,
     video_error,
@@ -71,6 +75,24 @@ def test_recycled_history_is_what_the_model_makes() -> None:
     assert torch.equal(heard[..., 1][changed], likeliest[changed])
 
 
+@torch.no_grad()
+def test_recycled_sound_alone_is_made_from_noise() -> None:
+    """As it is live where it jumps to data; in most units, and once more from what was made before."""
+    streamer, example = agent(), random_example(TALKER, 40, ROWS)
+    torch.nn.init.normal_(streamer.audio_out.weight)
+    sample = sound_alone(draw_flow(example.clips, TALKER.flow, RowNoise(0, 0, range(ROWS)), same))
+    _, once = recycle(streamer, example.clips, sample, RowNoise(0, 1, range(ROWS)), same, fp32())
+    replaced = (once.history.audio != sample.history.audio).flatten(2).any(2)
+    assert replaced[:, 1:].float().mean() == pytest.approx(RECYCLED_ALONE, abs=0.1)
+    start = torch.ones_like(sample.tau_BK2)
+    velocity, _ = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noise, start)
+    made = (sample.noise.audio - velocity.audio)[:, :-1]
+    torch.testing.assert_close(once.history.audio[:, 1:][replaced[:, 1:]], made[replaced[:, 1:]])
+    assert torch.equal(once.noisy.audio, sample.noisy.audio)
+    losses = [loss_of(streamer, example, pictures=False, recycled=times) for times in (0, 1, 2)]
+    assert len(set(losses)) == 3
+
+
 def test_shares_of_noised_and_recycled_history() -> None:
     """Of the history 70 % is noised a little, and in a step that recycles the model makes half of it; 20 % of the units
     have a time for each modality."""
@@ -105,6 +127,23 @@ def test_a_right_guess_of_the_clean_latents_costs_nothing() -> None:
             assert error(wrong, at, example).min() > 1e-3
 
 
+def test_half_of_the_units_are_asked_when_a_live_solver_asks() -> None:
+    clips, flow = random_example(TALKER, 40, 8).clips, dataclasses.replace(TALKER.flow, steps=2, shift=3.0)
+    sample = draw_flow(clips, flow, RowNoise(0, 0, range(8)), same, served=served_times(flow, True))
+    assert served_times(flow, True) == pytest.approx([1, 0.75])
+    first, second = ((sample.tau_BK2 == time).all(-1).float().mean().item() for time in (1.0, 0.75))
+    assert first == pytest.approx(SERVED_SHARE / 2, abs=0.06)
+    assert second == pytest.approx(SERVED_SHARE / 2, abs=0.06)
+    start = sample.tau_BK2[..., 1] == 1
+    assert torch.equal(sample.noisy.audio[start], sample.noise.audio[start])
+
+
+@pytest.mark.parametrize(("audio_steps", "alone"), [(0, 2), (1, 1), (2, 2)])
+def test_sound_alone_is_asked_until_it_jumps_to_data(audio_steps: int, alone: int) -> None:
+    flow = dataclasses.replace(TALKER.flow, steps=2, audio_steps=audio_steps)
+    assert served_times(flow, False) == served_times(flow, True)[:alone]
+
+
 def loss_of(streamer: Streamer, example: Example, **options: float) -> float:
     with torch.no_grad():
         return streamer_loss(streamer, example, RowNoise(0, 0, range(ROWS)), same, fp32(), **options)[0].item()
@@ -113,7 +152,7 @@ def loss_of(streamer: Streamer, example: Example, **options: float) -> float:
 def test_a_recycled_step_sees_another_history() -> None:
     streamer, example = agent(), random_example(TALKER, UNITS, ROWS)
     assert loss_of(streamer, example) == loss_of(streamer, example)
-    assert loss_of(streamer, example, recycled=True) != loss_of(streamer, example)
+    assert loss_of(streamer, example, recycled=1) != loss_of(streamer, example)
 
 
 def test_the_loss_is_that_of_the_targets() -> None:

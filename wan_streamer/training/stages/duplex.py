@@ -31,6 +31,7 @@ TEXT_HIDDEN_SHARE = 0.1  # of clips without the agent's text, so that sound and 
 TASK_EVERY = 5  # steps; one of them is made of tasks, if there are any: 20 % keep alive what `pretrain` taught
 CONFIG = TrainConfig(steps=4000, lr=1.2e-3, muon_lr=3e-3, batch=4, warmup=100, ema=0.995, weight_decay=0.05)
 RECYCLE_FROM, RECYCLE_EVERY = 0.4, 4  # share of the steps after which every fourth with pictures goes on from mistakes
+SOUND_RECYCLED = (0, 1, 2, 1, 2, 1)  # how often, after so many steps, in those in which sound is all that is drawn
 CYCLE = 20  # steps, of which these are not made of whole conversations
 HEARD_STEPS = (1, 2, 3, 5, 7, 11, 12, 13, 15, 17)  # of speech to write down, if there is any
 ASKED_STEPS = (3, 7, 13, 18)  # of conversations in which only the user is heard, if there are any
@@ -145,15 +146,21 @@ class DuplexStage(StreamerStage):
             return self._plain_errors(batch)
         if not self.drawn(step):
             return super().errors(batch, step, noise, misread)
-        tasks, late = self._tasks_of(step) is not None, step >= RECYCLE_FROM * self.config.steps
-        # In tasks, what the model makes of streams that are no targets means nothing.
-        pictures = tasks or self.draws(step)
-        recycled = late and step // self.config.draw_every % RECYCLE_EVERY == 0 and pictures and not tasks
+        pictures = self._tasks_of(step) is not None or self.draws(step)
         example = batch.map(self.move)
         return streamer_loss(
-            self.streamer, example, noise, self.move, self.autocast(), recycled, misread=misread, pictures=pictures,
-            pronouncing=self.pronouncing,
+            self.streamer, example, noise, self.move, self.autocast(), self.recycled(step), misread=misread,
+            pictures=pictures, pronouncing=self.pronouncing,
         )  # fmt: skip
+
+    def recycled(self, step: int) -> int:
+        """How often the model goes on from its own mistakes in a step."""
+        # In tasks, what it makes of streams that are no targets means nothing.
+        if self._tasks_of(step) is not None or step < RECYCLE_FROM * self.config.steps:
+            return 0
+        if self.draws(step):
+            return int(step // self.config.draw_every % RECYCLE_EVERY == 0)
+        return SOUND_RECYCLED[step % len(SOUND_RECYCLED)]
 
     def _plain_errors(self, memory_BM2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         error, right = plain_loss(self.streamer, self.move(memory_BM2), self.autocast())

@@ -5,7 +5,7 @@ loss is the mean over clips, so that parts of a batch add up. A clip in which a 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import sample_tau
+from wan_streamer.flow.solver import time_grid
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.memory import PADDING
 from wan_streamer.model.streamer import Streamer
@@ -28,10 +29,11 @@ RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript")
 TEXT_WEIGHT, SOUND_WEIGHT = 0.25, 0.2
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
-RECYCLED_SHARE = 0.5  # of units whose history the model makes itself, in a step that recycles
+RECYCLED_SHARE, RECYCLED_ALONE = 0.5, 0.8  # of units whose history the model makes itself, in a step that recycles
 OVERHEARD_WEIGHT = 0.1  # of the user's words, where nothing but words is learned
 MISREAD_SHARE = 0.2  # of the words in the transcript
 OWN_TAU_SHARE = 0.2  # of units in which audio and video have their own times
+SERVED_SHARE = 0.5  # of units that are asked when the solver asks live, which for two steps is twice
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,21 @@ def draw_flow(
     noise: RowNoise,
     move: Callable[[Tensor], Tensor],
     recalled_BK: Tensor | None = None,
+    served: Sequence[float] = (),
 ) -> FlowSample:
     """Times and noise for `clips`; `move` brings what was drawn to their device.
 
     recalled_BK  bool: where it is False, the history is nothing but noise, and the model is told so
+    served       times of which `SERVED_SHARE` of the units have one
     """
     B, K = clips.microphone_BK.shape
     shared = sample_tau((B, K, 1), flow.shift, noise).expand(B, K, 2)
     own = noise.uniform((B, K, 1)) < OWN_TAU_SHARE
     tau = move(torch.where(own, sample_tau((B, K, 2), flow.shift, noise), shared))
+    if served:
+        live = noise.uniform((B, K, 1)) < SERVED_SHARE
+        index = (noise.uniform((B, K, 1)) * len(served)).long().clamp(max=len(served) - 1)
+        tau = torch.where(move(live), move(torch.tensor(served)[index]), tau)
     noised = noise.uniform((B, K, 1)) < NOISED_HISTORY_SHARE
     history_tau = move(torch.where(noised, noise.uniform((B, K, 2)) * flow.history_noise, 0.0))
     if recalled_BK is not None:
@@ -76,13 +84,19 @@ def draw_flow(
     return FlowSample(mix(past, past_noise, history_tau), history_tau, mix(clean, eps, tau), tau, clean, eps)
 
 
+def served_times(flow: FlowConfig, pictures: bool) -> list[float]:
+    """When a live solver asks: for the sound alone, until it has what it jumps to data from (`flow.audio_steps`)."""
+    times = time_grid(flow.steps, flow.shift)[:-1]
+    return times if pictures or not flow.audio_steps else times[: flow.audio_steps]
+
+
 def streamer_loss(
     streamer: Streamer,
     example: Example,
     noise: RowNoise,
     move: Callable[[Tensor], Tensor],
     autocast: AbstractContextManager,
-    recycled: bool = False,
+    recycled: int = 0,
     drawn: bool = True,
     misread: float = 0.0,
     pictures: bool = True,
@@ -90,19 +104,21 @@ def streamer_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar to minimise and its parts. `example` is on the model's device; one draw of times and noise.
 
-    recycled  go on from the model's own mistakes (`recycle`), for a third more time
+    recycled  go on from the model's own mistakes (`recycle`), made so many times one after the other; each time costs a
+              third of the step
     drawn     False: only the text is learned; nothing is drawn, and what was drawn before is left out
     misread   share of the transcript's words that are read as others (`misread_words`), if it is not recycled
     pictures  False: of what is drawn only the sound is learned, and the agent's pictures are left out
     pronouncing  asks which sounds of speech are due where sound is drawn
     """
     read = example.clips
-    sample = draw_flow(read, streamer.config.flow, noise, move, example.recalled_BK)
+    served = served_times(streamer.config.flow, pictures)
+    sample = draw_flow(read, streamer.config.flow, noise, move, example.recalled_BK, served)
     if not pictures:
         sample = sound_alone(sample)
-    if recycled:
+    for _ in range(recycled):
         read, sample = recycle(streamer, read, sample, noise, move, autocast)
-    elif misread:
+    if misread and not recycled:
         read = misread_words(read, misread, streamer.config.text.vocab_size, noise, move)
     history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
     with autocast, drawn_from(streamer.audio_out) as hidden:
@@ -167,17 +183,20 @@ def recycle(
     In as many units of `clips` the words of the transcript are those that it finds likeliest, right or wrong.
 
     Live, the history is never the data but what the model made; its errors then are those it has met here (after the
-    error recycling of LongLive 2.0, without a buffer: one pass gives the errors of all units).
+    error recycling of LongLive 2.0, without a buffer: one pass gives the errors of all units, a second one those that
+    come of them, as in a Jacobi iteration). Sound alone is made from nothing but noise, as where it jumps to data.
     """
+    alone = sample.clean.video.shape[2] == 0
+    noisy, tau_BK2 = (sample.noise, torch.ones_like(sample.tau_BK2)) if alone else (sample.noisy, sample.tau_BK2)
     with autocast:
-        velocity, logits_BKSLV = streamer(clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+        velocity, logits_BKSLV = streamer(clips, sample.history, sample.history_tau_BK2, noisy, tau_BK2)
     B, K = clips.microphone_BK.shape
-    own = move(noise.uniform((B, K, 1)) < RECYCLED_SHARE)
+    own = move(noise.uniform((B, K, 1)) < (RECYCLED_ALONE if alone else RECYCLED_SHARE))
     word_BKS = logits_BKSLV[..., TRANSCRIPT, END + 1 :].argmax(-1) + END + 1
     clips = _with_words(clips, own & (clips.slot_BKSL[..., TRANSCRIPT] > END), word_BKS)
     own[:, 0] = False  # nothing is known of the unit before the clip
     own = own & (sample.history_tau_BK2 < 1).all(-1, keepdim=True)  # a hidden history stays hidden
-    made = denoise(sample.noisy, velocity, sample.tau_BK2)
+    made = denoise(noisy, velocity, tau_BK2)
 
     def mixed(past: Tensor, made: Tensor) -> Tensor:
         return torch.where(own[..., None], torch.cat([past[:, :1], made[:, :-1]], dim=1), past)
