@@ -24,6 +24,7 @@ from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.runtime.session import Session
+from wan_streamer.sounds import no_sounds
 from wan_streamer.training.distill import matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import (
@@ -100,6 +101,7 @@ def test_rollout_equals_a_live_session(teacher: Weights) -> None:
         slot_BKSL=torch.stack(chosen).unflatten(0, (UNITS, 2))[None],
         written_BK=torch.full((1, UNITS), True),
         memory_BM2=torch.empty(1, 0, 2, dtype=torch.long),
+        sound_BKT=no_sounds(1, UNITS + 1),
     )
     rollout = continue_clips(streamer, flow, clips, torch.zeros(1), [torch.Generator().manual_seed(5)])
     for k, last in enumerate(drawn):
@@ -121,7 +123,7 @@ def test_one_pass_repeats_the_rollout(data: Path, teacher: Weights) -> None:
         steps_B = torch.tensor([number, number])
         noisy, zero = pick(rollout.inputs, steps_B), torch.zeros(2, UNITS, 2)
         with torch.no_grad():
-            velocity, _ = stage.streamer(clips, rollout.history, zero, noisy, zero + time)
+            velocity = stage.streamer(clips, rollout.history, zero, noisy, zero + time).velocity
         jumps, cached = denoise(noisy, velocity, zero + time), pick(rollout.cleans, steps_B)
         for row, real in enumerate(real_B.tolist()):
             assert_close(each(lambda z: z[row, real:], jumps), each(lambda z: z[row, real:], cached), 1e-5)  # noqa: B023
@@ -150,7 +152,7 @@ def test_jump_below_the_floor_of_times(teacher: Weights, data: Path) -> None:
     noisy = Latents(clips.video_BKNP[:, 1:], clips.audio_BKTC[:, 1:])
     for time, share in ((0.0, 0.0), (TAU_FLOOR / 2, 0.5), (TAU_FLOOR, 1.0), (0.7, 1.0)):
         with torch.no_grad():
-            velocity, _ = stage.streamer(clips, history, zero, noisy, zero + time)
+            velocity = stage.streamer(clips, history, zero, noisy, zero + time).velocity
         output = each(lambda z, v: z - max(time, TAU_FLOOR) * v, noisy, velocity)  # noqa: B023
         expected = each(lambda z, x: z + share * (x - z), noisy, output)  # noqa: B023
         assert_close(denoise(noisy, velocity, zero + time), expected, 1e-5)

@@ -15,7 +15,7 @@ from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.model.inspect import describe_checkpoint, describe_preset
 from wan_streamer.model.pretrained import Weights
-from wan_streamer.model.streamer import LiveState
+from wan_streamer.model.state import LiveState
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 

@@ -167,7 +167,7 @@ def batch_answer(model: Streamer, clips: ClipBatch) -> tuple[Tensor, Tensor, Ten
     history = Latents(clips.video_BKNP[:, :-1], clips.audio_BKTC[:, :-1])
     noise = Latents(*(torch.cat(parts) for parts in zip(*noisy, strict=True)))
     tau = torch.cat(taus)[..., None].expand(B, K, 2)
-    (video, audio), logits = model(clips, history, torch.zeros(B, K, 2), noise, tau)
+    (video, audio), logits, _ = model(clips, history, torch.zeros(B, K, 2), noise, tau)
     return video, audio, logits
 
 
@@ -279,7 +279,5 @@ def test_a_batch_has_the_places_that_it_needs(
     memories = [random_memory(length) for length in lengths]
     rows = [clip_with(model, memory) for memory in memories]
     one = torch.ones(1, K)
-    stacked = examples.stack(
-        examples.Example(row, one, one, torch.ones(1, K, 2), one.bool(), one[..., None]) for row in rows
-    )
+    stacked = examples.stack(examples.Example(row, one, one, torch.ones(1, K, 2), one.bool()) for row in rows)
     assert torch.equal(stacked.clips.memory_BM2, torch.stack([latest(memory, places) for memory in memories]))

@@ -25,7 +25,7 @@ from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation.tasks.episodes import TASKS, make_task
 from wan_streamer.training.examples import tasks
-from wan_streamer.training.examples.clips import TARGETS, Example, hide, stack
+from wan_streamer.training.examples.clips import MASKS, Example, hide, stack
 from wan_streamer.training.examples.tasks import LENGTHS, MADE
 from wan_streamer.training.examples.vocabulary import learn_text
 from wan_streamer.training.loop.stage import TrainConfig
@@ -96,7 +96,7 @@ def new_stage(data: Path, text: TextCodec, **options: float) -> PretrainStage:
 def assert_same(one: Example, two: Example) -> None:
     for name in (field.name for field in dataclasses.fields(ClipBatch)):
         assert torch.equal(getattr(one.clips, name), getattr(two.clips, name)), name
-    assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in TARGETS)
+    assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in MASKS)
 
 
 # One task for each set of targets: what the others train, these train as well.

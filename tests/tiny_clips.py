@@ -13,6 +13,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layout import ClipBatch, Latents, UnitLayout, unit_layout
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.sounds import no_sounds
 from wan_streamer.training.stages.rollout import roll_out
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -71,6 +72,7 @@ def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
         slot_BKSL=torch.randint(0, 40, (1, K, 2, 2), generator=g),
         written_BK=torch.full((1, K), True),
         memory_BM2=torch.empty(1, 0, 2, dtype=torch.long),
+        sound_BKT=no_sounds(1, K + 1),
     )
 
 
@@ -89,7 +91,7 @@ def one_pass(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Ten
     history = Latents(clip.video_BKNP[:, :-1], clip.audio_BKTC[:, :-1])
     zero = torch.zeros(1, K, 2)
     with torch.inference_mode():
-        return model(clip, history, zero, noisy, tau_BK[..., None].expand(1, K, 2))
+        return model(clip, history, zero, noisy, tau_BK[..., None].expand(1, K, 2))[:2]
 
 
 def unit_by_unit(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Tensor):

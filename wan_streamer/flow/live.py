@@ -18,7 +18,8 @@ from wan_streamer.codecs.video_vae import VideoDecoderState, VideoVAE, video_to_
 from wan_streamer.config import StreamerConfig
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.streamer import LiveState, Streamer
+from wan_streamer.model.state import LiveState
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.units import FRAMES_PER_UNIT
 
 

@@ -28,7 +28,8 @@ from wan_streamer.model.cache import MEMORY, KVCache
 from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
 from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.pretrained import codecs_of, find_checkpoint
-from wan_streamer.model.streamer import LiveState, Streamer
+from wan_streamer.model.state import LiveState
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.audio import HOP, AudioPerception
 from wan_streamer.presets import get_preset
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT, UNIT_MS

@@ -11,8 +11,7 @@ The network predicts the clean latent, and v = (z_tau - z0) / tau follows, so th
 numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
 """
 
-from collections import deque
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,34 +24,23 @@ from wan_streamer.model.cache import KVCache, KVSlice
 from wan_streamer.model.layers import Kinds, Mixed, States, kinds_of, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
-from wan_streamer.perception.audio import AudioPerceptionState, hearing
-from wan_streamer.perception.ears import EarsState
+from wan_streamer.model.sounds import Sounds, preceding
+from wan_streamer.model.state import LiveState
+from wan_streamer.perception.audio import hearing
 from wan_streamer.perception.reading import Expected, Trust, as_expected, hints, live_hints, reading
-from wan_streamer.perception.video import VideoPerceptionState, seeing
+from wan_streamer.perception.video import seeing
+from wan_streamer.sounds import UNKNOWN
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
 
 
-@dataclass
-class LiveState:
-    """Everything that a live session carries from unit to unit.
+class Passed(NamedTuple):
+    """velocity  like the noisy latents;   logits [B, K, S, lanes, V];   sounds [B, K, 4, sounds], if it chooses them"""
 
-    told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
-    said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
-    heard    what a reader looks at of the latest units (`live_hints`)
-    expected what it expects in the unit, of which words are being written
-    settled  the next block is open and has the last latents
-    """
-
-    cache: KVCache
-    hearing: AudioPerceptionState | EarsState | None = None
-    seeing: VideoPerceptionState | None = None
-    told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
-    said: deque[Tensor] = field(default_factory=deque)
-    heard: deque[Tensor] = field(default_factory=deque)
-    expected: Expected | None = None
-    settled: bool = False
+    velocity: Latents | None
+    logits: Tensor
+    sounds: Tensor | None
 
 
 class Streamer(nn.Module):
@@ -84,11 +72,13 @@ class Streamer(nn.Module):
         self.tau_in = nn.Sequential(nn.Linear(64, M), nn.SiLU(), nn.Linear(M, M))
         self.video_out = nn.Linear(M, config.patch_dim)
         self.audio_out = nn.Linear(M, config.audio_vae.latent_dim)
+        self.sounds = Sounds(config.text.sounds, D, M) if config.text.sounds else None
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
-        if self.trust is not None:
-            self.trust.reset()
+        for module in (self.trust, self.sounds):
+            if module is not None:
+                module.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
         self._kinds: dict[tuple[tuple[int, int], ...], tuple[Kinds, Tensor]] = {}  # constants, not state
         self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if config.cache.memory_tokens else None
@@ -130,10 +120,13 @@ class Streamer(nn.Module):
             parts += [torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))]
         return [*parts, self.text_in(text if read is None else torch.cat([text, read.token], dim=-1))]
 
-    def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor) -> list[Tensor]:
-        """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
+    def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor, sounds: Tensor | None) -> list[Tensor]:
+        """Video [..., N, P], audio [..., 4, C] at times [..., 2] (of each), sounds [..., 4] -> parts of [..., n, D]."""
         time = self._tau(tau)
-        return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
+        voice = self.audio_in(audio) + time[..., 1:, :]
+        if self.sounds is not None and sounds is not None:
+            voice = voice + self.sounds.tell(sounds)
+        return [self.video_in(video) + time[..., :1, :], voice]
 
     def _embed_memory(self, memory: Tensor) -> Tensor:
         """Memory tokens [..., 2] -> [..., D]."""
@@ -179,14 +172,13 @@ class Streamer(nn.Module):
 
     def forward(
         self, batch: ClipBatch, history: Latents | None, history_tau: Tensor, noisy: Latents | None, tau_BK2: Tensor
-    ) -> tuple[Latents | None, Tensor]:
+    ) -> Passed:
         """One pass over a clip.
 
         history      clean latents of units -1 ... K-2, maybe noised: [B, K, N, P] and [B, K, 4, C]; None leaves out
                      what the agent has made, N = 0 here and in `noisy` its pictures
         history_tau  [B, K, 2] how much, told to the model
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
-        Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         pictures = history is None or history.video.shape[2] > 0
         sensed = batch.user_audio.shape[1] > 0, batch.user_video.shape[1] > 0
@@ -198,17 +190,21 @@ class Streamer(nn.Module):
         user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, batch.user_text_BKS, expected)
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*user, self._starts(slots), slots]
+        told_BKT = torch.where(batch.written_BK.all(1)[:, None, None], batch.sound_BKT, UNKNOWN)
         if history is not None:
-            parts = [*self._embed_latents(*history, history_tau), *parts]
+            parts = [*self._embed_latents(*history, history_tau, told_BKT[:, :-1]), *parts]
         if noisy is not None:
-            parts += self._embed_latents(*noisy, tau_BK2)
+            parts += self._embed_latents(*noisy, tau_BK2, told_BKT[:, 1:])
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
         hidden = self.backbone(self._joined(parts, *self.layout.kept(*parts_read)), *memory, layout)
         asking = tokens_at(hidden, slice(layout.lane_start.start, layout.slots[-1].start))
         asking = asking.unflatten(2, (self.config.text.slots, len(LANES)))
         score_BKSV = None if expected is None else as_expected(expected, written_BKS)
         logits = self.trusted(self.logits(asking), asking, score_BKSV)
-        return None if noisy is None else self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2), logits
+        velocity = None if noisy is None else self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2)
+        said_BKD = tokens_at(hidden, layout.slots[-1])[:, :, RESPONSE]
+        sounds = None if self.sounds is None else self.sounds(said_BKD, preceding(told_BKT))
+        return Passed(velocity, logits, sounds)
 
     def _perceive(self, batch: ClipBatch) -> tuple[Tensor | None, Tensor | None]:
         """What is heard and seen in clips [B, K, tokens, features]; None for what is left out."""
@@ -256,7 +252,7 @@ class Streamer(nn.Module):
             return
         self._remember(live)
         live.cache.open_block()
-        clean = self._embed_latents(*last, torch.zeros(2, device=self.device))
+        clean = self._embed_latents(*last, torch.zeros(2, device=self.device), live.sounds)
         self._commit(live, clean, self.layout.clean)
         live.settled = True
 
@@ -297,6 +293,9 @@ class Streamer(nn.Module):
             alike = token_L[TRANSCRIPT] == live.expected.token[slot]
             live.expected = live.expected._replace(score=live.expected.score * alike)
         hidden_BND = self._commit(live, [self.text_in(token_L) * written], self.layout.slots[slot])
+        if self.sounds is not None and slot == self.config.text.slots - 1:
+            said_D = tokens_at(hidden_BND, slice(-len(LANES), None))[0, RESPONSE]
+            live.sounds = self.sounds.choose(said_D, live.sounds) if written else None
         return self._asked(live, slot + 1, hidden_BND)
 
     def _remember(self, live: LiveState) -> None:
@@ -331,7 +330,7 @@ class Streamer(nn.Module):
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""
         times = torch.full((2,), tau, device=self.device)
-        hidden_BND, _ = self._read(live, self._embed_latents(*noisy, times), self.layout.noisy)
+        hidden_BND, _ = self._read(live, self._embed_latents(*noisy, times, live.sounds), self.layout.noisy)
         return self._velocity(tokens_at(hidden_BND, slice(None))[0], noisy, times)
 
     def quiet_slots(self) -> Tensor:

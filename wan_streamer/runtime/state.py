@@ -27,7 +27,7 @@ from wan_streamer.runtime.session import Session
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "3"
+VERSION = "4"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class SessionState:
     told_N2: Tensor
     said: list[Tensor]
     heard: list[Tensor]
+    sounds: Tensor | None
     last: Latents
     noise: Tensor
     silent: bool
@@ -79,6 +80,7 @@ def session_state(session: Session) -> SessionState:
         told_N2=live.told_N2,
         said=[said.clone() for said in live.said],
         heard=list(live.heard),
+        sounds=live.sounds,
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
@@ -100,6 +102,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
+    live.sounds = state.sounds
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio

@@ -27,7 +27,8 @@ from wan_streamer.errors import LinkError
 from wan_streamer.flow.sampler import solve_unit
 from wan_streamer.model.cache import CacheState, KVCache, KVSlice
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.streamer import LiveState, Streamer
+from wan_streamer.model.state import LiveState
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.process import log_as_parent, tune_process
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.formats import Formats
@@ -84,7 +85,7 @@ class Attach:
 
 @dataclass(frozen=True)
 class Solve:
-    """To the performer: the next unit of a session. noise  its `unit_noise`;   steps  of the solver"""
+    """To the performer: the next unit of a session. noise  its `unit_noise`;   steps  of the solver;   sounds  of it"""
 
     session: int
     epoch: int
@@ -92,6 +93,7 @@ class Solve:
     history: History
     noise: list[Latents]
     steps: int
+    sounds: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class Performer:
         live.cache.append(message.history.block)
         flow = dataclasses.replace(self.streamer.config.flow, steps=message.steps)
         device = self.streamer.device
+        live.sounds = None if message.sounds is None else message.sounds.to(device)
         noise = [Latents(*(z.to(device) for z in latents)) for latents in message.noise]
         latents = solve_unit(lambda noisy, tau: self.streamer.velocity(live, noisy, tau), noise, flow)
         span = Span("performer solves", began, time.monotonic(), os.getpid())

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wan_streamer.config import FlowConfig
 from wan_streamer.errors import LinkError
@@ -82,14 +83,16 @@ class Partner:
             if self._send(link, Attach(session, epoch, cache.state())):
                 self._attached[session] = epoch
 
-    def ask(self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int) -> bool:
+    def ask(
+        self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int, sounds: Tensor | None
+    ) -> bool:
         """Send a unit to be solved; False if it has to be solved here."""
         history = cache.take()
         with self._changed:
             link, epoch = self._link, self._epoch
             sent = False
             if link is not None and self._attached.get(session) == epoch:
-                sent = self._send(link, Solve(session, epoch, unit, history, noise, steps))
+                sent = self._send(link, Solve(session, epoch, unit, history, noise, steps, sounds))
             self.alone += not sent
             return sent
 
@@ -221,7 +224,7 @@ class SplitSession(Session):
         """Returns the noise."""
         noise = unit_noise(last, flow, self.noise)
         with self.watch.part("to the performer"):
-            sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps)
+            sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps, self.live.sounds)
         self._asked = self.index if sent else None
         return noise
 

@@ -111,7 +111,7 @@ class MatchingStage(StudentStage):
         noisy, zero = pick(rollout.inputs, exit_B), torch.zeros(B, K, 2, device=self.device)
         exit_tau = self.move(torch.tensor(self.times)[exit_B])[:, None, None].expand(B, K, 2)
         with self.autocast():
-            velocity, logits = self.streamer(example.clips, rollout.history, zero, noisy, exit_tau)
+            velocity, logits, _ = self.streamer(example.clips, rollout.history, zero, noisy, exit_tau)
         sample = denoise(noisy, velocity, exit_tau)
         tau = self.move(score_times((B, 1, 1), self.streamer.config.flow.shift, noise)).expand(B, K, 2)
         past = (rollout.history, zero)

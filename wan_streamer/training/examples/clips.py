@@ -24,14 +24,14 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, latest, spoken
-from wan_streamer.training.examples.sounds import UNKNOWN, sounds_of
+from wan_streamer.sounds import UNKNOWN, sounds_of
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")
 MADE = {"audio", "video"}
 SAYS = {"agent": "response", "user": "transcript"}  # lane of what a side says
 MEMORY_STEP = 64  # tokens; a compiled layer is made for every length that it meets
-TARGETS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK", "sound_BKT")
+MASKS = ("video_BK", "audio_BK", "lane_BKL", "recalled_BK")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ class Example:
     video_BK, audio_BK  float: 1, or 0 where there is nothing to learn from
     lane_BKL            float, likewise for the text lanes
     recalled_BK         bool: False where the agent's own past sound and pictures are hidden from it
-    sound_BKT           int64: which sound of speech the agent makes (`training/examples/sounds.py`)
     """
 
     clips: ClipBatch
@@ -49,12 +48,11 @@ class Example:
     audio_BK: Tensor
     lane_BKL: Tensor
     recalled_BK: Tensor
-    sound_BKT: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Example":
         """The same with every tensor changed, such as moved to another device."""
         clips = ClipBatch(*(change(getattr(self.clips, field.name)) for field in dataclasses.fields(ClipBatch)))
-        return Example(clips, *(change(getattr(self, name)) for name in TARGETS))
+        return Example(clips, *(change(getattr(self, name)) for name in MASKS))
 
     def pin_memory(self) -> "Example":
         """The same in memory that a GPU copies from by itself."""
@@ -70,7 +68,7 @@ def stack(examples: Iterable[Example]) -> Example:
     # Never nothing: the processes of a step have to train the same parameters.
     kept = MEMORY_STEP * 2 ** max(0, math.ceil(math.log2(max(1, there) / MEMORY_STEP)))
     clips = dataclasses.replace(clips, memory_BM2=clips.memory_BM2[:, max(0, clips.memory_BM2.shape[1] - kept) :])
-    return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in TARGETS))
+    return Example(clips, *(torch.cat([getattr(row, name) for row in rows]) for name in MASKS))
 
 
 def hide(
@@ -173,13 +171,18 @@ class ClipReader:
                 torch.cat([told([*labels.get("before", ()), *between], self.text), spoken(before)]),
                 config.cache.memory_tokens,
             ),
+            self._sounds(number, first, K),
         )
         clips = ClipBatch(*(getattr(clips, field.name)[None] for field in dataclasses.fields(ClipBatch)))
         lane = torch.stack([counts(name, there) for name, there in heard.items()], dim=-1)
         recalled = torch.ones(1, K, dtype=torch.bool)
-        sounds_KT = torch.from_numpy(self.sounds(number)[first : first + known])
-        sound_BKT = F.pad(sounds_KT, (0, 0, 0, K - known), value=UNKNOWN)[None]
-        return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled, sound_BKT)
+        return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled)
+
+    def _sounds(self, number: int, first: int, units: int) -> Tensor:
+        """Of a clip and of the unit before it."""
+        known_KT = torch.from_numpy(self.sounds(number)[max(0, first - 1) : first + units])
+        missing = 1 if first == 0 else 0
+        return F.pad(known_KT, (0, 0, missing, units + 1 - missing - len(known_KT)), value=UNKNOWN)
 
     def busiest(self, number: int) -> int:
         """The first unit of the clip of a conversation in which the agent says most."""

@@ -15,9 +15,9 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import latest, spoken
+from wan_streamer.sounds import no_sounds
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
-from wan_streamer.training.examples.sounds import no_sounds
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 EASIER: dict[str, Any] = {"degraded": 0.6, "babble": 0.1, "echo": 0.15, "noisy": 0.1}
@@ -53,10 +53,11 @@ class HeardClips:
             lanes[None, self.lead :],
             ~off,
             latest(spoken(said), config.cache.memory_tokens)[None],
+            no_sounds(1, K + 1),
         )
         targets = np.array([float(name == "transcript") for name in LANES], np.float32)
         lane_BKL = torch.from_numpy(targets).expand(1, K, -1)
-        return Example(clips, torch.zeros(1, K), torch.zeros(1, K), lane_BKL, off, no_sounds(1, K))
+        return Example(clips, torch.zeros(1, K), torch.zeros(1, K), lane_BKL, off)
 
 
 def labels_of(stream: Stream) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.talk import typing_s
+from wan_streamer.sounds import no_sounds
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
-from wan_streamer.training.examples.sounds import no_sounds
 
 CLIPS, SHOWN_CLIPS, SPOKEN_CLIPS, WRITTEN_CLIPS = 2, 4, 4, 6  # of a row, all from one conversation
 PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most tokens of each
@@ -80,8 +80,9 @@ class WrittenClips:
             lanes[None],
             on,
             latest(memory, config.cache.memory_tokens)[None],
+            no_sounds(1, K + 1),
         )
-        return Example(clips, torch.zeros(1, K), torch.zeros(1, K), _response_alone(K), ~on, no_sounds(1, K))
+        return Example(clips, torch.zeros(1, K), torch.zeros(1, K), _response_alone(K), ~on)
 
 
 class PlainClips:
@@ -207,10 +208,11 @@ class SpokenClips(EncodedClips):
             said,
             clips.written_BK[:, :K],
             latest(memory, config.cache.memory_tokens)[None],
+            clips.sound_BKT[:, : K + 1],
         )
         inside_BK = whole.audio_BK[:, later:]
         lane_BKL = _response_alone(K) * whole.lane_BKL[:, later:]
-        return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K], whole.sound_BKT[:, :K])
+        return Example(clips, torch.zeros(1, K), inside_BK, lane_BKL, whole.recalled_BK[:, :K])
 
 
 def _typed_out(labels: dict) -> dict:

@@ -23,7 +23,6 @@ from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.stages.objective import plain_loss, streamer_loss
-from wan_streamer.training.stages.pronouncing import Pronouncing
 from wan_streamer.training.stages.run import RunOptions, run, starting_point
 from wan_streamer.training.stages.streamer import StreamerStage
 
@@ -70,8 +69,6 @@ class DuplexStage(StreamerStage):
         asked: Path | None = None,
     ) -> None:
         super().__init__(streamer, text, data, config, config.clip_units, heard)
-        self.pronouncing = Pronouncing(streamer.audio_out.in_features)
-        self.models["pronouncing"] = self.pronouncing
         self.train_written, self.valid_written = (
             WrittenClips(split, streamer.config, text, config.clip_units) if written else None
             for split in ("train", "valid")
@@ -150,7 +147,7 @@ class DuplexStage(StreamerStage):
         example = batch.map(self.move)
         return streamer_loss(
             self.streamer, example, noise, self.move, self.autocast(), self.recycled(step), misread=misread,
-            pictures=pictures, pronouncing=self.pronouncing,
+            pictures=pictures,
         )  # fmt: skip
 
     def recycled(self, step: int) -> int:

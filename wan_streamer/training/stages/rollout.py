@@ -40,6 +40,7 @@ def roll_out(
     frames_THWC = clips.user_video[row]
     shown = frames_THWC.unflatten(0, (K, -1)) if len(frames_THWC) else [None] * K
     last = Latents(clips.video_BKNP[row, 0], clips.audio_BKTC[row, 0])
+    live.sounds = clips.sound_BKT[row, 0]
     units = []
     for k in range(K):
         audio, frames = audio_KT[k] if microphone[k] else None, shown[k] if camera[k] else None
