@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wan_streamer import UserUnit, WanStreamer
 from wan_streamer.codecs.folder import load_codecs
+from wan_streamer.codecs.sounds import no_sounds
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import FlowConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
@@ -24,7 +25,6 @@ from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.runtime.session import Session
-from wan_streamer.sounds import no_sounds
 from wan_streamer.training.distill import matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import (

@@ -13,9 +13,9 @@ from wan_streamer import WanStreamer, presets
 from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.live import UserInput, live_unit
+from wan_streamer.model.cache import LiveState
 from wan_streamer.model.inspect import describe_checkpoint, describe_preset
 from wan_streamer.model.pretrained import Weights
-from wan_streamer.model.state import LiveState
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 

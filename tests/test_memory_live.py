@@ -10,10 +10,9 @@ from torch import Tensor
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.flow.live import UserInput, live_unit
-from wan_streamer.model.cache import MEMORY
+from wan_streamer.model.cache import MEMORY, LiveState
 from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.memory import latest, spoken
-from wan_streamer.model.state import LiveState
 from wan_streamer.model.streamer import Streamer
 
 

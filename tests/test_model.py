@@ -20,8 +20,8 @@ from wan_streamer.codecs.patches import patchify, unpatchify
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.solver import solve, time_grid
+from wan_streamer.model.cache import LiveState
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.state import LiveState
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.units import SAMPLES_PER_UNIT
 

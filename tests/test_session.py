@@ -21,9 +21,9 @@ from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.flow.sampler import TokenSampler
+from wan_streamer.model.cache import LiveState
 from wan_streamer.model.inspect import describe_checkpoint
 from wan_streamer.model.layout import LANES, Latents
-from wan_streamer.model.state import LiveState
 from wan_streamer.runtime import session as session_module
 from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.units import SAMPLES_PER_UNIT

@@ -14,13 +14,12 @@ from tiny_world import make_latents
 from wan_streamer import presets
 from wan_streamer.benchmarks.training import random_example
 from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.sounds import OTHER, QUIET, SOUNDS, SYMBOLS, UNKNOWN, Sounds, preceding, sounds_of
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.sounds import Sounds, preceding
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.sounds import OTHER, QUIET, SOUNDS, SYMBOLS, UNKNOWN, sounds_of
 from wan_streamer.training.examples.clips import ClipReader, Example
 from wan_streamer.training.examples.written import SpokenClips
 from wan_streamer.training.stages import duplex
@@ -198,3 +197,7 @@ def test_an_agent_learns_sounds_from_labels(tmp_path: Path, monkeypatch: pytest.
     options = RunOptions(tmp_path / "run", "tiny", steps=2, batch=2, clip_units=6)
     assert train_duplex(latents, options, "cpu")["sound"] > 0
     assert load_file(tmp_path / "run" / "model.safetensors")["sounds.told.weight"].any()
+
+
+def test_the_preset_tells_all_sounds_apart() -> None:
+    assert presets.get_preset("nano-ears").text.sounds == SOUNDS

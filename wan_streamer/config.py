@@ -20,7 +20,6 @@ from wan_streamer.shapes import EarsConfig as EarsConfig
 from wan_streamer.shapes import PerceptionConfig as PerceptionConfig
 from wan_streamer.shapes import VideoDecoderConfig as VideoDecoderConfig
 from wan_streamer.shapes import VideoVAEConfig as VideoVAEConfig
-from wan_streamer.sounds import SOUNDS
 from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, FPS, SAMPLE_RATE, UNIT_MS
 
 
@@ -71,7 +70,7 @@ class TextConfig(Ranged):
     vocab_size   includes the control tokens (`codecs/text.py`)
     lead_units   how far the agent's words run ahead of their sound
     heard_units  how long after its end a user's word is written down: more are heard rightly, and later
-    sounds       of speech that the agent chooses between in every tick, before its voice is drawn (`model/sounds.py`);
+    sounds       of speech that the agent chooses between in every tick, before its voice is drawn (`codecs/sounds.py`);
                  0: it has none
     """
 
@@ -80,7 +79,7 @@ class TextConfig(Ranged):
     slots: int = between(2, 1, 64)
     lead_units: int = between(1, 0, 1000)
     heard_units: int = between(1, 0, 1000)
-    sounds: int = between(0, 0, SOUNDS)
+    sounds: int = between(0, 0, 256)
     temperature: float = between(0.0, 0, 100)  # of sampling; 0 takes the likeliest token
     start_bias: float = between(0.0, -1000, 1000)  # on the logits of a silent agent's words: above 0 speaks up sooner
     tied_head: bool = True  # logits come from the embedding; otherwise from a matrix of their own

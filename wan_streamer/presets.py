@@ -14,7 +14,6 @@ from wan_streamer.config import (
     VideoVAEConfig,
 )
 from wan_streamer.errors import ConfigError
-from wan_streamer.sounds import SOUNDS
 
 # Vocabularies of language models, with the control tokens of `codecs/text.py` in front.
 SMOLLM2_VOCAB = 3 + 49_152
@@ -39,7 +38,7 @@ def nano_ears() -> StreamerConfig:
     return StreamerConfig(
         name="nano-ears",
         perception=perception,
-        text=TextConfig(vocab_size=6144, heard_units=2, sounds=SOUNDS),
+        text=TextConfig(vocab_size=6144, heard_units=2, sounds=49),
         cache=CacheConfig(text_units=24, memory_tokens=1024, memory_span=192),
         flow=FlowConfig(audio_steps=1),  # until it is distilled
     )

@@ -17,8 +17,8 @@ from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.codecs.video_vae import VideoDecoderState, VideoVAE, video_to_frames
 from wan_streamer.config import StreamerConfig
 from wan_streamer.flow.solver import Velocity
+from wan_streamer.model.cache import LiveState
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.state import LiveState
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.units import FRAMES_PER_UNIT
 

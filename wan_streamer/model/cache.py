@@ -1,4 +1,7 @@
-"""Preallocated key-value cache of a live session, with peek and commit kept apart.
+"""What a live session of the model carries from unit to unit.
+
+`LiveState`  all of it
+`KVCache`    the history: a preallocated key-value cache, with peek and commit kept apart
 
 `open_block` drops what has left its window: the last rows move into the holes, so that a unit costs the same at any
 age. Keys are rotated once, to where they stand in the session; a query is rotated likewise, and attention sees the
@@ -9,7 +12,8 @@ window, and memory tokens (`model/memory.py`), which belong to no block and end 
 cache.
 """
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +22,10 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.model.layers import rotary_table, rotate
 from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, window_units
 from wan_streamer.model.memory import SOURCES, memory_ids
+from wan_streamer.perception.audio import AudioPerceptionState
+from wan_streamer.perception.ears import EarsState
+from wan_streamer.perception.reading import Expected
+from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.units import TICKS_PER_UNIT
 
 START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's size never does
@@ -177,3 +185,26 @@ class KVCache:
     @property
     def bytes(self) -> int:
         return (self.raw.numel() + self.rotated.numel()) * self.raw.element_size()
+
+
+@dataclass
+class LiveState:
+    """What a live session of the model carries from unit to unit.
+
+    told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
+    said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
+    heard    what a reader looks at of the latest units (`live_hints`)
+    expected what it expects in the unit, of which words are being written
+    sounds   [4] of the last unit whose words are chosen, in a model that chooses sounds; None where none are told
+    settled  the next block is open and has the last latents
+    """
+
+    cache: KVCache
+    hearing: AudioPerceptionState | EarsState | None = None
+    seeing: VideoPerceptionState | None = None
+    told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
+    said: deque[Tensor] = field(default_factory=deque)
+    heard: deque[Tensor] = field(default_factory=deque)
+    expected: Expected | None = None
+    sounds: Tensor | None = None
+    settled: bool = False

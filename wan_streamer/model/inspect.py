@@ -24,11 +24,10 @@ from wan_streamer.codecs.patches import unpatchify
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig, load_config, to_dict
 from wan_streamer.errors import CheckpointError
-from wan_streamer.model.cache import MEMORY, KVCache
+from wan_streamer.model.cache import MEMORY, KVCache, LiveState
 from wan_streamer.model.layout import LANES, UnitLayout, effective_distance, window_units
 from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.pretrained import codecs_of, find_checkpoint
-from wan_streamer.model.state import LiveState
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.audio import HOP, AudioPerception
 from wan_streamer.presets import get_preset

@@ -16,20 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wan_streamer.codecs.sounds import UNKNOWN, Sounds, preceding
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.backbone import Backbone, Step
-from wan_streamer.model.cache import KVCache, KVSlice
+from wan_streamer.model.cache import KVCache, KVSlice, LiveState
 from wan_streamer.model.layers import Kinds, Mixed, States, kinds_of, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
-from wan_streamer.model.sounds import Sounds, preceding
-from wan_streamer.model.state import LiveState
 from wan_streamer.perception.audio import hearing
 from wan_streamer.perception.reading import Expected, Trust, as_expected, hints, live_hints, reading
 from wan_streamer.perception.video import seeing
-from wan_streamer.sounds import UNKNOWN
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from wan_streamer.errors import LinkError
 from wan_streamer.flow.sampler import solve_unit
-from wan_streamer.model.cache import CacheState, KVCache, KVSlice
+from wan_streamer.model.cache import CacheState, KVCache, KVSlice, LiveState
 from wan_streamer.model.layout import Latents
-from wan_streamer.model.state import LiveState
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.process import log_as_parent, tune_process
 from wan_streamer.runtime.agent import WanStreamer

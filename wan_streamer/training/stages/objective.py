@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wan_streamer.codecs.sounds import QUIET, UNKNOWN
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
@@ -22,7 +23,6 @@ from wan_streamer.flow.solver import time_grid
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.memory import PADDING
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.sounds import QUIET, UNKNOWN
 from wan_streamer.training.examples.clips import Example
 
 RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))

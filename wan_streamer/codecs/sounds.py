@@ -1,4 +1,8 @@
-"""Which sounds of speech the agent makes, chosen after its words and before its voice is drawn.
+"""Sounds of speech: which the agent makes, chosen after its words and before its voice is drawn.
+
+`sounds_of`   labels of phonemes -> one sound for each tick;   `no_sounds`  where they are not known
+`Sounds`      what a model has to choose them and to be told them
+`preceding`   the sound before each tick of a clip
 
 Words tell what is said, the sounds when: one for each tick (40 ms), chosen from what the last word's token has read and
 from the sound before. Where the voice is drawn they are told, and they stay in the history; so the agent always knows
@@ -6,12 +10,38 @@ where in a word it is, however blurred its voice is. They take no tokens and no 
 tokens before acoustic ones, as in Moshi, Défossez et al. 2024, section 3.4.)
 """
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.sounds import QUIET
-from wan_streamer.units import TICKS_PER_UNIT
+from wan_streamer.units import TICKS_PER_UNIT, UNIT_S
+
+SYMBOLS = "iɪyᵻuʊeɛoɔaɑɒæʌɐəɜɚøpbtdkɡɾʔfvθðszʃʒʲxhmnŋlɹrjw"
+"""The letters of IPA that are told apart; of a symbol of several the first counts, and any other is one more."""
+QUIET, OTHER = 0, len(SYMBOLS) + 1
+SOUNDS = OTHER + 1  # how many there are
+UNKNOWN = -1
+
+
+def sounds_of(labels: dict) -> np.ndarray:
+    """int64 [units, ticks]: what is heard in the middle of every tick; `UNKNOWN` where no phonemes are labelled."""
+    ticks, phonemes = labels["units"] * TICKS_PER_UNIT, labels.get("phonemes", {}).get("agent")
+    if not phonemes:
+        return np.full(ticks, UNKNOWN).reshape(-1, TICKS_PER_UNIT)
+    sounds = np.full(ticks, QUIET)
+    for phoneme in phonemes:
+        first, behind = (math.ceil(phoneme[edge] / UNIT_S * TICKS_PER_UNIT - 0.5) for edge in ("start", "end"))
+        place = SYMBOLS.find(phoneme["symbol"][:1]) if phoneme["symbol"] else -1
+        sounds[max(0, first) : max(0, behind)] = place + 1 if place >= 0 else OTHER
+    return sounds.reshape(-1, TICKS_PER_UNIT)
+
+
+def no_sounds(clips: int, units: int) -> Tensor:
+    """int64 [clips, units, ticks]"""
+    return torch.full((clips, units, TICKS_PER_UNIT), UNKNOWN)
 
 
 class Sounds(nn.Module):
