@@ -136,7 +136,7 @@ def test_teacher_is_guided_by_its_text(data: Path, teacher: Weights) -> None:
     example = stage.batch(0, range(2))
     history, zero = real_history(example.clips)
     noisy = each(lambda z: torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), history)
-    plain, _ = stage.streamer(example.clips, history, zero, noisy, zero + 0.5)
+    plain = stage.streamer(example.clips, history, zero, noisy, zero + 0.5).velocity
     as_is, guided = (
         Teacher(teacher.streamer, Guidance(w, w)).velocity(example, history, zero, noisy, zero + 0.5)[0] for w in (1, 3)
     )

@@ -88,7 +88,7 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def new_stage(data: Path, text: TextCodec, **options: float) -> PretrainStage:
-    config = TrainConfig(steps=160, lr=2e-2, muon_lr=5e-2, batch=4, warmup=10, ema=0.95, validate_every=1000)
+    config = TrainConfig(steps=200, lr=2e-2, muon_lr=5e-2, batch=4, warmup=10, ema=0.95, validate_every=1000)
     torch.manual_seed(0)
     return PretrainStage(Streamer(PUPIL), text, data, dataclasses.replace(config, **options))
 

@@ -98,7 +98,8 @@ class MatchingStage(StudentStage):
         tau = self.move(score_times((B, K, 1), self.streamer.config.flow.shift, noise).expand(B, K, 2).contiguous())
         eps = self._noise(clean, noise)
         with self.autocast():
-            velocity, _ = self.critic(example.clips, rollout.history, torch.zeros_like(tau), mix(clean, eps, tau), tau)
+            noisy = mix(clean, eps, tau)
+            velocity = self.critic(example.clips, rollout.history, torch.zeros_like(tau), noisy, tau).velocity
         errors_BK = unit_errors(velocity, velocity_goal(clean, eps, tau))
         video, audio = self.stream_losses(errors_BK, example, rollout.rolled_BK)
         return video + audio, {"critic_video": video.detach(), "critic_audio": audio.detach()}

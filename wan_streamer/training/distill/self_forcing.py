@@ -93,6 +93,6 @@ def _continue_row(
 
         return draw_unit(recorded(velocity, inputs, cleans), last, flow, generator)
 
-    roll_out(streamer, clips, row, lambda logits_LV: next(said), draw, clips.written_BK[row].tolist())
+    roll_out(streamer, clips, row, lambda logits_LV: next(said), draw, clips.written_BK[row].tolist(), told=True)
     by_step = (each(lambda z: z.unflatten(0, (-1, flow.steps)).transpose(0, 1), stack(z)) for z in (inputs, cleans))
     return tuple(by_step)  # type: ignore[return-value]

@@ -1,7 +1,6 @@
 """A model on its own over the user's side of a clip, unit by unit, as in a session."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,10 +21,12 @@ def roll_out(
     pick: Callable[[Tensor], Tensor],
     draw: Callable[[int, Velocity, Latents], Latents],
     written_K: list[bool],
+    told: bool = False,
 ) -> tuple[Tensor, Latents]:
     """Tokens [K, S, lanes] and latents [K, ...] of one row of `clips`.
 
     pick  tokens of a slot from their logits;   draw  latents of unit k;   both as in `live_unit`
+    told  the sounds of speech are those of the clip, as where its words are given
 
     The user's side, the memory and the latents before the clip are those of the data.
     """
@@ -45,7 +46,13 @@ def roll_out(
     for k in range(K):
         audio, frames = audio_KT[k] if microphone[k] else None, shown[k] if camera[k] else None
         user = UserInput(audio, frames, clips.user_text_BKS[row, k])
-        units.append(live_unit(streamer, live, last, user, pick, partial(draw, k), written_K[k]))
+        told_T = clips.sound_BKT[row, k + 1] if told else None
+
+        def draw_unit(velocity: Velocity, last: Latents, k: int = k, told_T: Tensor | None = told_T) -> Latents:
+            live.sounds = live.sounds if told_T is None else told_T
+            return draw(k, velocity, last)
+
+        units.append(live_unit(streamer, live, last, user, pick, draw_unit, written_K[k]))
         last = units[-1][1]
     tokens, latents = zip(*units, strict=True)
     return torch.stack(tokens), stack(latents)
