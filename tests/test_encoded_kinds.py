@@ -262,7 +262,7 @@ def test_asked_clips_are_what_is_heard_and_the_words_of_both(asked: Path, latent
 
 
 def test_in_some_steps_much_was_said_in_between(asked: Path, latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After what was before the conversation and before what was said in it; all the rest is the same."""
+    """After what was before the conversation and before what was said in it; there are fewer clips, which are the same."""
     config = dataclasses.replace(
         TALKER, cache=dataclasses.replace(TALKER.cache, memory_tokens=4000, memory_span=64, text_units=UNITS)
     )
@@ -270,10 +270,11 @@ def test_in_some_steps_much_was_said_in_between(asked: Path, latents: Path, monk
     reader = ClipReader(LatentStore(asked / "train", fingerprint, TALKER.perception), config, tiny_text(), UNITS)
     monkeypatch.setattr(reader.store, "labels", [one | {"before": BEFORE} for one in reader.store.labels])
     lengths, parts = [], []
-    for share in (0.0, 1.0):
+    for share, clips in ((0.0, 2 * CLIPS), (1.0, 1)):
         monkeypatch.setattr(written, "LONG", share)
         memory = AskedClips(reader).batch(0, 5, range(2)).clips.memory_BM2
-        said = [row[row[:, 0] != PADDING] for row in memory]
+        assert len(memory) == 2 * clips
+        said = [row[row[:, 0] != PADDING] for row in memory[::clips]]
         lengths.append([len(row) for row in said])
         before = told(BEFORE, tiny_text())
         assert all(torch.equal(row[: len(before)], before) for row in said)

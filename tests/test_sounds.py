@@ -174,20 +174,22 @@ def test_quiet_ticks_count_little() -> None:
     assert SOUND_WEIGHT > 0
 
 
-def test_a_voice_without_sounds_is_kept() -> None:
-    """A model that begins to choose them draws as it did before."""
+def test_a_voice_that_is_told_nothing_is_kept() -> None:
+    """A model that begins to choose sounds draws as it did before where none are known."""
     torch.manual_seed(0)
     before = tiny_streamer("window")
     config = dataclasses.replace(before.config, text=dataclasses.replace(before.config.text, sounds=SOUNDS))
     after = Streamer(config).eval()
     after.load_state_dict(after.state_dict() | before.state_dict())
-    clip = dataclasses.replace(random_clip(config), sound_BKT=torch.randint(0, SOUNDS, (1, K + 1, 4)))
+    clip = random_clip(config)
     history = Latents(clip.video_BKNP[:, :-1], clip.audio_BKTC[:, :-1])
-    given = (clip, history, torch.zeros(1, K, 2), history, torch.full((1, K, 2), 0.5))
-    left, right = before(*given), after(*given)
+    given = (history, torch.zeros(1, K, 2), history, torch.full((1, K, 2), 0.5))
+    left, right = before(clip, *given), after(clip, *given)
     assert torch.equal(left.velocity.audio, right.velocity.audio)
     assert left.sounds is None
     assert right.sounds.shape == (1, K, 4, SOUNDS)
+    told = dataclasses.replace(clip, sound_BKT=torch.randint(0, SOUNDS, (1, K + 1, 4)))
+    assert (after(told, *given).velocity.audio != right.velocity.audio).any()
 
 
 def test_an_agent_learns_sounds_from_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ SYMBOLS = "iɪyᵻuʊeɛoɔaɑɒæʌɐəɜɚøpbtdkɡɾʔfvθðszʃʒʲxhmnŋlɹ
 QUIET, OTHER = 0, len(SYMBOLS) + 1
 SOUNDS = OTHER + 1  # how many there are
 UNKNOWN = -1
+TOLD = 0.5  # what is told, before training, beside noise of 1: a tenth of it was not listened to for 300 steps
 
 
 def sounds_of(labels: dict) -> np.ndarray:
@@ -56,8 +57,8 @@ class Sounds(nn.Module):
         self.told = nn.Embedding(count, media)
 
     def reset(self) -> None:
-        """The voice as it is without them."""
-        nn.init.zeros_(self.told.weight)
+        """Weights to begin with, where those of a whole model are set."""
+        nn.init.normal_(self.told.weight, std=TOLD)
 
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
         """Logits [..., 4, S] of the ticks of units, from hidden states [..., D] and the sound before each [..., 4]."""

@@ -36,6 +36,7 @@ PLAIN_CLIPS, PLAIN_TOKENS = 6, 192  # conversations of a row, and the most token
 DRILLS, EXCHANGES = 3, 16  # of those, and in each
 BEFORE = (1 / 6, 5 / 6)  # of the clip's units before an utterance of the agent
 LATER = (1, 3)  # units: without sound, a question is known only when it is written down
+FEWER = 4  # where so much talk lies in between, for a memory of five times the length
 LONG, CHATTER = 0.25, (12, 40)  # share of the steps in which so much talk lies between what was before and the rest
 TYPED = 0.4  # share of conversations of words alone in which the user types what they would say
 RESPONSE = LANES.index("response")
@@ -133,7 +134,8 @@ class EncodedClips(ABC):
         texts = free_texts(self.reader.store.labels[number]["split"])
         (apart,) = rng.spawn(1)  # the rest of the row is the same with it and without
         between = chatter(int(apart.integers(*CHATTER)), texts, apart) if long and self.recalls else []
-        return self.clips(number, torch.from_numpy(self.reader.lanes(number)[1]), between, rng)
+        clips = self.clips(number, torch.from_numpy(self.reader.lanes(number)[1]), between, rng)
+        return clips[: max(1, len(clips) // FEWER)] if between else clips
 
     @abstractmethod
     def clips(self, number: int, lanes_KSL: Tensor, between: Sequence[dict], rng: np.random.Generator) -> list[Example]:
