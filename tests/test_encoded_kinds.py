@@ -262,7 +262,7 @@ def test_asked_clips_are_what_is_heard_and_the_words_of_both(asked: Path, latent
 
 
 def test_in_some_steps_much_was_said_in_between(asked: Path, latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After what was before the conversation and before what was said in it; there are fewer clips, which are the same."""
+    """After what was before the conversation and before what was said in it; there are fewer clips, the same ones."""
     config = dataclasses.replace(
         TALKER, cache=dataclasses.replace(TALKER.cache, memory_tokens=4000, memory_span=64, text_units=UNITS)
     )
