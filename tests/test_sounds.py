@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TALKER, tiny_weights
+from tiny import SAYING, TALKER, tiny_weights
 from tiny_clips import K, off_is_blank, random_clip, tiny_streamer
 from tiny_world import make_latents
 
@@ -28,7 +28,6 @@ from wan_streamer.training.stages.objective import QUIET_WEIGHT, SOUND_WEIGHT, s
 from wan_streamer.training.stages.run import RunOptions
 
 UNITS, ROWS = 3, 2
-SAYING = dataclasses.replace(TALKER, text=dataclasses.replace(TALKER.text, sounds=SOUNDS))
 
 
 def saying(seed: int = 0) -> Streamer:

@@ -20,7 +20,7 @@ from films import make_film
 from rich.console import Console
 from test_memory_data import remembering
 from test_session import all_same, same, user_units
-from tiny import EXACT, TALKER, tiny_streamer, tiny_weights
+from tiny import EXACT, SAYING, TALKER, tiny_streamer, tiny_weights
 
 from wan_streamer import AgentUnit, WanStreamer
 from wan_streamer.config import FlowConfig, StreamerConfig
@@ -63,7 +63,9 @@ def process() -> Iterator[PerformerProcess]:
     performer.kill()
 
 
-@pytest.mark.parametrize("config", [TALKER, RENOISING, remembering()], ids=["plain", "renoising", "memory"])
+@pytest.mark.parametrize(
+    "config", [TALKER, RENOISING, remembering(), SAYING], ids=["plain", "renoising", "memory", "sounds"]
+)
 @pytest.mark.parametrize("link", LINKS)
 def test_two_equal_one(link: str, config: StreamerConfig) -> None:
     units = user_units(7, 24)
@@ -81,13 +83,14 @@ def test_two_equal_one(link: str, config: StreamerConfig) -> None:
     partner.close()
 
 
+@pytest.mark.parametrize("config", [TALKER, SAYING], ids=["plain", "sounds"])
 @pytest.mark.parametrize("link", LINKS)
-def test_the_schedule_of_the_paper_is_one_unit_later(link: str) -> None:
+def test_the_schedule_of_the_paper_is_one_unit_later(link: str, config: StreamerConfig) -> None:
     units = user_units(8, 24)
-    alone = Session(weights(), seed=3)
-    partner = Partner(functools.partial(on_a_thread, LINKS[link]))
+    alone = Session(weights(config), seed=3)
+    partner = Partner(functools.partial(on_a_thread, LINKS[link], config))
     partner.wait_ready()
-    paced = PacedSession(weights(), partner, seed=3)
+    paced = PacedSession(weights(config), partner, seed=3)
     first = paced.step(units[0])
     assert (first.index, first.audio.any(), first.video.any(), first.text) == (-1, False, False, "")
     for number, unit in enumerate(units[1:]):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_memory_data import remembering
 from test_session import all_same, user_units
-from tiny import TALKER, tiny_weights
+from tiny import SAYING, TALKER, tiny_weights
 
 from wan_streamer import WanStreamer
 from wan_streamer.cli.app import main
@@ -31,7 +31,9 @@ from wan_streamer.tensors import flatten, rebuild
 DRAWING = dataclasses.replace(TALKER, text=TextConfig(vocab_size=272, temperature=1.0, start_bias=3.0))
 
 
-@pytest.mark.parametrize("config", [TALKER, DRAWING, remembering()], ids=["plain", "drawing", "memory"])
+@pytest.mark.parametrize(
+    "config", [TALKER, DRAWING, remembering(), SAYING], ids=["plain", "drawing", "memory", "sounds"]
+)
 @pytest.mark.parametrize("at", [0, 1, 11])
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_file_goes_on_bit_for_bit(config: StreamerConfig, at: int, settled: bool, tmp_path: Path) -> None:

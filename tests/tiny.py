@@ -8,6 +8,7 @@ from torch import nn
 
 from wan_streamer import WanStreamer
 from wan_streamer.codecs.audio_vae import AudioVAE
+from wan_streamer.codecs.sounds import SOUNDS
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import (
@@ -36,6 +37,7 @@ TINY = StreamerConfig(
     cache=CacheConfig(policy="window", sink_units=2, video_units=2, audio_units=3, text_units=5),
 )
 TALKER = dataclasses.replace(TINY, text=TextConfig(vocab_size=272))  # bytes, control tokens and a few words
+SAYING = dataclasses.replace(TALKER, text=TextConfig(vocab_size=272, sounds=SOUNDS))
 
 EXACT = Formats("float32", "float32")  # where processes are compared, of which each would choose for itself
 
