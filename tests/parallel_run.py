@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import TALKER, tiny_text
+from tiny import SAYING, tiny_text
 
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.loop.parallel import join
 from wan_streamer.training.loop.stage import TrainConfig
 from wan_streamer.training.loop.trainer import Trainer
 from wan_streamer.training.stages.duplex import DuplexStage
+from wan_streamer.training.stages.spelling import add_spelling
 
 # Large steps would amplify what sums in another order round differently.
 CONFIG = TrainConfig(
@@ -29,8 +30,8 @@ CONFIG = TrainConfig(
     precision="fp32",
     clip_units=6,
 )
-# With a memory, whose tokens pass the layers as well.
-AGENT = dataclasses.replace(TALKER, cache=dataclasses.replace(TALKER.cache, text_units=6, memory_tokens=8))
+# With a memory, whose tokens pass the layers as well, sounds of speech, and words that are spelled.
+AGENT = dataclasses.replace(SAYING, cache=dataclasses.replace(SAYING.cache, text_units=6, memory_tokens=8))
 
 
 def main(arguments: list[str]) -> None:
@@ -42,7 +43,9 @@ def main(arguments: list[str]) -> None:
 
 def train(data: Path, out: Path, steps: int, resume: bool) -> None:
     torch.manual_seed(0)
-    stage = DuplexStage(Streamer(AGENT), tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1), written=True)
+    streamer = Streamer(AGENT)
+    add_spelling(streamer, tiny_text())
+    stage = DuplexStage(streamer, tiny_text(), data, dataclasses.replace(CONFIG, accumulate=1), written=True)
     trainer = Trainer(stage, out, join("cpu"))
     if resume:
         trainer.resume()

@@ -6,10 +6,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.tensors import whole
 
 TRAINED_WHOLE = ("user_audio_in", "user_video_in", "video_in", "audio_in", "tau_in", "video_out", "audio_out")
 
@@ -47,10 +49,21 @@ def merged(streamer: Streamer) -> Streamer:
     """A plain model that is the same; `streamer` itself if it has no corrections."""
     if not any(parametrize.is_parametrized(module) for module in streamer.modules()):
         return streamer
-    tensors = {name: value for name, value in streamer.state_dict().items() if "parametrizations" not in name}
+    state = {name: whole(value.detach()) for name, value in streamer.state_dict().items()}
+    tensors = {name: value for name, value in state.items() if "parametrizations" not in name}
     for name, module in streamer.named_modules():
         if parametrize.is_parametrized(module):
-            tensors[f"{name}.weight"] = module.weight.detach()  # type: ignore[operator]
+            tensors[f"{name}.weight"] = _corrected(module.parametrizations["weight"])  # type: ignore[index,arg-type]
     plain = Streamer(streamer.config).to(streamer.device)
     plain.load_state_dict(tensors)
     return plain
+
+
+@torch.no_grad()
+def _corrected(corrections: parametrize.ParametrizationList) -> Tensor:
+    """The weight, put together where it is split over processes."""
+    weight = whole(corrections.original)
+    for correction in corrections:
+        parts = {name: whole(p) for name, p in correction.named_parameters()}
+        weight = functional_call(correction, parts, (weight,))
+    return weight
