@@ -12,6 +12,7 @@ from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_latents, save_codecs
 
 from wan_streamer.codecs.folder import codec_hash, load_codecs
+from wan_streamer.codecs.sounds import QUIET, sounds_of
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.data.encode import make_encoder
 from wan_streamer.data.latents import LatentStore
@@ -143,6 +144,10 @@ def test_only_the_agent_is_heard(spoken: Path, monkeypatch: pytest.MonkeyPatch) 
     assert heard_U[[unit for unit in said if unit < len(heard_U)]].mean() > 0.9
     assert 0 < heard_U.mean() < 0.9
     assert labels["words"]["user"]
+    spoken_KT, said_U = sounds_of(labels) > QUIET, np.zeros(labels["units"], bool)
+    said_U[[unit for unit in said if unit < len(said_U)]] = True
+    assert spoken_KT.any(1)[said_U].mean() > 0.9
+    assert not spoken_KT.any(1)[~heard_U].any()
 
 
 def test_what_is_read_is_the_agents_voice_alone(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
