@@ -97,6 +97,21 @@ def test_a_new_session_does_not_know_the_one_before(model: ModelProcess) -> None
     asyncio.run(talk())
 
 
+def test_what_is_answered_is_kept(model: ModelProcess) -> None:
+    """A kill after an answer does not take the unit away that was answered."""
+
+    async def talk() -> None:
+        session = await model.open_session(seed=1)
+        keeper = Keeper(session.memory.name)
+        for number, unit in enumerate(user_units(1, 30)):
+            await answer(session, number, unit)
+            assert keeper.latest(STATES, torch.device("cpu")).index == number + 1
+        keeper.close()
+        model.close_session(session)
+
+    asyncio.run(talk())
+
+
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
     block = SharedMemory(create=True, size=8 << 20)

@@ -307,9 +307,9 @@ class _Conversation:
         assert self._driver is not None
         t_start = time.monotonic()
         out = self._driver.step(message.unit, message.t_in)
-        self._worker.send(UnitOut(message.session, message.index, message.t_in, t_start, time.monotonic(), out))
         if self._kept is not None:
-            self._kept.keep()
+            self._kept.keep()  # before the answer: what a visitor has heard is in the history, whenever the kill comes
+        self._worker.send(UnitOut(message.session, message.index, message.t_in, t_start, time.monotonic(), out))
         if (message.index + 1) % STATS_EVERY_UNITS == 0:
             self._worker.send(Stats(message.session, self._driver.summary()))
         self._driver.settle()
