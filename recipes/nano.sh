@@ -17,7 +17,7 @@
 #   TEXTS=DIR PEOPLE=DIR EXTRA=DIR  else ears are trained on what voices say and on recorded people (docs/hearing.md);
 #                                   the model, too, writes down some of that speech
 #   SPEECH_HOURS=5                  of the fast natural voices in it
-#   EARS_STEPS EYES_STEPS READER_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
+#   EARS_STEPS EYES_STEPS READER_STEPS VOICE_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
 #   NATURAL=DIR                     voices of Kokoro beside the others (scripts/fetch_kokoro.sh)
 #   CLIP_UNITS=24                   units of 160 ms in a clip of conversation; models with longer windows need longer clips
 #   DRAW_EVERY=1                    steps of conversation of which one learns pictures, and the others words and voice
@@ -33,7 +33,7 @@ HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} FILM_EVERY=${FILM_EVERY:-1}
 CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
-EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} READER_STEPS=${READER_STEPS:-1500} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
+EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} READER_STEPS=${READER_STEPS:-1500} VOICE_STEPS=${VOICE_STEPS:-8000} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
 CLIP=(--clip-units "${CLIP_UNITS:-24}")
 DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-}
 KOKORO=(${NATURAL:+--natural "$NATURAL"})
@@ -105,7 +105,7 @@ step talk-train simulate "$WORK/talk/train" --hours "$HOURS" --film-every "$FILM
 step talk-valid simulate "$WORK/talk/valid" --hours "$(tenth "$HOURS")" --split valid
 CHEAP=()
 if [ "$PRESET" = nano-ears ]; then
-    SHOWN_HOURS=${SHOWN_HOURS:-1} SPOKEN_HOURS=${SPOKEN_HOURS:-2} ASKED_HOURS=${ASKED_HOURS:-4}
+    SHOWN_HOURS=${SHOWN_HOURS:-1} SPOKEN_HOURS=${SPOKEN_HOURS:-10} ASKED_HOURS=${ASKED_HOURS:-4}
     step shown-train simulate "$WORK/shown/train" --shown --hours "$SHOWN_HOURS" "${PERCEIVED[@]}"
     step shown-valid simulate "$WORK/shown/valid" --shown --hours "$(tenth "$SHOWN_HOURS")" --split valid "${PERCEIVED[@]}"
     step spoken-train simulate "$WORK/spoken/train" --spoken --hours "$SPOKEN_HOURS"
@@ -128,6 +128,10 @@ fi
 if [ "$PRESET" = nano-ears ] && [ -n "${TEXTS-}" ] && [ -n "$AGENT" ] && [ "$READER_STEPS" -gt 0 ]; then
     step reader run reader "$WORK/reader" --data "$WORK/corpus" --from "$AGENT" --steps "$READER_STEPS" --device "$DEVICE"
     AGENT=$WORK/reader/agent
+fi
+if [ "$PRESET" = nano-ears ] && [ -n "$AGENT" ] && [ "$VOICE_STEPS" -gt 0 ]; then
+    step voice run voice "$WORK/voice" --data "$WORK/spoken" --from "$AGENT" --steps "$VOICE_STEPS" --device "$DEVICE"
+    AGENT=$WORK/voice/agent
 fi
 step duplex train duplex "$WORK/duplex" --data "$WORK/talk" --tasks "$WORK/task" \
     --steps "$DUPLEX_STEPS" "${CLIP[@]}" --draw-every "${DRAW_EVERY:-1}" "${SENSES[@]}" "${CHEAP[@]}" ${AGENT:+--from "$AGENT"}

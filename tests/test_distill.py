@@ -15,7 +15,6 @@ from torch import Tensor
 
 from wan_streamer import UserUnit, WanStreamer
 from wan_streamer.codecs.folder import load_codecs
-from wan_streamer.codecs.sounds import no_sounds
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import FlowConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError, TrainingError
@@ -25,6 +24,7 @@ from wan_streamer.model.layout import ClipBatch, Latents
 from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.model.streamer import TAU_FLOOR, Streamer
 from wan_streamer.runtime.session import Session
+from wan_streamer.speaking.sounds import no_sounds
 from wan_streamer.training.distill import matching
 from wan_streamer.training.distill.consistency import ConsistencyStage
 from wan_streamer.training.distill.matching import (
@@ -123,7 +123,7 @@ def test_one_pass_repeats_the_rollout(data: Path, teacher: Weights) -> None:
         steps_B = torch.tensor([number, number])
         noisy, zero = pick(rollout.inputs, steps_B), torch.zeros(2, UNITS, 2)
         with torch.no_grad():
-            velocity = stage.streamer(clips, rollout.history, zero, noisy, zero + time).velocity
+            velocity, _ = stage.streamer(clips, rollout.history, zero, noisy, zero + time)
         jumps, cached = denoise(noisy, velocity, zero + time), pick(rollout.cleans, steps_B)
         for row, real in enumerate(real_B.tolist()):
             assert_close(each(lambda z: z[row, real:], jumps), each(lambda z: z[row, real:], cached), 1e-5)  # noqa: B023
@@ -136,7 +136,7 @@ def test_teacher_is_guided_by_its_text(data: Path, teacher: Weights) -> None:
     example = stage.batch(0, range(2))
     history, zero = real_history(example.clips)
     noisy = each(lambda z: torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), history)
-    plain = stage.streamer(example.clips, history, zero, noisy, zero + 0.5).velocity
+    plain, _ = stage.streamer(example.clips, history, zero, noisy, zero + 0.5)
     as_is, guided = (
         Teacher(teacher.streamer, Guidance(w, w)).velocity(example, history, zero, noisy, zero + 0.5)[0] for w in (1, 3)
     )
@@ -152,7 +152,7 @@ def test_jump_below_the_floor_of_times(teacher: Weights, data: Path) -> None:
     noisy = Latents(clips.video_BKNP[:, 1:], clips.audio_BKTC[:, 1:])
     for time, share in ((0.0, 0.0), (TAU_FLOOR / 2, 0.5), (TAU_FLOOR, 1.0), (0.7, 1.0)):
         with torch.no_grad():
-            velocity = stage.streamer(clips, history, zero, noisy, zero + time).velocity
+            velocity, _ = stage.streamer(clips, history, zero, noisy, zero + time)
         output = each(lambda z, v: z - max(time, TAU_FLOOR) * v, noisy, velocity)  # noqa: B023
         expected = each(lambda z, x: z + share * (x - z), noisy, output)  # noqa: B023
         assert_close(denoise(noisy, velocity, zero + time), expected, 1e-5)

@@ -12,7 +12,6 @@ from tiny import TALKER, tiny_text, tiny_weights
 from tiny_world import make_latents, save_codecs
 
 from wan_streamer.codecs.folder import codec_hash, load_codecs
-from wan_streamer.codecs.sounds import QUIET, sounds_of
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.data.encode import make_encoder
 from wan_streamer.data.latents import LatentStore
@@ -32,6 +31,7 @@ from wan_streamer.simulation.conversation.scenarios import SHOWN
 from wan_streamer.simulation.generate import Latents
 from wan_streamer.simulation.voice.silent import SilentVoice
 from wan_streamer.simulation.voice.speech import Speech
+from wan_streamer.speaking.sounds import QUIET, sounds_of
 from wan_streamer.training.examples import written
 from wan_streamer.training.examples.clips import ClipReader, told
 from wan_streamer.training.examples.written import (

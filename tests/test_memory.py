@@ -167,7 +167,7 @@ def batch_answer(model: Streamer, clips: ClipBatch) -> tuple[Tensor, Tensor, Ten
     history = Latents(clips.video_BKNP[:, :-1], clips.audio_BKTC[:, :-1])
     noise = Latents(*(torch.cat(parts) for parts in zip(*noisy, strict=True)))
     tau = torch.cat(taus)[..., None].expand(B, K, 2)
-    (video, audio), logits, _ = model(clips, history, torch.zeros(B, K, 2), noise, tau)
+    (video, audio), logits = model(clips, history, torch.zeros(B, K, 2), noise, tau)
     return video, audio, logits
 
 

@@ -53,7 +53,7 @@ def test_recycled_history_is_what_the_model_makes() -> None:
     hidden = torch.tensor([[True]] * (ROWS - 1) + [[False]]).expand(ROWS, UNITS)
     sample = draw_flow(example.clips, TALKER.flow, RowNoise(0, 0, range(ROWS)), same, hidden)
     read, own = recycle(streamer, example.clips, sample, RowNoise(0, 1, range(ROWS)), same, fp32())
-    velocity, logits, _ = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
+    velocity, logits = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noisy, sample.tau_BK2)
     replaced = (own.history.video != sample.history.video).flatten(2).any(2)
     assert 3 < replaced[:-1].sum() < (ROWS - 1) * (UNITS - 1)
     assert not replaced[:, 0].any()
@@ -85,7 +85,7 @@ def test_recycled_sound_alone_is_made_from_noise() -> None:
     replaced = (once.history.audio != sample.history.audio).flatten(2).any(2)
     assert replaced[:, 1:].float().mean() == pytest.approx(RECYCLED_ALONE, abs=0.1)
     start = torch.ones_like(sample.tau_BK2)
-    velocity, _, _ = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noise, start)
+    velocity, _ = streamer(example.clips, sample.history, sample.history_tau_BK2, sample.noise, start)
     made = (sample.noise.audio - velocity.audio)[:, :-1]
     torch.testing.assert_close(once.history.audio[:, 1:][replaced[:, 1:]], made[replaced[:, 1:]])
     assert torch.equal(once.noisy.audio, sample.noisy.audio)

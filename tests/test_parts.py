@@ -35,7 +35,7 @@ def test_a_part_of_a_block_is_read_like_the_whole(history: bool, seen: bool, mod
     past, zero = Latents(clip.video_BKNP[:, :-1], clip.audio_BKTC[:, :-1]), torch.zeros(1, K, 2)
 
     def read() -> torch.Tensor:
-        nothing, logits, _ = model(clip, past if history else None, zero, None, zero)
+        nothing, logits = model(clip, past if history else None, zero, None, zero)
         assert nothing is None
         return logits
 
@@ -65,7 +65,7 @@ def test_sound_alone_is_read_without_pictures(model: Streamer) -> None:
     for way in ("windows", "dense", "flex"):
         model.backbone.attention = way
         with torch.inference_mode():
-            velocity, logits, _ = model(clip, past, zero, Latents(noisy.video[:, :, :0], noisy.audio), tau_BK2)
+            velocity, logits = model(clip, past, zero, Latents(noisy.video[:, :, :0], noisy.audio), tau_BK2)
         assert velocity.video.shape[2] == 0
         found.append((velocity.audio, logits))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)

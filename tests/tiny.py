@@ -8,7 +8,6 @@ from torch import nn
 
 from wan_streamer import WanStreamer
 from wan_streamer.codecs.audio_vae import AudioVAE
-from wan_streamer.codecs.sounds import SOUNDS
 from wan_streamer.codecs.text import TextCodec
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import (
@@ -19,6 +18,7 @@ from wan_streamer.config import (
     StreamerConfig,
     TextConfig,
     VideoVAEConfig,
+    VoiceConfig,
 )
 from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import EMBEDDED, Weights, load_weights
@@ -37,7 +37,7 @@ TINY = StreamerConfig(
     cache=CacheConfig(policy="window", sink_units=2, video_units=2, audio_units=3, text_units=5),
 )
 TALKER = dataclasses.replace(TINY, text=TextConfig(vocab_size=272))  # bytes, control tokens and a few words
-SAYING = dataclasses.replace(TALKER, text=TextConfig(vocab_size=272, sounds=SOUNDS))
+SAYING = dataclasses.replace(TALKER, voice=VoiceConfig(word_units=3, sound_units=2, dim=16, layers=1, token_dim=8))
 
 EXACT = Formats("float32", "float32")  # where processes are compared, of which each would choose for itself
 
@@ -62,7 +62,9 @@ def tiny_weights(seed: int = 0, config: StreamerConfig = TALKER) -> Weights:
         torch.manual_seed(seed)
         codecs = AudioVAE(config.audio_vae), VideoVAE(config.video_vae)
         weights = Weights(config, Streamer(config), *codecs, tiny_text())
-        for head in (weights.streamer.video_out, weights.streamer.audio_out):
+        voice = weights.streamer.voice
+        heads = [weights.streamer.video_out, weights.streamer.audio_out, *([] if voice is None else [voice.drawn])]
+        for head in heads:
             torch.nn.init.normal_(head.weight, std=0.2)  # they start at zero, which would hide everything
         for codec, channels in (
             (weights.audio_vae, config.audio_vae.latent_dim),

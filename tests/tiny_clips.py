@@ -5,7 +5,6 @@ import dataclasses
 import torch
 from tiny import TINY
 
-from wan_streamer.codecs.sounds import no_sounds
 from wan_streamer.config import MediaConfig, StreamerConfig
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.path import interpolate
@@ -14,6 +13,7 @@ from wan_streamer.model.clip_view import ClipView, clip_view
 from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layout import ClipBatch, Latents, UnitLayout, unit_layout
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.speaking.sounds import no_sounds
 from wan_streamer.training.stages.rollout import roll_out
 from wan_streamer.units import SAMPLES_PER_UNIT
 

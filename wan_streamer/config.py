@@ -4,6 +4,7 @@
 `TextConfig`                      its text lanes
 `CacheConfig`                     which history is kept (`full` or `window`)
 `FlowConfig`                      the flow-matching path and the solver
+`VoiceConfig`                     what says the agent's words, if anything beside the Transformer does
 `StreamerConfig`                  all of it, codecs and senses of `shapes.py` too: `config.json` of a checkpoint
 """
 
@@ -70,8 +71,6 @@ class TextConfig(Ranged):
     vocab_size   includes the control tokens (`codecs/text.py`)
     lead_units   how far the agent's words run ahead of their sound
     heard_units  how long after its end a user's word is written down: more are heard rightly, and later
-    sounds       of speech that the agent chooses between in every tick, before its voice is drawn (`codecs/sounds.py`);
-                 0: it has none
     """
 
     place = "text"
@@ -79,10 +78,28 @@ class TextConfig(Ranged):
     slots: int = between(2, 1, 64)
     lead_units: int = between(1, 0, 1000)
     heard_units: int = between(1, 0, 1000)
-    sounds: int = between(0, 0, 256)
     temperature: float = between(0.0, 0, 100)  # of sampling; 0 takes the likeliest token
     start_bias: float = between(0.0, -1000, 1000)  # on the logits of a silent agent's words: above 0 speaks up sooner
     tied_head: bool = True  # logits come from the embedding; otherwise from a matrix of their own
+
+
+@dataclass(frozen=True)
+class VoiceConfig(Ranged):
+    """Two small networks that say the agent's words (`speaking/voice.py`).
+
+    sounds       of speech that are told apart
+    word_units, sound_units, past_units   how far back they look at words, at sounds and at the voice itself
+    dim, layers  of each;   token_dim  of a word or a sound where they read it
+    """
+
+    place = "voice"
+    sounds: int = between(49, 1, 1000)
+    word_units: int = between(10, 1, 100)
+    sound_units: int = between(6, 1, 100)
+    past_units: int = between(2, 1, 100)
+    dim: int = between(512, 1, 16_384)
+    layers: int = between(3, 1, 64)
+    token_dim: int = between(64, 1, 16_384)
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,7 @@ class StreamerConfig(Ranged):
     text: TextConfig = field(default_factory=TextConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    voice: VoiceConfig | None = None
     patch: int = between(3, 1, 64)  # a video token is patch x patch latent positions
     unit_ms: int = between(UNIT_MS, 1, 10_000)
     fps: int = between(FPS, 1, 1000)

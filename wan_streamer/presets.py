@@ -12,6 +12,7 @@ from wan_streamer.config import (
     StreamerConfig,
     TextConfig,
     VideoVAEConfig,
+    VoiceConfig,
 )
 from wan_streamer.errors import ConfigError
 
@@ -38,9 +39,10 @@ def nano_ears() -> StreamerConfig:
     return StreamerConfig(
         name="nano-ears",
         perception=perception,
-        text=TextConfig(vocab_size=6144, heard_units=2, sounds=49),
+        text=TextConfig(vocab_size=6144, heard_units=2),
         cache=CacheConfig(text_units=24, memory_tokens=1024, memory_span=192),
         flow=FlowConfig(audio_steps=1),  # until it is distilled
+        voice=VoiceConfig(),
     )
 
 

@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from wan_streamer.benchmarks.codecs import cpu_name
 from wan_streamer.benchmarks.peers import count_parameters
 from wan_streamer.benchmarks.timing import spread
-from wan_streamer.codecs.sounds import SOUNDS
 from wan_streamer.config import BackboneConfig, StreamerConfig
 from wan_streamer.device import find_device, has_bfloat16, working_dtype
 from wan_streamer.flow.noise import RowNoise
@@ -31,6 +30,7 @@ from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import get_preset
+from wan_streamer.speaking.sounds import SOUNDS
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.stages.objective import streamer_loss
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, TICKS_PER_UNIT

@@ -1,4 +1,4 @@
-"""The commands under `wan-streamer train` for what the model hears and sees with."""
+"""The commands under `wan-streamer train` for what the model hears, sees and speaks with."""
 
 import shlex
 from dataclasses import dataclass
@@ -103,3 +103,29 @@ def train_reader(
     print_scores(scores)
     typer.echo("the agent has to learn what the words now mean:")
     typer.echo(f"  wan-streamer train duplex --data DIR --out DIR --from {shlex.quote(str(out / 'agent'))}")
+
+
+@expand
+def train_voice(
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Encoded conversations of [b]simulate --spoken[/b].")
+    ],
+    out: Out,
+    run: Alone,
+    start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose voice learns.")],
+    overwrite: Overwrite = False,
+    threads: ModelThreads = None,
+) -> None:
+    """The voice of an agent: teach it which sounds its words have, and how they sound.
+
+    Example: [b]wan-streamer train voice --data data/spoken --from runs/duplex --out runs/voice[/b]
+    """
+    need_all(conversations=data)
+    from wan_streamer.training.loop.alone import AloneOptions
+    from wan_streamer.training.voice.stage import train_voice as train
+
+    with training_in(out, run.resume, overwrite):
+        scores = train(data, start, out, AloneOptions(**vars(run)))
+    print_scores(scores)
+    typer.echo("call it, or train on from it:")
+    typer.echo(f"  wan-streamer serve --checkpoint {shlex.quote(str(out / 'agent'))}")

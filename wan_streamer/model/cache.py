@@ -26,6 +26,7 @@ from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.reading import Expected
 from wan_streamer.perception.video import VideoPerceptionState
+from wan_streamer.speaking.voice import Speech
 from wan_streamer.units import TICKS_PER_UNIT
 
 START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's size never does
@@ -195,7 +196,7 @@ class LiveState:
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
     heard    what a reader looks at of the latest units (`live_hints`)
     expected what it expects in the unit, of which words are being written
-    sounds   [4] of the last unit whose words are chosen, in a model that chooses sounds; None where none are told
+    speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one
     settled  the next block is open and has the last latents
     """
 
@@ -206,5 +207,6 @@ class LiveState:
     said: deque[Tensor] = field(default_factory=deque)
     heard: deque[Tensor] = field(default_factory=deque)
     expected: Expected | None = None
-    sounds: Tensor | None = None
+    speech: Speech | None = None
+    guessed: Tensor | None = None
     settled: bool = False

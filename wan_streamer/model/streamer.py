@@ -11,12 +11,9 @@ The network predicts the clean latent, and v = (z_tau - z0) / tau follows, so th
 numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from wan_streamer.codecs.sounds import UNKNOWN, Sounds, preceding
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.errors import ConfigError
@@ -28,17 +25,11 @@ from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, re
 from wan_streamer.perception.audio import hearing
 from wan_streamer.perception.reading import Expected, Trust, as_expected, hints, live_hints, reading
 from wan_streamer.perception.video import seeing
+from wan_streamer.speaking.sounds import UNKNOWN
+from wan_streamer.speaking.voice import Voice
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
-
-
-class Passed(NamedTuple):
-    """velocity  like the noisy latents;   logits [B, K, S, lanes, V];   sounds [B, K, 4, sounds], if it chooses them"""
-
-    velocity: Latents | None
-    logits: Tensor
-    sounds: Tensor | None
 
 
 class Streamer(nn.Module):
@@ -70,11 +61,15 @@ class Streamer(nn.Module):
         self.tau_in = nn.Sequential(nn.Linear(64, M), nn.SiLU(), nn.Linear(M, M))
         self.video_out = nn.Linear(M, config.patch_dim)
         self.audio_out = nn.Linear(M, config.audio_vae.latent_dim)
-        self.sounds = Sounds(config.text.sounds, D, M) if config.text.sounds else None
+        self.voice = (
+            None
+            if config.voice is None
+            else Voice(config.voice, config.text.vocab_size, config.text.slots, config.audio_vae.latent_dim)
+        )
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
-        for module in (self.trust, self.sounds):
+        for module in (self.trust, self.voice):
             if module is not None:
                 module.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
@@ -118,13 +113,10 @@ class Streamer(nn.Module):
             parts += [torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))]
         return [*parts, self.text_in(text if read is None else torch.cat([text, read.token], dim=-1))]
 
-    def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor, sounds: Tensor | None) -> list[Tensor]:
-        """Video [..., N, P], audio [..., 4, C] at times [..., 2] (of each), sounds [..., 4] -> parts of [..., n, D]."""
+    def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor) -> list[Tensor]:
+        """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
         time = self._tau(tau)
-        voice = self.audio_in(audio) + time[..., 1:, :]
-        if self.sounds is not None and sounds is not None:
-            voice = voice + self.sounds.tell(sounds)
-        return [self.video_in(video) + time[..., :1, :], voice]
+        return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
 
     def _embed_memory(self, memory: Tensor) -> Tensor:
         """Memory tokens [..., 2] -> [..., D]."""
@@ -170,13 +162,14 @@ class Streamer(nn.Module):
 
     def forward(
         self, batch: ClipBatch, history: Latents | None, history_tau: Tensor, noisy: Latents | None, tau_BK2: Tensor
-    ) -> Passed:
+    ) -> tuple[Latents | None, Tensor]:
         """One pass over a clip.
 
         history      clean latents of units -1 ... K-2, maybe noised: [B, K, N, P] and [B, K, 4, C]; None leaves out
                      what the agent has made, N = 0 here and in `noisy` its pictures
         history_tau  [B, K, 2] how much, told to the model
         noisy        z_tau of units 0 ... K-1;  tau_BK2 its times; None where only the text is wanted
+        Returns the velocities, shaped like `noisy`, and logits [B, K, S, lanes, V].
         """
         pictures = history is None or history.video.shape[2] > 0
         sensed = batch.user_audio.shape[1] > 0, batch.user_video.shape[1] > 0
@@ -188,21 +181,23 @@ class Streamer(nn.Module):
         user = self._embed_user(heard, batch.microphone_BK, seen, batch.camera_BK, batch.user_text_BKS, expected)
         slots = self.text_in(batch.slot_BKSL).flatten(2, 3) * batch.written_BK[..., None, None]
         parts = [*user, self._starts(slots), slots]
-        told_BKT = torch.where(batch.written_BK.all(1)[:, None, None], batch.sound_BKT, UNKNOWN)
         if history is not None:
-            parts = [*self._embed_latents(*history, history_tau, told_BKT[:, :-1]), *parts]
+            parts = [*self._embed_latents(*history, history_tau), *parts]
         if noisy is not None:
-            parts += self._embed_latents(*noisy, tau_BK2, told_BKT[:, 1:])
+            parts += self._embed_latents(*noisy, tau_BK2)
         memory = self._clip_memory(batch) if batch.memory_BM2.shape[1] else (None, None)
         hidden = self.backbone(self._joined(parts, *self.layout.kept(*parts_read)), *memory, layout)
         asking = tokens_at(hidden, slice(layout.lane_start.start, layout.slots[-1].start))
         asking = asking.unflatten(2, (self.config.text.slots, len(LANES)))
         score_BKSV = None if expected is None else as_expected(expected, written_BKS)
         logits = self.trusted(self.logits(asking), asking, score_BKSV)
-        velocity = None if noisy is None else self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2)
-        said_BKD = tokens_at(hidden, layout.slots[-1])[:, :, RESPONSE]
-        sounds = None if self.sounds is None else self.sounds(said_BKD, preceding(told_BKT))
-        return Passed(velocity, logits, sounds)
+        if noisy is None:
+            return None, logits
+        guessed = None
+        if self.voice is not None and history is not None:
+            told_BKT = torch.where(batch.written_BK.all(1)[:, None, None], batch.sound_BKT, UNKNOWN)
+            guessed = self.voice.guess_clip(told_BKT, history.audio)
+        return self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2, guessed), logits
 
     def _perceive(self, batch: ClipBatch) -> tuple[Tensor | None, Tensor | None]:
         """What is heard and seen in clips [B, K, tokens, features]; None for what is left out."""
@@ -220,11 +215,12 @@ class Streamer(nn.Module):
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
         return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
-    def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor) -> Latents:
+    def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor, guessed: Tensor | None) -> Latents:
         n = noisy.video.shape[-2]
         floor = tau.float().clamp(min=TAU_FLOOR)[..., None]
         clean_video = self.video_out(hidden[..., :n, :]).float()
         clean_audio = self.audio_out(hidden[..., n:, :]).float()
+        clean_audio = clean_audio if guessed is None else clean_audio + guessed
         return Latents((noisy.video - clean_video) / floor[..., :1, :], (noisy.audio - clean_audio) / floor[..., 1:, :])
 
     # ---- live
@@ -234,6 +230,8 @@ class Streamer(nn.Module):
         live = LiveState(KVCache(self.config, self.layout, self.device, self.backbone.weight.dtype))
         if memory_N2 is not None:
             live.told_N2 = memory_N2.cpu()
+        if self.voice is not None:
+            live.speech = self.voice.begin()
         return live
 
     def silence(self) -> Latents:
@@ -250,7 +248,7 @@ class Streamer(nn.Module):
             return
         self._remember(live)
         live.cache.open_block()
-        clean = self._embed_latents(*last, torch.zeros(2, device=self.device), live.sounds)
+        clean = self._embed_latents(*last, torch.zeros(2, device=self.device))
         self._commit(live, clean, self.layout.clean)
         live.settled = True
 
@@ -276,6 +274,8 @@ class Streamer(nn.Module):
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
             live.said[-1][:, len(LANES) :] = text_S[:, None]
+        if live.speech is not None:
+            live.speech = live.speech.heard(last.audio)
         live.settled = False
         return self._asked(live, 0, self._commit(live, [*user, self._starts(user[-1])], self.layout.opening))
 
@@ -291,9 +291,10 @@ class Streamer(nn.Module):
             alike = token_L[TRANSCRIPT] == live.expected.token[slot]
             live.expected = live.expected._replace(score=live.expected.score * alike)
         hidden_BND = self._commit(live, [self.text_in(token_L) * written], self.layout.slots[slot])
-        if self.sounds is not None and slot == self.config.text.slots - 1:
-            said_D = tokens_at(hidden_BND, slice(-len(LANES), None))[0, RESPONSE]
-            live.sounds = self.sounds.choose(said_D, live.sounds) if written else None
+        if live.speech is not None:
+            live.speech = live.speech.written(slot, token_L[RESPONSE] if written else SILENCE)
+            if self.voice is not None and slot == self.config.text.slots - 1:
+                live.speech, live.guessed = self.voice.say(live.speech, known=written)
         return self._asked(live, slot + 1, hidden_BND)
 
     def _remember(self, live: LiveState) -> None:
@@ -328,8 +329,8 @@ class Streamer(nn.Module):
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""
         times = torch.full((2,), tau, device=self.device)
-        hidden_BND, _ = self._read(live, self._embed_latents(*noisy, times, live.sounds), self.layout.noisy)
-        return self._velocity(tokens_at(hidden_BND, slice(None))[0], noisy, times)
+        hidden_BND, _ = self._read(live, self._embed_latents(*noisy, times), self.layout.noisy)
+        return self._velocity(tokens_at(hidden_BND, slice(None))[0], noisy, times, live.guessed)
 
     def quiet_slots(self) -> Tensor:
         """Empty user text [S]."""

@@ -93,8 +93,9 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
             raise ConfigError("formats: half needs an x86 CPU and weights below 65 504; take float32 or bfloat16")
     else:
         backbone.to(getattr(torch, formats.backbone))
-    if weights.streamer.reading is not None and formats.backbone != "float32" and backbone.weight.device.type == "cpu":
-        pack_if_possible(weights.streamer.reading)  # it takes as long as its weights need for being read
+    if formats.backbone != "float32" and backbone.weight.device.type == "cpu":
+        for part in filter(None, (weights.streamer.reading, weights.streamer.voice)):
+            pack_if_possible(part)  # they take as long as their weights need for being read
     weights.light = formats.decoder == "light"
     if weights.light and weights.light_vae is None:
         raise ConfigError("formats: this agent has no light decoder; take full, or train one: train codec --light")

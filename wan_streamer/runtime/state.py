@@ -24,6 +24,7 @@ from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.runtime.session import Session
+from wan_streamer.speaking.voice import Speech
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
@@ -49,7 +50,7 @@ class SessionState:
     told_N2: Tensor
     said: list[Tensor]
     heard: list[Tensor]
-    sounds: Tensor | None
+    speech: Speech | None
     last: Latents
     noise: Tensor
     silent: bool
@@ -61,7 +62,7 @@ class SessionState:
 
 STATES = (
     SessionState, CacheState, AudioPerceptionState, EarsState, VideoPerceptionState, Latents, AudioDecoderState,
-    VideoDecoderState,
+    VideoDecoderState, Speech,
 )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def session_state(session: Session) -> SessionState:
         told_N2=live.told_N2,
         said=[said.clone() for said in live.said],
         heard=list(live.heard),
-        sounds=live.sounds,
+        speech=live.speech,
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
@@ -102,7 +103,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
-    live.sounds = state.sounds
+    live.speech = state.speech
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio

@@ -84,7 +84,10 @@ class Attach:
 
 @dataclass(frozen=True)
 class Solve:
-    """To the performer: the next unit of a session. noise  its `unit_noise`;   steps  of the solver;   sounds  of it"""
+    """To the performer: the next unit of a session.
+
+    noise  its `unit_noise`;   steps  of the solver;   guessed  what its voice guesses of it, if it has one
+    """
 
     session: int
     epoch: int
@@ -92,7 +95,7 @@ class Solve:
     history: History
     noise: list[Latents]
     steps: int
-    sounds: Tensor | None
+    guessed: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Performer:
         live.cache.append(message.history.block)
         flow = dataclasses.replace(self.streamer.config.flow, steps=message.steps)
         device = self.streamer.device
-        live.sounds = None if message.sounds is None else message.sounds.to(device)
+        live.guessed = None if message.guessed is None else message.guessed.to(device)
         noise = [Latents(*(z.to(device) for z in latents)) for latents in message.noise]
         latents = solve_unit(lambda noisy, tau: self.streamer.velocity(live, noisy, tau), noise, flow)
         span = Span("performer solves", began, time.monotonic(), os.getpid())

@@ -84,7 +84,7 @@ class Partner:
                 self._attached[session] = epoch
 
     def ask(
-        self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int, sounds: Tensor | None
+        self, session: int, unit: int, cache: RecordingCache, noise: list[Latents], steps: int, guessed: Tensor | None
     ) -> bool:
         """Send a unit to be solved; False if it has to be solved here."""
         history = cache.take()
@@ -92,7 +92,7 @@ class Partner:
             link, epoch = self._link, self._epoch
             sent = False
             if link is not None and self._attached.get(session) == epoch:
-                sent = self._send(link, Solve(session, epoch, unit, history, noise, steps, sounds))
+                sent = self._send(link, Solve(session, epoch, unit, history, noise, steps, guessed))
             self.alone += not sent
             return sent
 
@@ -224,7 +224,7 @@ class SplitSession(Session):
         """Returns the noise."""
         noise = unit_noise(last, flow, self.noise)
         with self.watch.part("to the performer"):
-            sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps, self.live.sounds)
+            sent = self.partner.ask(self.number, self.index, self.cache, noise, flow.steps, self.live.guessed)
         self._asked = self.index if sent else None
         return noise
 

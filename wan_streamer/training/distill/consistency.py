@@ -63,7 +63,7 @@ class ConsistencyStage(StudentStage):
                 noisy, now, following,
             )  # fmt: skip
         with self.autocast():
-            velocity, logits, _ = self.streamer(example.clips, *past, noisy, now)
+            velocity, logits = self.streamer(example.clips, *past, noisy, now)
         errors_BK = unit_errors(denoise(noisy, velocity, now), goal)
         video, audio = self.stream_losses(errors_BK, example, torch.ones_like(example.video_BK))
         text_B, numbers = text_errors(logits, example)

@@ -76,6 +76,8 @@ class MatchingStage(StudentStage):
 
     def second_model(self) -> tuple[str, Streamer]:
         self.critic = copy.deepcopy(self._teacher.streamer).requires_grad_(True)
+        if self.critic.voice is not None:
+            self.critic.voice.requires_grad_(False)
         return "critic", self.critic
 
     def loss(self, batch: Example, step: int, noise: RowNoise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -99,7 +101,7 @@ class MatchingStage(StudentStage):
         eps = self._noise(clean, noise)
         with self.autocast():
             noisy = mix(clean, eps, tau)
-            velocity = self.critic(example.clips, rollout.history, torch.zeros_like(tau), noisy, tau).velocity
+            velocity, _ = self.critic(example.clips, rollout.history, torch.zeros_like(tau), noisy, tau)
         errors_BK = unit_errors(velocity, velocity_goal(clean, eps, tau))
         video, audio = self.stream_losses(errors_BK, example, rollout.rolled_BK)
         return video + audio, {"critic_video": video.detach(), "critic_audio": audio.detach()}
@@ -112,7 +114,7 @@ class MatchingStage(StudentStage):
         noisy, zero = pick(rollout.inputs, exit_B), torch.zeros(B, K, 2, device=self.device)
         exit_tau = self.move(torch.tensor(self.times)[exit_B])[:, None, None].expand(B, K, 2)
         with self.autocast():
-            velocity, logits, _ = self.streamer(example.clips, rollout.history, zero, noisy, exit_tau)
+            velocity, logits = self.streamer(example.clips, rollout.history, zero, noisy, exit_tau)
         sample = denoise(noisy, velocity, exit_tau)
         tau = self.move(score_times((B, 1, 1), self.streamer.config.flow.shift, noise)).expand(B, K, 2)
         past = (rollout.history, zero)

@@ -154,7 +154,7 @@ class StudentStage(StreamerStage):
         errors = []
         for time, noisy in zip(self.times, path, strict=False):  # the path has one more: where it ends
             with self.autocast():
-                velocity, logits, _ = self.streamer(example.clips, history, zero, noisy, zero + time)
+                velocity, logits = self.streamer(example.clips, history, zero, noisy, zero + time)
             errors.append(unit_errors(denoise(noisy, velocity, zero + time), path[-1]))
         jump = each(lambda *parts: torch.stack(parts).mean(0), *errors)
         video, audio = self.stream_losses(jump, example, torch.ones_like(example.video_BK))

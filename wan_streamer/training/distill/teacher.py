@@ -31,8 +31,8 @@ class Teacher:
     ) -> tuple[Latents, Tensor]:
         """Guided velocity and logits, as `Streamer.forward` returns them: two passes, one without the agent's text."""
         rest = (history, history_tau_BK2, noisy, tau_BK2)
-        told, logits, _ = self.streamer(example.clips, *rest)
-        untold = self.streamer(hide(example, text=True).clips, *rest).velocity
+        told, logits = self.streamer(example.clips, *rest)
+        untold, _ = self.streamer(hide(example, text=True).clips, *rest)
         return guide(told, untold, self.guidance), logits
 
 

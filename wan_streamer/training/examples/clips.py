@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wan_streamer.codecs.patches import patchify
-from wan_streamer.codecs.sounds import UNKNOWN, sounds_of
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, latest, spoken
+from wan_streamer.speaking.sounds import UNKNOWN, sounds_of
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 STREAMS = ("response", "transcript", "audio", "video")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from wan_streamer.codecs.sounds import no_sounds
 from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import latest, spoken
+from wan_streamer.speaking.sounds import no_sounds
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.clips import Example, stack
 from wan_streamer.units import SAMPLES_PER_UNIT

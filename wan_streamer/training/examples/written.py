@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wan_streamer.codecs.sounds import no_sounds
 from wan_streamer.codecs.text import SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import HEARD, conversation_lanes
@@ -29,6 +28,7 @@ from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.talk import typing_s
+from wan_streamer.speaking.sounds import no_sounds
 from wan_streamer.training.examples.clips import ClipReader, Example, hide, stack, told
 
 CLIPS, SHOWN_CLIPS, SPOKEN_CLIPS, WRITTEN_CLIPS = 2, 4, 4, 6  # of a row, all from one conversation

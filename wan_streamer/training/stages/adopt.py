@@ -49,6 +49,7 @@ def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> bool:
             f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}, and of no"
             " larger vocabulary; another one cannot be adopted"
         )
+    same_voice = (config.voice, config.text.vocab_size) == (old.voice, old.text.vocab_size)
     known, fresh = streamer.state_dict(), _fresh(config.perception, old.perception)
     for name, value in tensors.items():
         fits = name in known and known[name].shape == value.shape
@@ -56,7 +57,7 @@ def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> bool:
             _adopt_words(known[name], value.float(), text, before)
         elif name == "place":
             _adopt_places(streamer, value.float(), unit_layout(old), fresh)
-        elif name.startswith(fresh):
+        elif name.startswith(fresh) or (name.startswith("voice.") and not same_voice):
             continue
         elif fits:
             known[name].copy_(value)

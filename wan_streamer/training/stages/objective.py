@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wan_streamer.codecs.sounds import QUIET, UNKNOWN
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import FlowConfig
 from wan_streamer.flow.joint import denoise, each, mix, velocity_goal
@@ -26,9 +25,8 @@ from wan_streamer.model.streamer import Streamer
 from wan_streamer.training.examples.clips import Example
 
 RESPONSE, TRANSCRIPT = (LANES.index(name) for name in ("response", "transcript"))
-TEXT_WEIGHT, SOUND_WEIGHT = 0.25, 0.2
+TEXT_WEIGHT = 0.25
 PAD_WEIGHT = {SILENCE: 0.3, HOLD: 0.4}  # most slots are pads; at full weight the agent would learn never to speak
-QUIET_WEIGHT = 0.2  # of ticks in which the agent says nothing, beside those of its sounds
 NOISED_HISTORY_SHARE = 0.7  # of units; the others keep clean history, as it is live
 RECYCLED_SHARE, RECYCLED_ALONE = 0.5, 0.8  # of units whose history the model makes itself, in a step that recycles
 OVERHEARD_WEIGHT = 0.1  # of the user's words, where nothing but words is learned
@@ -121,13 +119,9 @@ def streamer_loss(
         read = misread_words(read, misread, streamer.config.text.vocab_size, noise, move)
     history, noisy = (sample.history, sample.noisy) if drawn else (None, None)
     with autocast:
-        velocity, logits, sounds = streamer(read, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
+        velocity, logits = streamer(read, history, sample.history_tau_BK2, noisy, sample.tau_BK2)
     text_B, numbers = text_errors(logits, example)
     errors = [("text", text_B, TEXT_WEIGHT, _lane_counts(example))]
-    if sounds is not None:
-        weight_BKT = _sound_counts(example)
-        sound_B, numbers["sound_right"] = sound_error(sounds, example, weight_BKT)
-        errors += [("sound", sound_B, SOUND_WEIGHT, weight_BKT)]
     if velocity is not None:
         errors += [("audio", audio_error(velocity, sample, example), 1.0, example.audio_BK)]
         if pictures:
@@ -186,7 +180,7 @@ def recycle(
     alone = sample.clean.video.shape[2] == 0
     noisy, tau_BK2 = (sample.noise, torch.ones_like(sample.tau_BK2)) if alone else (sample.noisy, sample.tau_BK2)
     with autocast:
-        velocity, logits_BKSLV, _ = streamer(clips, sample.history, sample.history_tau_BK2, noisy, tau_BK2)
+        velocity, logits_BKSLV = streamer(clips, sample.history, sample.history_tau_BK2, noisy, tau_BK2)
     B, K = clips.microphone_BK.shape
     own = move(noise.uniform((B, K, 1)) < (RECYCLED_ALONE if alone else RECYCLED_SHARE))
     word_BKS = logits_BKSLV[..., TRANSCRIPT, END + 1 :].argmax(-1) + END + 1
@@ -260,14 +254,6 @@ def text_errors(logits_BKSLV: Tensor, example: Example) -> tuple[Tensor, dict[st
     return loss_B, scores
 
 
-def sound_error(sounds_BKTS: Tensor, example: Example, weight_BKT: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the sounds that the agent makes [B], and the share of those that are right."""
-    target_BKT = example.clips.sound_BKT[:, 1:]
-    error_BKT = F.cross_entropy(sounds_BKTS.movedim(-1, 1), target_BKT.clamp(min=QUIET), reduction="none")
-    right = _share(sounds_BKTS.argmax(-1) == target_BKT, (target_BKT > QUIET) & (weight_BKT > 0))
-    return mean_of_targets(error_BKT, weight_BKT), right
-
-
 def decisions(target_BKSL: Tensor) -> dict[str, Tensor]:
     """The slots in which it matters what the agent does, bool [B, K S]: see `text_errors`."""
     response_BT, transcript_BT = (target_BKSL[..., lane].flatten(1) for lane in (RESPONSE, TRANSCRIPT))
@@ -294,12 +280,6 @@ def _typical(value_BKN: Tensor, counts_BK: Tensor) -> Tensor:
 def _lane_counts(example: Example) -> Tensor:
     """float [B, K, lanes]: hidden text is no target."""
     return example.lane_BKL * example.clips.written_BK[..., None]
-
-
-def _sound_counts(example: Example) -> Tensor:
-    """float [B, K, 4]: where sounds are known, not where the words are hidden that tell them."""
-    target_BKT, counts_BK = example.clips.sound_BKT[:, 1:], example.audio_BK * example.clips.written_BK
-    return torch.where(target_BKT > QUIET, 1.0, QUIET_WEIGHT) * (target_BKT != UNKNOWN) * counts_BK[..., None]
 
 
 def mean_of_targets(error: Tensor, weight: Tensor) -> Tensor:

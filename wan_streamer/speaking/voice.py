@@ -1,0 +1,162 @@
+"""The voice: after the words of a unit it chooses a sound of speech for each tick, and guesses how they sound.
+
+`Speech`  what it goes on from, a few units back
+`Voice`   `choose`: words -> sounds;  `guess`: sounds -> latents
+
+Words tell what is said, the sounds when, so the agent knows where in a word it is, however blurred its own voice. Both
+networks see a few units and nothing of the Transformer: they learn alone, thousands of steps in the time in which the
+Transformer takes a hundred (`training/voice`). What it puts out for the agent's sound is added to the guess, where the
+words and the voice before are not enough. (Text before semantic before acoustic tokens, as in Moshi, Défossez et al.
+2024, section 3.4; a guess that others correct, as between the decoder and the postnet of Tacotron 2, Shen et al. 2018.)
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan_streamer.codecs.text import SILENCE
+from wan_streamer.config import VoiceConfig
+from wan_streamer.speaking.sounds import UNKNOWN
+from wan_streamer.units import TICKS_PER_UNIT
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What is said up to a unit, oldest first: words [units, S], sounds [units, 4], latents of the voice [units, 4, C].
+
+    The voice is that of the units before, since it is what comes next.
+    """
+
+    words_US: Tensor
+    sounds_UT: Tensor
+    audio_UTC: Tensor
+
+    def heard(self, audio_TC: Tensor) -> "Speech":
+        """The unit before has been said, and the next one begins without a word."""
+        words_US = _then(self.words_US, torch.full_like(self.words_US[-1], SILENCE))
+        return Speech(words_US, self.sounds_UT, _then(self.audio_UTC, audio_TC.to(self.audio_UTC)))
+
+    def written(self, slot: int, token: Tensor | int) -> "Speech":
+        words_US = self.words_US.clone()
+        words_US[-1, slot] = token
+        return Speech(words_US, self.sounds_UT, self.audio_UTC)
+
+    def sounding(self, sounds_T: Tensor) -> "Speech":
+        return Speech(self.words_US, _then(self.sounds_UT, sounds_T), self.audio_UTC)
+
+
+class Tower(nn.Module):
+    """`layers` residual steps of width `dim` over a flat input."""
+
+    def __init__(self, inputs: int, dim: int, layers: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(inputs, dim)
+        self.steps = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)) for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for step in self.steps:
+            x = x + step(x)
+        return x
+
+
+class Voice(nn.Module):
+    """config;   vocab, slots  of the words in a unit;   channels  C of a latent of sound
+
+    A fresh one guesses zeros. It has no gradients: it learns by itself, and all else with what it says.
+    """
+
+    def __init__(self, config: VoiceConfig, vocab: int, slots: int, channels: int) -> None:
+        super().__init__()
+        self.config, self.slots, self.channels = config, slots, channels
+        dim, token_dim, ticks = config.dim, config.token_dim, TICKS_PER_UNIT
+        seen = config.sound_units * ticks * token_dim
+        self.words = nn.Embedding(vocab, token_dim)
+        self.chosen = nn.Embedding(config.sounds + 1, token_dim)  # the last one is `UNKNOWN`
+        self.chooser = Tower(config.word_units * slots * token_dim + seen, dim, config.layers)
+        self.tick = nn.Parameter(torch.randn(ticks, dim) * 0.1)
+        self.before = nn.Embedding(config.sounds + 1, dim)
+        self.inner = nn.Linear(dim, dim)
+        self.choice = nn.Linear(dim, config.sounds)
+        self.told = nn.Embedding(config.sounds + 1, token_dim)
+        self.drawer = Tower(seen + config.past_units * ticks * channels, dim, config.layers)
+        self.drawn = nn.Linear(dim, ticks * channels)
+        self.requires_grad_(False)
+
+    def reset(self) -> None:
+        """Weights to begin with, where those of a whole model are set."""
+        nn.init.zeros_(self.drawn.weight)
+
+    def begin(self) -> Speech:
+        """Nothing is said yet."""
+        config, device = self.config, self.tick.device
+        return Speech(
+            torch.full((config.word_units, self.slots), SILENCE, device=device),
+            torch.full((config.sound_units, TICKS_PER_UNIT), UNKNOWN, device=device),
+            torch.zeros(config.past_units, TICKS_PER_UNIT, self.channels, device=device),
+        )
+
+    def read(self, words: Tensor, sounds: Tensor) -> Tensor:
+        """Words [..., units, S] up to a unit, sounds [..., units, 4] before it -> what to choose from [..., dim]."""
+        return self.chooser(torch.cat([self.words(words).flatten(-3), self._told(self.chosen, sounds)], dim=-1))
+
+    def logits(self, read: Tensor, before: Tensor) -> Tensor:
+        """Of the sounds of the ticks [..., 4, sounds], from `read` and the sound before each [..., 4]."""
+        return self._choice(read[..., None, :] + self.tick, before)
+
+    def _choice(self, asked: Tensor, before: Tensor) -> Tensor:
+        hidden = F.layer_norm(asked + self.before(before % (self.config.sounds + 1)), asked.shape[-1:])
+        return self.choice(F.gelu(self.inner(hidden))).float()
+
+    def choose(self, words: Tensor, sounds: Tensor) -> Tensor:
+        """The likeliest sounds [..., 4] of a unit; arguments as in `read`."""
+        return self.likeliest(self.read(words, sounds), sounds[..., -1, -1])
+
+    def likeliest(self, read: Tensor, before: Tensor) -> Tensor:
+        """One after the other, from `read` and the last sound before the unit [...]."""
+        chosen = []
+        for tick in self.tick:
+            before = self._choice(read + tick, before).argmax(-1)
+            chosen.append(before)
+        return torch.stack(chosen, dim=-1)
+
+    def say(self, speech: Speech, known: bool = True) -> tuple[Speech, Tensor]:
+        """Choose the sounds of a unit whose words are written, and guess its latents [4, C].
+
+        known  False: its words are hidden, and so are its sounds
+        """
+        chosen_T = self.choose(speech.words_US, speech.sounds_UT)
+        speech = speech.sounding(chosen_T if known else torch.full_like(chosen_T, UNKNOWN))
+        return speech, self.guess(speech.sounds_UT, speech.audio_UTC)
+
+    def say_instead(self, speech: Speech, sounds_T: Tensor) -> tuple[Speech, Tensor]:
+        """The same with other sounds [4] in the place of those of the unit."""
+        speech = Speech(speech.words_US, torch.cat([speech.sounds_UT[:-1], sounds_T[None]]), speech.audio_UTC)
+        return speech, self.guess(speech.sounds_UT, speech.audio_UTC)
+
+    def guess(self, sounds: Tensor, audio: Tensor) -> Tensor:
+        """Sounds [..., units, 4] up to a unit, latents [..., units, 4, C] before it -> its latents [..., 4, C]."""
+        read = torch.cat([self._told(self.told, sounds), audio.flatten(-3)], dim=-1)
+        return self.drawn(self.drawer(read)).float().unflatten(-1, (TICKS_PER_UNIT, self.channels))
+
+    def guess_clip(self, sounds_BKT: Tensor, audio_BKTC: Tensor) -> Tensor:
+        """Latents [B, K, 4, C] of the units of clips.
+
+        sounds_BKT  [B, K + 1, 4], those before the clip first;   audio_BKTC  [B, K, 4, C] of the units before each
+        """
+        units, past = self.config.sound_units, self.config.past_units
+        first = sounds_BKT.shape[1] - audio_BKTC.shape[1] - (units - 1)  # that the first unit looks at
+        sounds_BKT = F.pad(sounds_BKT, (0, 0, max(0, -first), 0), value=UNKNOWN)[:, max(0, first) :]
+        audio_BKTC = F.pad(audio_BKTC, (0, 0, 0, 0, past - 1, 0))
+        return self.guess(sounds_BKT.unfold(1, units, 1).mT, audio_BKTC.unfold(1, past, 1).movedim(-1, 2))
+
+    def _told(self, embedding: nn.Embedding, sounds: Tensor) -> Tensor:
+        return embedding(sounds % (self.config.sounds + 1)).flatten(-3)  # `UNKNOWN` is the last row
+
+
+def _then(past: Tensor, now: Tensor) -> Tensor:
+    return torch.cat([past[1:], now[None]])
