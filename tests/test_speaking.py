@@ -15,6 +15,7 @@ from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.live import UserInput, live_unit
+from wan_streamer.model.layers import pack_if_possible
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
@@ -135,6 +136,18 @@ def test_what_is_said_is_remembered_in_order() -> None:
     other, guess = voice.say_instead(speech, torch.full((4,), 5))
     assert other.sounds_UT.tolist() == [speech.sounds_UT[0].tolist(), [5] * 4]
     torch.testing.assert_close(guess, voice.guess(other.sounds_UT, other.audio_UTC))
+
+
+@torch.no_grad()
+def test_a_packed_voice_says_the_same() -> None:
+    """Weights in half precision, as on most CPUs."""
+    voice, said = voice_of(saying()), []
+    for packed in (False, True):
+        assert not packed or pack_if_possible(voice)
+        speech = voice.begin().heard(torch.ones(4, CHANNELS)).written(0, 7)
+        said.append(voice.say(speech))
+    assert torch.equal(said[0][0].sounds_UT, said[1][0].sounds_UT)
+    torch.testing.assert_close(said[0][1], said[1][1], atol=2e-3, rtol=2e-3)
 
 
 def _pass(streamer: Streamer, clip: ClipBatch, noisy: Latents) -> Latents:

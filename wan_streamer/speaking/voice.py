@@ -129,14 +129,17 @@ class Voice(nn.Module):
 
         known  False: its words are hidden, and so are its sounds
         """
-        chosen_T = self.choose(speech.words_US, speech.sounds_UT)
+        chosen_T = self.choose(speech.words_US[None], speech.sounds_UT[None])[0]
         speech = speech.sounding(chosen_T if known else torch.full_like(chosen_T, UNKNOWN))
-        return speech, self.guess(speech.sounds_UT, speech.audio_UTC)
+        return speech, self._guess(speech)
 
     def say_instead(self, speech: Speech, sounds_T: Tensor) -> tuple[Speech, Tensor]:
         """The same with other sounds [4] in the place of those of the unit."""
         speech = Speech(speech.words_US, torch.cat([speech.sounds_UT[:-1], sounds_T[None]]), speech.audio_UTC)
-        return speech, self.guess(speech.sounds_UT, speech.audio_UTC)
+        return speech, self._guess(speech)
+
+    def _guess(self, speech: Speech) -> Tensor:
+        return self.guess(speech.sounds_UT[None], speech.audio_UTC[None])[0]  # packed layers want rows
 
     def guess(self, sounds: Tensor, audio: Tensor) -> Tensor:
         """Sounds [..., units, 4] up to a unit, latents [..., units, 4, C] before it -> its latents [..., 4, C]."""

@@ -38,6 +38,7 @@ MADE = 0.6  # share of the rows in which the words are put together anew
 GIVEN = 0.2  # share of the training in which sounds follow the true ones
 WRONG = 0.1  # of the sounds before a stretch that are others, in every second step
 UNTOLD = 0.05  # share of the rows whose voice is not told its sounds
+BLUR = 0.2  # deviation of the noise on the voice that it goes on from; that of the latents is 1
 LOOKED_AT = 24  # held-out conversations
 SHOWN, SHOWN_UNITS = 3, 25  # of those in samples
 
@@ -77,7 +78,8 @@ class VoiceStage(Stage):
         untold = self.move(noise.uniform((shape[0], 1, 1)) < UNTOLD)
         past = torch.where(self.move(wrong), self.move(other), sounds)
         chosen, right = self._choosing(words, past, sounds, own=step >= GIVEN * self.config.steps)
-        guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard])
+        blur = self.move(noise.normal((shape[0], UNITS, *batch.audio_RUTC.shape[2:])) * BLUR)
+        guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard])
         return chosen + guessed, {"sounds": chosen.detach(), "sounds_right": right, "voice": guessed.detach()}
 
     def _choosing(self, words: Tensor, past: Tensor, sounds: Tensor, own: bool) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,7 @@ class VoiceStage(Stage):
             before = torch.cat([before[:, 1:], then[:, None]], dim=1)
         return torch.stack(errors).nan_to_num().mean(), torch.cat(right).float().mean()
 
-    def _guessing(self, sounds: Tensor, audio: Tensor) -> Tensor:
+    def _guessing(self, sounds: Tensor, audio: Tensor, blur: Tensor) -> Tensor:
         """Squared error of the voice that goes on from itself, told the true sounds."""
         if not len(audio):
             return audio.sum()
@@ -107,7 +109,7 @@ class VoiceStage(Stage):
             with self.autocast():
                 guess = self.voice.guess(sounds[:, unit + 1 : unit + 1 + seen], before)
             errors.append(F.mse_loss(guess, audio[:, past + unit]))
-            before = torch.cat([before[:, 1:], guess[:, None]], dim=1)
+            before = torch.cat([before[:, 1:], (guess + blur[:, unit])[:, None]], dim=1)
         return torch.stack(errors).mean()
 
     def validate(self) -> dict[str, float]:
