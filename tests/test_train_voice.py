@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import SAYING, TALKER, tiny_weights
 from tiny_world import make_latents
+from typer.testing import CliRunner
 
+from wan_streamer.cli.app import app
 from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
@@ -144,6 +146,28 @@ def test_a_voice_is_trained_on_from_where_it_is(data: Path, tmp_path: Path) -> N
     assert expected is not None
     assert all(torch.equal(a, b) for a, b in zip(trained.voice.parameters(), expected.parameters(), strict=True))
     assert all(p.requires_grad for p in trained.voice.parameters())
+
+
+def test_a_run_goes_on_exactly(data: Path, tmp_path: Path) -> None:
+    """Interrupted or not, a new voice is the same: first weights, data and noise hang on the seed alone."""
+    start = str(_start(data, tmp_path / "start"))
+    options = AloneOptions(steps=12, batch=4, device="cpu")
+    train_voice(data, start, tmp_path / "whole", options)
+    train_voice(data, start, tmp_path / "parts", dataclasses.replace(options, minutes=0.0))
+    train_voice(data, start, tmp_path / "parts", dataclasses.replace(options, resume=True))
+    whole, parts = (load_weights(tmp_path / name / stage.FOLDER).streamer.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    line = ["train", "voice", "--data", str(data), "--from", str(_start(data, tmp_path / "start")), "--steps", "2"]
+    result = CliRunner().invoke(app, [*line, "--batch", "2", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "sounds_wrong" in result.output
+    assert f"serve --checkpoint {tmp_path / 'run' / 'agent'}" in result.output.replace("\n", "")
+    save_weights(tiny_weights(2), tmp_path / "other")  # with codecs of its own
+    line[5] = str(tmp_path / "other")
+    assert isinstance(CliRunner().invoke(app, [*line, "--out", str(tmp_path / "no")]).exception, DataError)
 
 
 def test_without_phonemes_there_is_nothing_to_learn(data: Path) -> None:

@@ -52,6 +52,7 @@ class VoiceStage(Stage):
     name = "voice"
 
     def __init__(self, folder: Path, start: Path, config: TrainConfig) -> None:
+        torch.manual_seed(config.seed)
         self.config, self.weights = config, with_voice(load_weights(start))
         voice = self.weights.streamer.voice
         assert voice is not None
