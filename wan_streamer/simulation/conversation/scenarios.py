@@ -117,7 +117,8 @@ HESITANT, HESITATES = 0.45, 0.5  # share of users who stop to think, and of thei
 SILENT = 0.12  # share of episodes with a long silence
 TOLD_EARLY, ASKED_FOR = 0.45, 0.85  # a fact right at the begin if there was no talk before; what was told is asked for
 RECALLED = 0.25  # share of what words alone decide that asks for what was told, if anything was
-FILLED, BREATH = 0.5, (0.25, 0.7)  # share of what is read that is the agent's own; seconds between two of it
+OWN, FIXED = 0.5, 0.4  # share of what is read that is the agent's own; of that, what is always said alike
+BREATH = (0.25, 0.7)  # seconds between two things that are read
 CLOSING = 4.5  # seconds kept for a question about what was told, and as many for a goodbye
 
 OPENERS = ("small_talk", "agent_name", "agent_skills", "counting", "knowledge", "tells_name", "arithmetic")
@@ -232,17 +233,18 @@ def plan_asked(
 def plan_read(
     units: int, agent: Speak, user: Speak, rng: np.random.Generator, texts: Sequence[str], split: str, lines: Lines
 ) -> Dialogue:
-    """Fill `units` with what nobody asked the agent to say: its repertoire with any filling, and free sentences."""
+    """Fill `units` with what nobody asked the agent to say: its repertoire, with any filling, and free sentences."""
     scene = Scene(units, agent, user, False, rng, texts, split, replace(lines, words=all_words(tuple(texts))))
-    english = sorted({template for label, template in AGENT.items() if slots(template) and not is_german(label)})
+    filled = tuple(sorted(label for label, template in AGENT.items() if slots(template) and not is_german(label)))
+    fixed = tuple(sorted(label for label, template in AGENT.items() if not slots(template)))
     scene.time = scene.between(0.3, 0.8)
     misses = 0
     while misses < READ_MISSES and scene.time < scene.limit:
-        text = texts[int(rng.integers(len(texts)))]
-        if scene.chance(FILLED):
-            template = pick(tuple(english), rng)
-            text = template.format(**{name: scene.lines.filling(name, rng) for name in slots(template)})
-        kept = scene.add(Draft([scene.say("agent", "read", scene.time, text)]), "reading")
+        label, text = "read", texts[int(rng.integers(len(texts)))]
+        if scene.chance(OWN):
+            label = pick(fixed if scene.chance(FIXED) else filled, rng)
+            text = AGENT[label].format(**{name: scene.lines.filling(name, rng) for name in slots(AGENT[label])})
+        kept = scene.add(Draft([scene.say("agent", label, scene.time, text)]), "reading")
         scene.time = scene.dialogue.turns[-1].end + scene.between(*BREATH) if kept else scene.time
         misses = 0 if kept else misses + 1
     return scene.finish()
