@@ -98,8 +98,10 @@ def test_each_sound_follows_the_one_before() -> None:
     chosen = voice.choose(words, sounds)
     before = torch.cat([sounds[:, -1, -1:], chosen[:, :-1]], dim=1)
     read = voice.read(words, sounds)
-    assert torch.equal(voice.logits(read, before).argmax(-1), chosen)
-    assert not torch.equal(voice.logits(read, before.flip(0)), voice.logits(read, before))
+    for tick in range(4):
+        logits = voice.logits(read, tick, before[:, tick])
+        assert torch.equal(logits.argmax(-1), chosen[:, tick])
+        assert not torch.equal(voice.logits(read, tick, before[:, tick].flip(0)), logits)
     assert torch.equal(torch.stack([voice.choose(*row) for row in zip(words, sounds, strict=True)]), chosen)
 
 

@@ -104,23 +104,16 @@ class Voice(nn.Module):
         """Words [..., units, S] up to a unit, sounds [..., units, 4] before it -> what to choose from [..., dim]."""
         return self.chooser(torch.cat([self.words(words).flatten(-3), self._told(self.chosen, sounds)], dim=-1))
 
-    def logits(self, read: Tensor, before: Tensor) -> Tensor:
-        """Of the sounds of the ticks [..., 4, sounds], from `read` and the sound before each [..., 4]."""
-        return self._choice(read[..., None, :] + self.tick, before)
-
-    def _choice(self, asked: Tensor, before: Tensor) -> Tensor:
-        hidden = F.layer_norm(asked + self.before(before % (self.config.sounds + 1)), asked.shape[-1:])
-        return self.choice(F.gelu(self.inner(hidden))).float()
+    def logits(self, read: Tensor, tick: int, before: Tensor) -> Tensor:
+        """Of the sounds of a tick [..., sounds], from `read` and the sound before it [...]."""
+        hidden = read + self.tick[tick] + self.before(before % (self.config.sounds + 1))
+        return self.choice(F.gelu(self.inner(F.layer_norm(hidden, hidden.shape[-1:])))).float()
 
     def choose(self, words: Tensor, sounds: Tensor) -> Tensor:
-        """The likeliest sounds [..., 4] of a unit; arguments as in `read`."""
-        return self.likeliest(self.read(words, sounds), sounds[..., -1, -1])
-
-    def likeliest(self, read: Tensor, before: Tensor) -> Tensor:
-        """One after the other, from `read` and the last sound before the unit [...]."""
-        chosen = []
-        for tick in self.tick:
-            before = self._choice(read + tick, before).argmax(-1)
+        """The likeliest sounds [..., 4] of a unit, one after the other; arguments as in `read`."""
+        read, before, chosen = self.read(words, sounds), sounds[..., -1, -1], []
+        for tick in range(TICKS_PER_UNIT):
+            before = self.logits(read, tick, before).argmax(-1)
             chosen.append(before)
         return torch.stack(chosen, dim=-1)
 

@@ -3,8 +3,8 @@
 `VoiceStage`   stretches of what is said, on which the voice goes on from its own
 `train_voice`  the whole run
 
-What is chosen and what is guessed becomes the past of the next unit, as live: a voice that has only ever gone on from
-true speech loses its place as soon as it goes on from its own. Words are mostly learned from sentences that are made of
+What is chosen and what is guessed becomes the past of the next, as live: a voice that has only ever gone on from true
+speech loses its place as soon as it goes on from its own. Words are mostly learned from sentences that are made of
 them anew, so that none is known by those around it.
 """
 
@@ -29,7 +29,9 @@ from wan_streamer.speaking.voice import Voice
 from wan_streamer.training.codecs.samples import mel_sheet, write_png, write_wav
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.stage import Stage, TrainConfig
+from wan_streamer.training.voice.place import Place
 from wan_streamer.training.voice.stretches import Spoken, Stretch, Stretches
+from wan_streamer.units import TICKS_PER_UNIT
 
 FOLDER = "agent"
 """Where a run writes the agent with its new voice."""
@@ -78,26 +80,35 @@ class VoiceStage(Stage):
         wrong = (noise.uniform(shape) < WRONG) & (step % 2 == 1)
         untold = self.move(noise.uniform((shape[0], 1, 1)) < UNTOLD)
         past = torch.where(self.move(wrong), self.move(other), sounds)
-        chosen, right = self._choosing(words, past, sounds, own=step >= GIVEN * self.config.steps)
+        told = past[:, : self.voice.config.sound_units]
+        chosen, right = self._choosing(words, told, sounds, own=step >= GIVEN * self.config.steps)
         blur = self.move(noise.normal((shape[0], UNITS, *batch.audio_RUTC.shape[2:])) * BLUR)
         guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard])
         return chosen + guessed, {"sounds": chosen.detach(), "sounds_right": right, "voice": guessed.detach()}
 
     def _choosing(self, words: Tensor, past: Tensor, sounds: Tensor, own: bool) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the sounds of every unit and the share of those right that are not quiet."""
+        """Cross-entropy of what is due in every tick and the share of it that is right, of what is not quiet.
+
+        past  sounds before the stretch, as they are told;   own  go on from what is chosen, else from what is true
+        """
         seen, voice = self.voice.config.sound_units, self.voice
+        place = Place(sounds.flatten(1), seen * TICKS_PER_UNIT)
         errors, right = [], []
-        before = past[:, :seen]
         for unit in range(sounds.shape[1] - seen):
-            due = sounds[:, seen + unit]
             with self.autocast():
-                read = voice.read(words[:, unit : unit + voice.config.word_units], before)
-                logits = voice.logits(read, torch.cat([before[:, -1, -1:], due[:, :-1]], dim=1))
-            errors.append(F.cross_entropy(logits.movedim(-1, 1), due, ignore_index=UNKNOWN))
-            right.append((logits.argmax(-1) == due)[due > QUIET])
-            with torch.no_grad(), self.autocast():
-                then = voice.likeliest(read.detach(), before[:, -1, -1]) if own else due
-            before = torch.cat([before[:, 1:], then[:, None]], dim=1)
+                read = voice.read(words[:, unit : unit + voice.config.word_units], past)
+            before, said = past[:, -1, -1], []
+            for tick in range(TICKS_PER_UNIT):
+                due = place.due((seen + unit) * TICKS_PER_UNIT + tick)
+                with self.autocast():
+                    logits = voice.logits(read, tick, before)
+                errors.append(F.cross_entropy(logits, due, ignore_index=UNKNOWN))
+                before = logits.argmax(-1)
+                right.append((before == due)[due > QUIET])
+                before = before if own else sounds[:, seen + unit, tick]
+                place.says(before)
+                said.append(before)
+            past = torch.cat([past[:, 1:], torch.stack(said, dim=1)[:, None]], dim=1)
         return torch.stack(errors).nan_to_num().mean(), torch.cat(right).float().mean()
 
     def _guessing(self, sounds: Tensor, audio: Tensor, blur: Tensor) -> Tensor:
