@@ -1,6 +1,7 @@
 """The reader: what it expects next is the same in a clip and in a call, and depends on nothing that comes later."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import (
     BEGIN,
+    CERTAIN,
     ENDED_LATE,
     UNLIKELY,
     WRITTEN_LATE,
@@ -105,14 +107,14 @@ def test_a_text_that_ends_is_followed_by_silence() -> None:
         assert torch.equal(ahead(reader, heard[:, : k + 1], written[:, : k + 1], last=True)[:, 0], found[:, k])
 
 
-def test_scores_are_those_of_words() -> None:
-    """Of its first choice among words; none behind the end of a text, where sessions no longer read."""
+def test_scores_are_those_of_words_and_of_none() -> None:
+    """Of its first choice among words, and whether it is one; nothing behind the end, where sessions no longer read."""
     reader = livened(Reader(SMALL, VOCABULARY))
     reader.words.weight.data[END] *= 2
     heard, written = heard_and_written()
     token, score = expected_of(reader, heard, written)
     assert token.shape == score.shape[:3]
-    assert (score[..., : END + 1] == 0).all()
+    assert (score[..., :END] == 0).all()
     assert score.min() >= UNLIKELY
     ended = (token == SILENCE)[..., None]
     assert 0 < ended.sum() < ended.numel()
@@ -120,6 +122,9 @@ def test_scores_are_those_of_words() -> None:
     words = score[..., END + 1 :]
     likeliest = words.argmax(-1) + END + 1
     assert torch.equal(likeliest[token > END], token[token > END])
+    none, known = score[..., END], token > SILENCE
+    assert ((none <= CERTAIN) == known).all()
+    assert torch.equal((none > torch.log1p(-none.exp()) + words.amax(-1))[known], (token == END)[known])
     whole = torch.where(words > UNLIKELY, words, -torch.inf).exp().sum(-1)
     torch.testing.assert_close(whole[token > SILENCE], torch.ones(int((token > SILENCE).sum())), atol=1e-3, rtol=0)
     for k in range(K):
@@ -128,18 +133,40 @@ def test_scores_are_those_of_words() -> None:
 
 
 def test_trust_moves_words_and_leaves_whether_one_is_written() -> None:
-    torch.manual_seed(0)
-    trust = Trust(8)
-    trust.reset()
-    logits, hidden = torch.randn(5, VOCABULARY), torch.randn(5, 8)
-    score = torch.full((5, VOCABULARY), UNLIKELY)
-    score[:, : END + 1], score[:, 9] = 0, -0.1
+    trust, logits, hidden, score = trusting(0.0)
     before, after = logits.softmax(-1), trust(logits, hidden, score).softmax(-1)
     torch.testing.assert_close(after[:, : END + 1], before[:, : END + 1])
     assert (after[:, 9] > 0.9 * before[:, END + 1 :].sum(-1)).all()
     torch.testing.assert_close(trust(logits, hidden, torch.zeros_like(score)), logits)
     torch.nn.init.zeros_(trust.weight.bias)  # an agent may learn not to
     torch.testing.assert_close(trust(logits, hidden, score), logits)
+
+
+def test_trust_in_whether_a_word_is_due() -> None:
+    """The odds of a word are those of the agent times those of the reader to a power; which word stays as it was."""
+    trust, logits, hidden, score = trusting(0.5)
+    trust_not, *_ = trusting(0.0)
+    score[:, END] = math.log(0.2)
+    before, after = (each(logits, hidden, score).softmax(-1) for each in (trust_not, trust))
+    words, then = before[:, END + 1 :].sum(-1), after[:, END + 1 :].sum(-1)
+    torch.testing.assert_close(then / (1 - then), words / (1 - words) * (0.8 / 0.2) ** 0.5, rtol=1e-4, atol=0)
+    torch.testing.assert_close(after[:, END + 1 :] / then[:, None], before[:, END + 1 :] / words[:, None])
+    torch.testing.assert_close(after[:, 0] / after[:, END], before[:, 0] / before[:, END])
+    score[:, END] = CERTAIN
+    assert trust(logits, hidden, score).isfinite().all()
+    score[:, END] = UNLIKELY
+    assert trust(logits, hidden, score).isfinite().all()
+    torch.testing.assert_close(trust(logits, hidden, torch.zeros_like(score)), logits)  # nothing is known
+
+
+def trusting(due: float) -> tuple[Trust, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One, and logits, hidden states and scores of five slots."""
+    torch.manual_seed(0)
+    trust = Trust(8, due)
+    trust.reset()
+    score = torch.full((5, VOCABULARY), UNLIKELY)
+    score[:, : END + 1], score[:, 9] = 0, -0.1
+    return trust, torch.randn(5, VOCABULARY), torch.randn(5, 8), score
 
 
 def test_words_count_as_long_as_they_were_expected() -> None:
@@ -216,6 +243,7 @@ def test_training_pass_equals_cached_rollout(monkeypatch: pytest.MonkeyPatch) ->
     """With a reader, whose window is shorter than the clip; the microphone is off in some units."""
     model, clip = model_and_clip()
     noisy, tau = noisy_latents(clip)
+    model.trust.due = 0.5
     velocity, logits = one_pass(model, clip, noisy, tau)
     live_velocity, live_logits = unit_by_unit(model, clip, noisy, tau)
     torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
@@ -239,6 +267,11 @@ def test_what_the_reader_expects_moves_the_transcript_alone() -> None:
     torch.testing.assert_close(trusted[..., 0, :], plain[..., 0, :])
     assert not torch.allclose(trusted[..., 1, :], plain[..., 1, :], atol=1e-2)
     torch.testing.assert_close(trusted.softmax(-1)[..., : END + 1], plain.softmax(-1)[..., : END + 1])
+    model.trust.due = 0.5
+    due = one_pass(model, clip, noisy, tau)[1]
+    torch.testing.assert_close(due[..., 0, :], plain[..., 0, :])
+    before, after = (x.log_softmax(-1)[..., 1, : END + 1] for x in (plain, due))
+    assert not torch.allclose(before, after, atol=0.1)
 
 
 def test_a_session_goes_on_with_what_it_has_heard() -> None:

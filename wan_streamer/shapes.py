@@ -158,6 +158,7 @@ class PerceptionConfig(Ranged):
     video_blocks residual blocks at 1/8 of the size
     reading      tokens in a unit of what a reader of the ears' features expects next (`perception/reading.py`); 0: none
     reading_units  how many units of sound it looks at
+    reading_due    weight of its odds that a word is due in whether the agent writes one
     """
 
     place = "perception"
@@ -174,6 +175,7 @@ class PerceptionConfig(Ranged):
     video_blocks: int = between(0, 0, 256)
     reading: int = between(0, 0, 64)
     reading_units: int = between(24, 4, 10_000)
+    reading_due: float = between(0.0, 0, 10)
     ears: EarsConfig = field(default_factory=EarsConfig)
 
     def __post_init__(self) -> None:

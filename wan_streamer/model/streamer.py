@@ -46,7 +46,7 @@ class Streamer(nn.Module):
         self.hearing = hearing(config.perception)
         self.seeing = seeing(config.perception)
         self.reading = reading(config.perception, config.text.vocab_size)
-        self.trust = None if self.reading is None else Trust(D)
+        self.trust = None if self.reading is None else Trust(D, config.perception.reading_due)
         self.user_audio_in = nn.Linear(config.perception.audio_features, M)
         self.user_video_in = nn.Linear(config.perception.video_features, M)
         self.off = nn.Parameter(torch.randn(2, M) * 0.02)  # microphone off, camera off

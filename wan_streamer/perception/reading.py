@@ -4,7 +4,7 @@
 `reading`      it, if a configuration has one
 `hints`        what it expects in all units of a clip;   `live_hints`  in the unit that a session has just heard
 `read_so_far`  what it goes on from
-`Trust`        how much that counts in which word the agent writes
+`Trust`        how much that counts in which word the agent writes, and whether it writes one
 
 The words are hints, tokens of the user beside those of the sound. The agent decides what stands in its transcript, and
 when; what it has written is what the reader goes on from.
@@ -28,7 +28,7 @@ from wan_streamer.shapes import EarsConfig, PerceptionConfig
 
 Pair = tuple[Tensor, Tensor]
 BEGIN = SILENCE  # whose row of the embedding is that of the mark before a text; END is the mark behind it
-UNLIKELY = -12.0  # the lowest logarithm of a probability: no word is ruled out
+UNLIKELY, CERTAIN = -12.0, -1e-4  # logarithms of the lowest and the highest probability: nothing is ruled out
 TRUST = 0.7  # before training: the best one for all words on test voices, of an agent that had not learned with it
 WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
 ENDED_LATE = 2  # units from the end of a text to that being written
@@ -39,7 +39,7 @@ class Expected(NamedTuple):
 
     token  int64 [..., R]
     score  float [..., R, V]: logarithm of the probability of each word as that token, if it is a word, from `UNLIKELY`
-           to 0; 0 for all where no word is expected, and for the tokens of control
+           to 0; at END that of no word, to `CERTAIN`; 0 for other tokens of control, and for all where nothing is known
     """
 
     token: Tensor
@@ -189,7 +189,8 @@ class Reader(nn.Module):
             logits_RV[:, :END] = float("-inf")
             found.append(logits_RV.argmax(-1))
             score_RW = logits_RV[:, END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
-            scores.append(F.pad(score_RW, (END + 1, 0)))
+            none_R1 = logits_RV[:, END:].log_softmax(-1)[:, :1].clamp(UNLIKELY, CERTAIN)
+            scores.append(F.pad(torch.cat([none_R1, score_RW], dim=1), (END, 0)))
             if last and device.type != "meta" and bool((found[-1] == END).all()):  # silences need not be read on
                 break
         left = count - len(found)
@@ -303,11 +304,14 @@ def _if_on(microphone: Tensor, expected: Expected) -> Expected:
 
 
 class Trust(nn.Module):
-    """Which word is written, as the agent and the reader together find likely; whether and when, the agent decides."""
+    """What is written, as the agent and the reader together find likely.
 
-    def __init__(self, width: int) -> None:
+    width  of a hidden state;   due  weight of the reader in whether a word is written; 0: the agent alone decides
+    """
+
+    def __init__(self, width: int, due: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Linear(width, 1)
+        self.weight, self.due = nn.Linear(width, 1), due
 
     def reset(self) -> None:
         nn.init.zeros_(self.weight.weight)
@@ -316,11 +320,14 @@ class Trust(nn.Module):
     def forward(self, logits: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D], and the reader's scores [..., V] -> logits [..., V].
 
-        The probabilities of the tokens of control stay as they are.
+        Those of the tokens of control stay as they are.
         """
         control, word = logits[..., : END + 1], logits[..., END + 1 :]
         both = word + self.weight(hidden).float() * score[..., END + 1 :]
         both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
+        if self.due:
+            none = score[..., END, None]
+            both = both + self.due * torch.where(none < 0, torch.log1p(-none.clamp(max=CERTAIN).exp()) - none, 0)
         return torch.cat([control, both], dim=-1)
 
 
