@@ -20,7 +20,7 @@ from wan_streamer.training.examples.heard import labels_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.reader import streams
 from wan_streamer.training.reader.stage import CONFIG as NUMBERS
-from wan_streamer.training.reader.stage import FOLDER, ReaderStage, train_reader
+from wan_streamer.training.reader.stage import DUE, FOLDER, ReaderStage, train_reader
 from wan_streamer.training.reader.streams import IGNORED, TRANSCRIPT, DueStreams, misread
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -117,12 +117,18 @@ def test_it_hears_nothing_beyond_the_unit(corpus: Path, agent: Path) -> None:
 
 
 def test_a_run_changes_the_reader_alone_and_goes_on_exactly(corpus: Path, agent: Path, tmp_path: Path) -> None:
-    before = load_weights(agent).streamer.state_dict()
+    """And from then on it counts in whether a word is written."""
+    started = load_weights(agent)
+    before = started.streamer.state_dict()
     options = AloneOptions(steps=12, lr=3e-3, batch=2, device="cpu")
     train_reader(corpus, agent, tmp_path / "whole", options)
     train_reader(corpus, agent, tmp_path / "parts", dataclasses.replace(options, minutes=0.0))
     scores = train_reader(corpus, agent, tmp_path / "parts", dataclasses.replace(options, resume=True))
     assert {"loss", "words_right", "waits_right"} <= scores.keys()
+    trained = load_weights(tmp_path / "whole" / FOLDER)
+    perception = dataclasses.replace(started.config.perception, reading_due=DUE)
+    assert trained.config == dataclasses.replace(started.config, perception=perception) != started.config
+    assert trained.streamer.trust.due == DUE
     whole, parts = (load_weights(tmp_path / name / FOLDER).streamer.state_dict() for name in ("whole", "parts"))
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name

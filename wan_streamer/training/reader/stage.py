@@ -9,6 +9,7 @@ stand in the unit of the transcript (`data/lanes.py`), then END. In every second
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ FOLDER = "agent"
 """Where a run writes the agent with its new reader."""
 ASKED = 36  # units of a stream, those in which words are due first
 MISREAD = 0.6  # of the words that are found as others, in every second step
+DUE = 0.5  # how much it counts in whether the agent writes a word, from now on
 WAIT = 0.5  # weight of END: most units have no word
 VALID_BATCHES, VALID_ROWS = 4, 4
 
@@ -113,7 +115,8 @@ class ReaderStage(Stage):
         return means(numbers)
 
     def export(self, out_dir: Path) -> None:
-        save_weights(self.weights, out_dir / FOLDER)
+        config = replace(self.weights.config, perception=replace(self.perception, reading_due=DUE))
+        save_weights(replace(self.weights, config=config), out_dir / FOLDER)
 
 
 def _of(x_BKX: Tensor, unit_BQ: Tensor) -> Tensor:
