@@ -173,6 +173,22 @@ def test_what_is_read_is_the_agents_voice_alone(latents: Path, tmp_path: Path, m
     assert example.audio_BK.any()
 
 
+def test_german_is_read_with_german_sounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[str, str] = {}
+
+    class Listener(HummingVoice):
+        def once(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
+            heard[text] = language
+            return self.speak(text, rng, language)
+
+    monkeypatch.setattr(partners, "READ", 1.0)
+    for index in range(5):
+        make_spoken(1, "valid", index, Listener())
+    german = {template for label, template in AGENT.items() if label.startswith("de_")}
+    assert german & heard.keys()
+    assert {text for text, language in heard.items() if language == "de"} == german & heard.keys()
+
+
 def test_spoken_clips_are_the_agent_some_units_later(spoken: Path, latents: Path) -> None:
     """Words and sound of the agent are moved together; what the user has said until then is remembered."""
     fingerprint = codec_hash(*load_codecs(TALKER, latents))
