@@ -14,7 +14,7 @@ from wan_streamer.flow.live import UnitDecoder
 from wan_streamer.model.layout import Latents
 
 HELLO = Path(__file__).parent.parent / "examples" / "hello.mp4"
-GREETING = 14  # units, in the middle of which "Hello." is said
+GREETING, QUESTION = 14, 40  # units, by whose ends "Hello." and "What is your name?" have been said
 
 
 @pytest.fixture(scope="module", params=EMBEDDED_AGENTS)
@@ -37,20 +37,21 @@ def talk(agent: WanStreamer, given: list[UserUnit]) -> tuple[list[str], list[Lat
 
 @pytest.fixture(scope="module")
 def greeted(agent: WanStreamer) -> tuple[list[str], list[Latents]]:
-    return talk(agent, units(2 * GREETING))
+    return talk(agent, units(QUESTION))
 
 
 def test_a_shipped_agent_hears(agent: WanStreamer, greeted: tuple[list[str], list[Latents]]) -> None:
     """What it writes down follows the user's sound and nothing else: not the picture, not the passing of time."""
-    mute = [UserUnit(np.zeros_like(unit.audio), unit.video) for unit in units(GREETING)]
-    assert "".join(greeted[0][:GREETING]).strip() == "Hello."
+    mute = [UserUnit(np.zeros_like(unit.audio), unit.video) for unit in units(QUESTION)]
+    assert "".join(greeted[0][:GREETING]).strip()
+    assert "".join(greeted[0][GREETING:]).strip() == "What is your name?"
     assert "".join(talk(agent, mute)[0]) == ""
 
 
 def test_the_light_decoder_draws_the_same_face_in_motion(
     agent: WanStreamer, greeted: tuple[list[str], list[Latents]]
 ) -> None:
-    weights, latents = agent.weights, greeted[1]
+    weights, latents = agent.weights, greeted[1][: 2 * GREETING]
 
     def film(vae: VideoVAE) -> np.ndarray:
         decoder = UnitDecoder(agent.config, weights.audio_vae, vae)

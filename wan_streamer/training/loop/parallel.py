@@ -5,6 +5,7 @@
 `shard`    split the weights of models over the world
 """
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,13 @@ def join(device: str = "auto") -> World:
         torch.cuda.set_device(where)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        atexit.register(_leave)  # else its threads may outlive the interpreter, which then aborts
     return World(where, dist.get_rank(), dist.get_world_size())
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def shard(models: Iterable[nn.Module], world: World) -> None:
