@@ -20,6 +20,7 @@ from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.speaking.sounds import QUIET, SOUNDS, SYMBOLS, UNKNOWN, sounds_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.voice import stage
+from wan_streamer.training.voice.place import Place
 from wan_streamer.training.voice.stage import VoiceStage, collapsed, distance, train_voice
 from wan_streamer.training.voice.stretches import POOL_UNITS, Stretches, words_said
 
@@ -196,3 +197,25 @@ def test_without_phonemes_there_is_nothing_to_learn(data: Path) -> None:
     assert VOICE is not None
     with pytest.raises(DataError, match="phonemes"):
         Stretches(store, SAYING, VOICE, tiny_weights().text)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_voice_that_goes_on_from_itself_learns_what_is_due(data: Path, tmp_path: Path, own: bool) -> None:
+    """One that only ever says nothing: after itself it is told the next sound, after true ones that of the moment."""
+    training = VoiceStage(data, _start(data, tmp_path / "agent", SAYING), dataclasses.replace(stage.CONFIG, steps=1))
+    voice, seen = training.voice, training.voice.config.sound_units
+    with torch.no_grad():  # the error of a tick tells which sound is due
+        voice.choice.weight.zero_()
+        voice.choice.bias.copy_(-0.1 * torch.arange(SOUNDS))
+    words, sounds, _, _ = training.train_part.rows(0, 0, range(1), UNITS, 1.0)
+    error, _ = training._choosing(words, sounds[:, :seen], sounds, own)
+    place, told = Place(sounds.flatten(1), 4 * seen), sounds[:, seen:].flatten().tolist()
+    due = []
+    for tick in range(4 * seen, sounds.shape[1] * 4):
+        due.append(int(place.due(tick)))
+        place.says(torch.tensor([QUIET]))
+    assert due != told
+    expected = torch.nn.functional.cross_entropy(
+        voice.choice.bias.expand(len(told), -1), torch.tensor(due if own else told), ignore_index=UNKNOWN
+    )
+    torch.testing.assert_close(error, expected, atol=1e-2, rtol=1e-2)
