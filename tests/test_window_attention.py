@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from wan_streamer.model.window_attention import window_attention
+from wan_streamer.model.views.window_attention import window_attention
 
 K, B, N, REPEAT, M, D, Y = 6, 2, 5, 2, 3, 8, 4
 SIZES, WINDOWS = [2, 1], [3, 6]

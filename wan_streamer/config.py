@@ -103,6 +103,32 @@ class VoiceConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class WordingConfig(Ranged):
+    """A small language model of what is said (`speaking/wording.py`).
+
+    token_dim  of a word where it is read and chosen;   copy_dim  of what finds words to say again
+    window     how many words back it reads
+    due        weight of what it finds in whether an utterance of the agent ends
+    """
+
+    place = "wording"
+    dim: int = between(192, 2, 16_384)
+    layers: int = between(6, 1, 1000)
+    heads: int = between(6, 1, 1024)
+    mlp_dim: int = between(512, 1, 131_072)
+    token_dim: int = between(96, 1, 16_384)
+    copy_dim: int = between(64, 1, 16_384)
+    rope_theta: float = between(10_000.0, 1, 1e9)
+    window: int = between(768, 2, 1_000_000)
+    due: float = between(0.5, 0, 100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % (2 * self.heads):
+            raise ConfigError(f"wording.dim: expected a multiple of twice the {self.heads} heads, got {self.dim}")
+
+
+@dataclass(frozen=True)
 class CacheConfig(Ranged):
     """Which history a unit may see. Part of the training mask and of the live cache alike.
 
@@ -177,6 +203,7 @@ class StreamerConfig(Ranged):
     cache: CacheConfig = field(default_factory=CacheConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     voice: VoiceConfig | None = None
+    wording: WordingConfig | None = None
     patch: int = between(3, 1, 64)  # a video token is patch x patch latent positions
     unit_ms: int = between(UNIT_MS, 1, 10_000)
     fps: int = between(FPS, 1, 1000)
@@ -198,6 +225,8 @@ class StreamerConfig(Ranged):
                 f" be read again, got memory_tokens {self.cache.memory_tokens}, text_units {self.cache.text_units} and"
                 f" reading_units {self.perception.reading_units}"
             )
+        if self.wording is not None and not self.cache.memory_tokens:
+            raise ConfigError("wording: expected a text memory, without which nobody keeps what was said; got none")
         if 0 < self.perception.reading < self.text.slots:
             raise ConfigError(
                 f"perception.reading: expected 0, or a token for each of {self.text.slots} slots, got"

@@ -10,6 +10,7 @@ import typer
 from wan_streamer.cli.options import ModelThreads, expand
 from wan_streamer.cli.outputs import training_in
 from wan_streamer.cli.train import Device, Minutes, Out, Overwrite, Rate, Resume, Steps, need_all, print_scores
+from wan_streamer.folders import need
 
 Speech = Annotated[Path, typer.Option("--data", metavar="DIR", help="Speech, see docs/hearing.md.")]
 
@@ -87,6 +88,13 @@ def train_reader(
     out: Out,
     run: Alone,
     start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose reader learns.")],
+    talks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Conversations encoded with the agent's ears, of which half of the steps are made; may be repeated.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     threads: ModelThreads = None,
 ) -> None:
@@ -95,11 +103,13 @@ def train_reader(
     Example: [b]wan-streamer train reader --data data/corpus --from runs/duplex --out runs/reader[/b]
     """
     need_all(corpus=data)
+    for folder in talks or ():
+        need(folder, "conversations")
     from wan_streamer.training.loop.alone import AloneOptions
     from wan_streamer.training.reader.stage import train_reader as train
 
     with training_in(out, run.resume, overwrite):
-        scores = train(data, start, out, AloneOptions(**vars(run)))
+        scores = train(data, start, out, AloneOptions(**vars(run)), tuple(talks or ()))
     print_scores(scores)
     typer.echo("the agent has to learn what the words now mean:")
     typer.echo(f"  wan-streamer train duplex --data DIR --out DIR --from {shlex.quote(str(out / 'agent'))}")

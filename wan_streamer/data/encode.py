@@ -80,7 +80,9 @@ def make_encoder(
     return Encoder(audio_vae, video_vae.to(working_dtype(device)), perception, fingerprint, senses.to(device))
 
 
-def stamp(fingerprint: str, perception: PerceptionConfig | None = None, source: str | None = None) -> dict[str, str]:
+def stamp(
+    fingerprint: str | None, perception: PerceptionConfig | None = None, source: str | None = None
+) -> dict[str, str]:
     """The metadata that decide whether a file is stale; what is None is left out."""
     size = None if perception is None else f"{perception.video_height}x{perception.video_width}"
     values = {"format": FORMAT, "codecs": fingerprint, "perception": size, "source": source}

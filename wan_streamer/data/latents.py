@@ -95,7 +95,7 @@ class LatentStore:
 
     senses  fingerprints of the ears and eyes whose features they hold, "none" where sound and pictures are kept
 
-    fingerprint  hash of the codecs that the files must be made by
+    fingerprint  hash of the codecs that the files must be made by (None: not checked, for who reads no latents)
     perception   encoder that the user's pictures must fit (default: not checked)
     shards       folder that the files must be made from (default: not checked; every shard is read for it)
 
@@ -103,7 +103,11 @@ class LatentStore:
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str, perception: PerceptionConfig | None = None, shards: Path | None = None
+        self,
+        folder: Path,
+        fingerprint: str | None,
+        perception: PerceptionConfig | None = None,
+        shards: Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.paths = sorted(self.folder.glob("*.safetensors"))
@@ -151,25 +155,37 @@ class LatentStore:
         try:
             return self._read(self.paths[number], first, first + units, lead)
         except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"{self.paths[number]}: cannot be read any more ({error}); encode the shards again"
-            ) from error
+            raise self._gone(number, error) from error
+
+    def heard(self, number: int, first: int, units: int) -> Tensor:
+        """Only `user_audio` of those that `read` gives."""
+        try:
+            return self._heard(self.paths[number], first, first + units, 0)
+        except (SafetensorError, OSError) as error:
+            raise self._gone(number, error) from error
+
+    def _gone(self, number: int, error: Exception) -> DataError:
+        return DataError(f"{self.paths[number]}: cannot be read any more ({error}); encode the shards again")
 
     @staticmethod
-    def _read(path: Path, first: int, end: int, lead: int) -> dict[str, Tensor]:
-        before, heard = max(0, first - 1), max(0, first - lead)
+    def _heard(path: Path, first: int, end: int, lead: int) -> Tensor:
+        heard = max(0, first - lead)
+        with safe_open(path, "pt") as file:
+            if "heard" in file.keys():  # noqa: SIM118 - no dictionary
+                return file.get_slice("heard")[first:end].float()
+            sound = file.get_slice("user_audio")[heard * SAMPLES_PER_UNIT : end * SAMPLES_PER_UNIT]
+        return F.pad(sound.float() / 32768, ((lead - (first - heard)) * SAMPLES_PER_UNIT, 0))
+
+    def _read(self, path: Path, first: int, end: int, lead: int) -> dict[str, Tensor]:
+        before = max(0, first - 1)
         with safe_open(path, "pt") as file:
             names = file.keys()
             clip = {name: file.get_slice(name)[before:end].float() for name in ("audio", "video") if name in names}
             if first == 0:
                 clip = {name: torch.cat([torch.zeros_like(z[:1]), z]) for name, z in clip.items()}
-            if "heard" in names:
-                clip["user_audio"] = file.get_slice("heard")[first:end].float()
-            else:
-                sound = file.get_slice("user_audio")[heard * SAMPLES_PER_UNIT : end * SAMPLES_PER_UNIT]
-                clip["user_audio"] = F.pad(sound.float() / 32768, ((lead - (first - heard)) * SAMPLES_PER_UNIT, 0))
             if "seen" in names:
                 clip["user_video"] = file.get_slice("seen")[first:end].float()
             elif "user_video" in names:
                 clip["user_video"] = file.get_slice("user_video")[first * FRAMES_PER_UNIT : end * FRAMES_PER_UNIT]
+        clip["user_audio"] = self._heard(path, first, end, lead)
         return clip

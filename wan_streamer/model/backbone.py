@@ -5,8 +5,8 @@
 `Backbone.remember`  live: more tokens of the text memory; in training they pass the layers beside the clip
 `Backbone.read`      text only: plain sequences, as a causal language model reads them
 
-What a clip attends to is a view (`model/clip_view.py`, `model/flat_view.py`); `tests/test_model.py` holds them against
-a dense token-by-token reference and against the live cache.
+What a clip attends to is a view (`model/views`); `tests/test_model.py` holds them against a dense token-by-token
+reference and against the live cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from wan_streamer.config import StreamerConfig
 from wan_streamer.model.cache import KVCache, KVSlice
-from wan_streamer.model.clip_view import ClipView, clip_view
-from wan_streamer.model.flat_view import FlatView, flat_view
 from wan_streamer.model.layers import Attention, Layer, Mixed, RMSNorm, States, by_kind, rotary_table, rotate
 from wan_streamer.model.layout import UnitLayout, unit_layout, visible_in_block
 from wan_streamer.model.memory import ClipMemory, MemoryKV, attend_memory, clip_memory, memory_mask, memory_table
+from wan_streamer.model.views.clip_view import ClipView, clip_view
+from wan_streamer.model.views.flat_view import FlatView, flat_view
 
 Step = Callable[[States, Tensor, Sequence[KVCache]], tuple[States, list[KVSlice]]]
 """`Backbone.step`, or what stands in for it."""

@@ -27,6 +27,7 @@ from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.reading import Expected
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.speaking.voice import Speech
+from wan_streamer.speaking.wording import Talk
 from wan_streamer.units import TICKS_PER_UNIT
 
 START_BLOCKS = 64  # of capacity; doubled when needed, which a window of nano's size never does
@@ -197,6 +198,7 @@ class LiveState:
     heard    what a reader looks at of the latest units (`live_hints`)
     expected what it expects in the unit, of which words are being written
     speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one
+    talk     what its wording has read; None in a model without one
     settled  the next block is open and has the last latents
     """
 
@@ -209,4 +211,5 @@ class LiveState:
     expected: Expected | None = None
     speech: Speech | None = None
     guessed: Tensor | None = None
+    talk: Talk | None = None
     settled: bool = False

@@ -3,6 +3,7 @@
 `spoken`         text of units -> memory tokens
 `latest`         the last of them, in a tensor of fixed size
 `readable`       a memory without what is hidden from the model
+`timeline`       all words of clips, one after the other;  `foretold`  what a reader expects behind them
 `ClipMemory`     how the memories of a batch of clips are read;   `MemoryKV`  what their blocks see of them in a layer
 `attend_memory`  attention among memory tokens, each to those before it
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wan_streamer.codecs.text import HOLD
+from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import BackboneConfig
 from wan_streamer.model.layers import Attention, rotary_table, rotate
 from wan_streamer.model.layout import LANES
@@ -48,6 +49,44 @@ def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
     order_BM = kept_BM.long().argsort(dim=1, stable=True)
     kept_BM2 = torch.where(kept_BM[..., None], memory_BM2, PADDING)
     return kept_BM2.gather(1, order_BM[..., None].expand(-1, -1, 2))
+
+
+def timeline(
+    memory_BM2: Tensor, typed_BKS: Tensor, slot_BKSL: Tensor, written_BK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The words of clips [B, N, 2], with padding behind; how many stand before each slot, [B, K, S]; whether the
+    agent is saying something then, bool [B, K, S].
+
+    What is typed in a unit is known before its slots.
+    """
+    K, S, L = slot_BKSL.shape[1:]
+    slot_BKSL = torch.where(written_BK[..., None, None] | (torch.arange(L).to(slot_BKSL) != RESPONSE), slot_BKSL, 0)
+    said_BKX = torch.cat([typed_BKS, slot_BKSL.flatten(2)], dim=2)
+    source_X = torch.tensor([SOURCES.index("typed")] * S + [*range(L)] * S, device=said_BKX.device)
+    words_BKX2 = torch.stack([source_X.expand_as(said_BKX), said_BKX], dim=-1)
+    there_BKX = said_BKX > HOLD
+    words_BKX2 = torch.where(there_BKX[..., None], words_BKX2, PADDING)
+    all_BN2 = torch.cat([readable(memory_BM2, written_BK.all(1)), words_BKX2.flatten(1, 2)], dim=1)
+    order_BN = (all_BN2[..., 0] == PADDING).long().argsort(dim=1, stable=True)
+    count_BN = (all_BN2[..., 0] != PADDING).cumsum(1)
+    upto_BKX = count_BN[:, memory_BM2.shape[1] :].unflatten(1, (K, -1))
+    before_BKS = upto_BKX[..., S - 1 : -1 : L]
+    before_BS = F.pad(slot_BKSL[..., RESPONSE].flatten(1), (1, 0))[:, :-1]
+    talking_BKS = ((before_BS != SILENCE) & (before_BS != END)).unflatten(1, (K, S))
+    return all_BN2.gather(1, order_BN[..., None].expand(-1, -1, 2)), before_BKS, talking_BKS
+
+
+def foretold(token_XR: Tensor, written_XS: Tensor, slot: int) -> Tensor:
+    """Words [..., R, 2] that a reader expects to be written from a slot on, with padding behind.
+
+    token_XR  [..., R], what it expects in the unit;   written_XS  the transcript of the unit so far
+    """
+    alike_X1 = (token_XR[..., :slot] == written_XS[..., :slot]).all(-1, keepdim=True)
+    left_XR = F.pad(token_XR[..., slot:], (0, slot), value=SILENCE)
+    there_XR = (left_XR > END).long().cumprod(-1).bool() & alike_X1
+    return torch.where(
+        there_XR[..., None], torch.stack([torch.full_like(left_XR, TRANSCRIPT), left_XR], dim=-1), PADDING
+    )
 
 
 class ClipMemory(NamedTuple):

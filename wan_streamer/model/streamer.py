@@ -13,29 +13,28 @@ numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from wan_streamer.codecs.text import SILENCE
+from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.config import StreamerConfig
-from wan_streamer.errors import ConfigError
 from wan_streamer.model.backbone import Backbone, Step
 from wan_streamer.model.cache import KVCache, KVSlice, LiveState
-from wan_streamer.model.layers import Kinds, Mixed, States, kinds_of, tokens_at
+from wan_streamer.model.inputs import Inputs
+from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
-from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
+from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, foretold, readable, spoken, timeline
 from wan_streamer.perception.audio import hearing
 from wan_streamer.perception.reading import Expected, Trust, as_expected, hints, live_hints, reading
 from wan_streamer.perception.video import seeing
 from wan_streamer.speaking.sounds import UNKNOWN
 from wan_streamer.speaking.voice import Voice
+from wan_streamer.speaking.wording import Wished, Wording
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
 
 
-class Streamer(nn.Module):
-    memory_in: nn.Parameter | None  # [sources, D]: who said it; None in a model without memory
-    media_place: nn.Parameter | None  # like `place`, of media tokens, where they have a width of their own
-
+class Streamer(Inputs):
     def __init__(self, config: StreamerConfig) -> None:
         super().__init__()
         self.config = config
@@ -66,19 +65,18 @@ class Streamer(nn.Module):
             if config.voice is None
             else Voice(config.voice, config.text.vocab_size, config.text.slots, config.audio_vae.latent_dim)
         )
+        words = config.wording
+        self.wording = None if words is None else Wording(words, config.text.vocab_size, len(SOURCES))
+        self.wished = None if words is None else Wished(D, words.due)
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
-        for module in (self.trust, self.voice):
+        for module in (self.trust, self.voice, self.wording, self.wished):
             if module is not None:
                 module.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
-        self._kinds: dict[tuple[tuple[int, int], ...], tuple[Kinds, Tensor]] = {}  # constants, not state
+        self._kinds = {}
         self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if config.cache.memory_tokens else None
-
-    @property
-    def device(self) -> torch.device:
-        return self.place.device
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -87,64 +85,6 @@ class Streamer(nn.Module):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.backbone.dim**-0.5)
-
-    # ---- embedding, shared by training and live
-
-    def _tau(self, tau: Tensor) -> Tensor:
-        """Embedding [..., D] of times [...]."""
-        frequency = torch.exp(torch.linspace(0, 6, 32, device=tau.device))
-        angle = tau.float()[..., None] * frequency
-        return self.tau_in(torch.cat([angle.sin(), angle.cos()], dim=-1))
-
-    def _embed_user(
-        self,
-        heard: Tensor | None,
-        microphone: Tensor,
-        seen: Tensor | None,
-        camera: Tensor,
-        text: Tensor,
-        read: Expected | None,
-    ) -> list[Tensor]:
-        """Features [..., Na, Da], bool [...], [..., Nv, Dv], bool [...], ids [..., S], [..., R] -> [..., n, D] each."""
-        parts = []
-        if heard is not None:
-            parts += [torch.where(microphone[..., None, None], self.user_audio_in(heard), self.off[0].to(heard.dtype))]
-        if seen is not None:
-            parts += [torch.where(camera[..., None, None], self.user_video_in(seen), self.off[1].to(seen.dtype))]
-        return [*parts, self.text_in(text if read is None else torch.cat([text, read.token], dim=-1))]
-
-    def _embed_latents(self, video: Tensor, audio: Tensor, tau: Tensor) -> list[Tensor]:
-        """Video tokens [..., N, P], audio [..., 4, C] at times [..., 2] (video, audio) -> parts of [..., n, D]."""
-        time = self._tau(tau)
-        return [self.video_in(video) + time[..., :1, :], self.audio_in(audio) + time[..., 1:, :]]
-
-    def _embed_memory(self, memory: Tensor) -> Tensor:
-        """Memory tokens [..., 2] -> [..., D]."""
-        source, token = memory.clamp(min=0).unbind(-1)  # padding is seen by nobody
-        if self.memory_in is None:
-            raise ConfigError("cache.memory_tokens: expected more than 0 where there is a memory, got 0")
-        return self.text_in(token) + self.memory_in[source]
-
-    def _joined(self, parts: list[Tensor], *where: slice) -> States:
-        """The parts [..., n, D] of a block that stand at `where`, in order, with the vectors of their places."""
-        if self.media_place is None:
-            return torch.cat(parts, dim=-2) + torch.cat([self.place[slot] for slot in where])
-        key = tuple((slot.start, slot.stop) for slot in where)
-        if key not in self._kinds or self._kinds[key][1].device != self.device:
-            text_N = self.layout.kind_N == Kind.TEXT
-            row_N = torch.where(text_N, text_N.cumsum(0), (~text_N).cumsum(0)) - 1  # of `place` or of `media_place`
-            index_n = torch.cat([torch.arange(slot.start, slot.stop) for slot in where])
-            self._kinds[key] = kinds_of(text_N[index_n], self.device), row_N[index_n].to(self.device)
-        kinds, row_n = self._kinds[key]
-
-        def of(place: Tensor, rows: Tensor) -> Tensor:
-            none = parts[0].new_empty(*parts[0].shape[:-2], 0, place.shape[1])
-            return torch.cat([none, *(x for x in parts if x.shape[-1] == place.shape[1])], dim=-2) + place[rows]
-
-        return Mixed(of(self.place, row_n[kinds.text_T]), of(self.media_place, row_n[kinds.media_M]), kinds)
-
-    def _starts(self, like: Tensor) -> Tensor:
-        return like.new_zeros(*like.shape[:-2], len(LANES), like.shape[-1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V]."""
@@ -191,6 +131,9 @@ class Streamer(nn.Module):
         asking = asking.unflatten(2, (self.config.text.slots, len(LANES)))
         score_BKSV = None if expected is None else as_expected(expected, written_BKS)
         logits = self.trusted(self.logits(asking), asking, score_BKSV)
+        if self.wording is not None:
+            wished = self._wished(batch, expected, logits[..., RESPONSE, :], asking[..., RESPONSE, :])
+            logits = torch.stack([wished, logits[..., TRANSCRIPT, :]], dim=-2)
         if noisy is None:
             return None, logits
         guessed = None
@@ -215,6 +158,20 @@ class Streamer(nn.Module):
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
         return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
+    def _wished(self, batch: ClipBatch, expected: Expected | None, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Logits [B, K, S, V] and hidden states [B, K, S, D] of responses -> logits with what is likely to be said."""
+        assert self.wording is not None
+        assert self.wished is not None
+        written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
+        said_BN2, before_BKS, talking_BKS = timeline(
+            batch.memory_BM2, batch.user_text_BKS, batch.slot_BKSL, batch.written_BK
+        )
+        token_BKR = torch.full_like(written_BKS, SILENCE) if expected is None else expected.token
+        ahead_SBKR2 = [foretold(token_BKR, written_BKS, slot) for slot in range(written_BKS.shape[2])]
+        ahead_BQR2 = torch.stack(ahead_SBKR2, dim=2).flatten(1, 2)
+        likely_BQV = self.wording.likely_in(said_BN2, before_BKS.flatten(1), ahead_BQR2)
+        return self.wished(logits, hidden, likely_BQV.view_as(logits), talking_BKS)
+
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor, guessed: Tensor | None) -> Latents:
         n = noisy.video.shape[-2]
         floor = tau.float().clamp(min=TAU_FLOOR)[..., None]
@@ -232,6 +189,8 @@ class Streamer(nn.Module):
             live.told_N2 = memory_N2.cpu()
         if self.voice is not None:
             live.speech = self.voice.begin()
+        if self.wording is not None:
+            live.talk = self.wording.read(self.wording.begin(), live.told_N2.to(self.device))
         return live
 
     def silence(self) -> Latents:
@@ -276,6 +235,8 @@ class Streamer(nn.Module):
             live.said[-1][:, len(LANES) :] = text_S[:, None]
         if live.speech is not None:
             live.speech = live.speech.heard(last.audio)
+        if live.talk is not None:
+            self._follow(live, live.said[-1])
         live.settled = False
         return self._asked(live, 0, self._commit(live, [*user, self._starts(user[-1])], self.layout.opening))
 
@@ -287,6 +248,8 @@ class Streamer(nn.Module):
         if live.said:
             first = 0 if written else RESPONSE + 1
             live.said[-1][slot, first : len(LANES)] = token_L[first:]
+        if live.talk is not None:
+            self._follow(live, live.said[-1][slot, None, : len(LANES)])
         if live.expected is not None:
             alike = token_L[TRANSCRIPT] == live.expected.token[slot]
             live.expected = live.expected._replace(score=live.expected.score * alike)
@@ -309,6 +272,11 @@ class Streamer(nn.Module):
             live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
 
+    def _follow(self, live: LiveState, said_SX: Tensor) -> None:
+        """The wording reads more words."""
+        if live.talk is not None and self.wording is not None and not said_SX.is_meta:
+            live.talk = self.wording.read(live.talk, spoken(said_SX[None]))
+
     def _commit(self, live: LiveState, parts: list[Tensor], where: slice) -> States:
         hidden_BND, slices = self._read(live, parts, where)
         live.cache.append(slices[0])
@@ -322,9 +290,29 @@ class Streamer(nn.Module):
     def _asked(self, live: LiveState, slot: int, hidden_BND: States) -> Tensor:
         """Logits [lanes, V] of a slot, from the last token of each lane before."""
         hidden_LD = tokens_at(hidden_BND, slice(-len(LANES), None))[0]
-        if live.expected is None or slot == self.config.text.slots:
-            return self.logits(hidden_LD)
-        return self.trusted(self.logits(hidden_LD), hidden_LD, live.expected.score[slot])
+        logits_LV = self.logits(hidden_LD)
+        if slot == self.config.text.slots:
+            return logits_LV
+        if live.expected is not None:
+            logits_LV = self.trusted(logits_LV, hidden_LD, live.expected.score[slot])
+        if self.wording is not None and self.wished is not None and live.talk is not None:
+            likely_V, talking_1 = self._likely(live, slot)
+            response = self.wished(logits_LV[RESPONSE, None], hidden_LD[RESPONSE, None], likely_V[None], talking_1)
+            logits_LV = torch.cat([response, logits_LV[TRANSCRIPT, None]])
+        return logits_LV
+
+    def _likely(self, live: LiveState, slot: int) -> tuple[Tensor, Tensor]:
+        """What the wording finds likely as the agent's next word, and whether something is being said: [V], [1]."""
+        assert self.wording is not None
+        assert live.talk is not None
+        before_T = torch.cat([said[:, RESPONSE] for said in [*live.said][-2:]])
+        before_1 = F.pad(before_T, (1, 0), value=SILENCE)[len(before_T) - len(live.said[-1]) + slot, None]
+        talking_1 = (before_1 != SILENCE) & (before_1 != END)
+        ahead_N2 = torch.empty(0, 2, dtype=torch.long, device=self.device)
+        if live.expected is not None and not live.expected.token.is_meta:
+            ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
+            ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
+        return self.wording.likely(live.talk, ahead_N2), talking_1
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""

@@ -25,10 +25,11 @@ from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.runtime.session import Session
 from wan_streamer.speaking.voice import Speech
+from wan_streamer.speaking.wording import Talk
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "4"
+VERSION = "5"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class SessionState:
     said: list[Tensor]
     heard: list[Tensor]
     speech: Speech | None
+    talk: Talk | None
     last: Latents
     noise: Tensor
     silent: bool
@@ -62,7 +64,7 @@ class SessionState:
 
 STATES = (
     SessionState, CacheState, AudioPerceptionState, EarsState, VideoPerceptionState, Latents, AudioDecoderState,
-    VideoDecoderState, Speech,
+    VideoDecoderState, Speech, Talk,
 )  # fmt: skip
 
 
@@ -82,6 +84,7 @@ def session_state(session: Session) -> SessionState:
         said=[said.clone() for said in live.said],
         heard=list(live.heard),
         speech=live.speech,
+        talk=live.talk,
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
@@ -103,7 +106,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
-    live.speech = state.speech
+    live.speech, live.talk = state.speech, state.talk
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio

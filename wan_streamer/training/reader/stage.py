@@ -6,9 +6,10 @@
 The decoder has learned from whole clips, with five times as many tokens. In a call it is asked in every unit, hears
 nothing beyond it, and spells most of the longer words in pieces it has never written. What is due are the words that
 stand in the unit of the transcript (`data/lanes.py`), then END. In every second step it goes on from its own mistakes.
+Speech is that of a corpus and, in half of the steps, of users in encoded conversations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import find_checkpoint, load_weights, save_weights
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import Pair, Reader, read_so_far
+from wan_streamer.perception.senses import senses_of
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
-from wan_streamer.training.reader.streams import IGNORED, Due, DueStreams, misread
+from wan_streamer.training.reader.streams import IGNORED, Due, DueStreams, DueTalks, misread
 
 FOLDER = "agent"
 """Where a run writes the agent with its new reader."""
@@ -37,14 +39,15 @@ VALID_BATCHES, VALID_ROWS = 4, 4
 
 
 class ReaderStage(Stage):
-    """folder  the corpus;  start  folder of the agent whose reader learns
+    """folder  the corpus;  start  folder of the agent whose reader learns;  talks  encoded conversations, if there are
 
-    Raises `CheckpointError` for an agent without one, `DataError` for a corpus without training or validation clips.
+    Raises `CheckpointError` for an agent without one, `DataError` for a corpus without training or validation clips
+    and for conversations that other ears heard.
     """
 
     name = "reader"
 
-    def __init__(self, folder: Path, start: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, start: Path, config: TrainConfig, talks: Sequence[Path] = ()) -> None:
         self.config, self.weights = config, load_weights(start)
         streamer = self.weights.streamer
         if streamer.reading is None:
@@ -53,22 +56,31 @@ class ReaderStage(Stage):
         self.reader: Reader = streamer.reading.float().train().requires_grad_(True)
         self.models: dict[str, nn.Module] = {"reader": self.reader}
         self.perception = streamer.config.perception
+        ears = senses_of(self.perception, streamer.hearing, streamer.seeing)["ears"] if talks else ""
         self.train_streams, self.valid_streams = (
             DueStreams(folder, split, streamer.config, self.weights.text, config.seed) for split in ("train", "valid")
         )
+        self.train_talks, self.valid_talks = (
+            [DueTalks(Path(talk) / split, ears, streamer.config, self.weights.text, config.seed) for talk in talks]
+            for split in ("train", "valid")
+        )
 
     def batch(self, step: int, rows: range) -> Due:
+        # In pairs of steps: in every second one it goes on from its own mistakes.
+        if self.train_talks and step // 2 % 2:
+            return self.train_talks[step // 4 % len(self.train_talks)].batch(step, rows)
         return self.train_streams.batch(step, rows)
 
     def loss(self, batch: Due, step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        audio_BT, written_BKS, due_BKG = (self.move(part) for part in batch)
+        heard_BX, written_BKS, due_BKG = (self.move(part) for part in batch)
         chance_BK = noise.uniform(due_BKG.shape[:2])
         asked_BQ = ((batch.due_BKG[..., 0] > END) + chance_BK).topk(min(ASKED, due_BKG.shape[1]), 1).indices
         asked_BQ = self.move(asked_BQ.sort(1).values)
         with self.autocast():
-            with torch.no_grad():
-                features_BTD, _ = self.ears.to(self.device)(audio_BT)
-            sound = self.reader.sound(features_BTD)
+            if heard_BX.ndim == 2:
+                with torch.no_grad():
+                    heard_BX, _ = self.ears.to(self.device)(heard_BX)
+            sound = self.reader.sound(heard_BX.view(len(heard_BX), -1, heard_BX.shape[-1]))
         if step % 2:
             with torch.no_grad():
                 found_BQG = self._scores(sound, written_BKS, due_BKG, asked_BQ).argmax(-1)
@@ -106,11 +118,18 @@ class ReaderStage(Stage):
         return scores_RGV.unflatten(0, asked_BQ.shape)
 
     def validate(self) -> dict[str, float]:
-        """Of held-out voices and sentences: the loss, and what is right of the words and of the units without one."""
+        """Of held-out voices and sentences: the loss, and what is right of the words and of the units without one.
+
+        Of conversations, those are called `talks/...`.
+        """
+        talks = [self._validate(made) for made in self.valid_talks]
+        return self._validate(self.valid_streams) | {f"talks/{key}": value for key, value in means(talks).items()}
+
+    @torch.no_grad()
+    def _validate(self, made: DueStreams | DueTalks) -> dict[str, float]:
         rows, numbers = range(VALID_ROWS), []
         for number in range(VALID_BATCHES):
-            with torch.no_grad():
-                loss, parts = self.loss(self.valid_streams.batch(number, rows), 0, RowNoise(0, number, rows))
+            loss, parts = self.loss(made.batch(number, rows), 0, RowNoise(0, number, rows))
             numbers.append({"loss": loss.item(), **{name: value.item() for name, value in parts.items()}})
         return means(numbers)
 
@@ -139,11 +158,17 @@ CONFIG = TrainConfig(
 
 
 def train_reader(
-    folder: str | Path, start: str | Path, out_dir: str | Path, options: AloneOptions = AloneOptions()
+    folder: str | Path,
+    start: str | Path,
+    out_dir: str | Path,
+    options: AloneOptions = AloneOptions(),
+    talks: Sequence[Path] = (),
 ) -> dict[str, float]:
     """Train the reader of the agent `start` on the corpus in `folder`; the agent is written to `out_dir`/agent.
+
+    talks  folders of conversations encoded with the agent's ears, of which half of the steps are made
 
     Returns the last validation. Raises `ConfigError`, `DataError`, `CheckpointError`, `TrainingError`.
     """
     agent = find_checkpoint(str(start))
-    return train_alone(lambda config: ReaderStage(Path(folder), agent, config), CONFIG, out_dir, options)
+    return train_alone(lambda config: ReaderStage(Path(folder), agent, config, talks), CONFIG, out_dir, options)

@@ -2,19 +2,25 @@
 
 `Due`         a batch
 `DueStreams`  batches of streams as the ears are trained on (`training/ears/data.py`), whose words have times
+`DueTalks`    batches of encoded conversations in which the user is heard
 `misread`     the same with words in the place of others, as an agent writes them down
 """
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wan_streamer.codecs.text import END, SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
+from wan_streamer.data.latents import LatentStore
+from wan_streamer.errors import DataError
 from wan_streamer.model.layout import LANES
 from wan_streamer.training.ears.data import Stream, StreamConfig, StreamMaker
 from wan_streamer.training.examples.heard import EASIER, labels_of
@@ -28,12 +34,12 @@ TRANSCRIPT = LANES.index("transcript")
 class Due(NamedTuple):
     """A batch of B streams of K units.
 
-    audio_BT     float32 at 24 kHz
+    heard_BX     float32 [B, K x 3840] at 24 kHz, or what ears made of it [B, K, tokens, features]
     written_BKS  int64, the transcript
     due_BKG      int64: tokens that are due and not written before the unit, then END if that is all; then `IGNORED`
     """
 
-    audio_BT: Tensor
+    heard_BX: Tensor
     written_BKS: Tensor
     due_BKG: Tensor
 
@@ -48,15 +54,54 @@ class DueStreams:
 
     def batch(self, step: int, rows: range) -> Due:
         """These rows of the batch of `step`."""
-        return Due(*(torch.stack(parts) for parts in zip(*(self._row(step, row) for row in rows), strict=True)))
+        return _stacked(self._row(step, row) for row in rows)
 
-    def _row(self, step: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _row(self, step: int, row: int) -> Due:
         stream: Stream = self.streams.make(step, row)
         lane_KS = conversation_lanes(labels_of(stream), self.config.text, self.text)[1][..., TRANSCRIPT]
-        later = int(np.random.default_rng((self.seed, step, row, 1)).random() < LATE)
-        written_KS = np.pad(lane_KS, ((later, 0), (0, 0)), constant_values=SILENCE)[: len(lane_KS)]
-        due_KG = _due(lane_KS, later, self.config.perception.reading)
-        return torch.from_numpy(stream.audio_T), torch.from_numpy(written_KS), torch.from_numpy(due_KG)
+        later = np.random.default_rng((self.seed, step, row, 1)).random() < LATE
+        return _written(torch.from_numpy(stream.audio_T), lane_KS, int(later), self.config.perception.reading)
+
+
+class DueTalks:
+    """Stretches of the conversations in `folder`; `ears` is the fingerprint of who has to have heard them.
+
+    Raises `DataError` if others did.
+    """
+
+    def __init__(self, folder: Path, ears: str, config: StreamerConfig, text: TextCodec, seed: int) -> None:
+        self.store = LatentStore(folder, None)
+        if self.store.hears and self.store.senses["ears"] != ears:
+            raise DataError(f"{folder}: ears {self.store.senses['ears']}, expected {ears}; encode it with the agent's")
+        self.config, self.text, self.seed = config, text, seed
+        self.lanes = functools.lru_cache(maxsize=4096)(self._lane)
+
+    def _lane(self, number: int) -> np.ndarray:
+        return conversation_lanes(self.store.labels[number], self.config.text, self.text)[1][..., TRANSCRIPT]
+
+    def batch(self, step: int, rows: range) -> Due:
+        """These rows of the batch of `step`."""
+        return _stacked(self._row(np.random.default_rng((self.seed, step, row, 2))) for row in rows)
+
+    def _row(self, rng: np.random.Generator) -> Due:
+        number = int(rng.integers(len(self.store.paths)))
+        lane_KS = self.lanes(number)
+        first = int(rng.integers(max(1, len(lane_KS) - UNITS + 1)))
+        known = min(UNITS, len(lane_KS) - first)
+        heard_X = self.store.heard(number, first, known)
+        heard_X = F.pad(heard_X, (0, 0) * (heard_X.ndim - 1) + (0, (UNITS - known) * len(heard_X) // known))
+        lane_KS = np.pad(lane_KS[first : first + known], ((0, UNITS - known), (0, 0)), constant_values=SILENCE)
+        return _written(heard_X, lane_KS, int(rng.random() < LATE), self.config.perception.reading)
+
+
+def _stacked(rows: Iterable[Due]) -> Due:
+    return Due(*map(torch.stack, zip(*rows, strict=True)))
+
+
+def _written(heard_X: Tensor, lane_KS: np.ndarray, later: int, count: int) -> Due:
+    """One row, whose words are written down `later` units late."""
+    written_KS = np.pad(lane_KS, ((later, 0), (0, 0)), constant_values=SILENCE)[: len(lane_KS)]
+    return Due(heard_X, torch.from_numpy(written_KS), torch.from_numpy(_due(lane_KS, later, count)))
 
 
 def _due(lane_KS: np.ndarray, later: int, count: int) -> np.ndarray:

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from wan_streamer.config import StreamerConfig
-from wan_streamer.model.clip_view import moved_sinks, own_table
 from wan_streamer.model.layers import Attention, States, rotate
 from wan_streamer.model.layout import UnitLayout, visible_in_block, window_units
 from wan_streamer.model.memory import MemoryKV
+from wan_streamer.model.views.clip_view import moved_sinks, own_table
 
 
 @dataclass(frozen=True)

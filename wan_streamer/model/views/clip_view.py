@@ -2,7 +2,7 @@
 
 `ClipView`  block after block with the keys of its window, so the cost grows with the window and not with the square of
             the clip; the fast way on CPUs
-`FlatView`  (`model/flat_view.py`) one long sequence and a mask: FlexAttention, or dense attention as the reference
+`FlatView`  (`flat_view.py`) one long sequence and a mask: FlexAttention, or dense attention as the reference
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from wan_streamer.config import StreamerConfig
 from wan_streamer.model.layers import Attention, States, rotary_table, rotate
 from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, visible_in_block, window_units
 from wan_streamer.model.memory import MemoryKV
-from wan_streamer.model.window_attention import window_attention
+from wan_streamer.model.views.window_attention import window_attention
 from wan_streamer.units import TICKS_PER_UNIT
 
 

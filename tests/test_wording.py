@@ -1,0 +1,185 @@
+"""What to say: a language model beside the Transformer; what it reads, what is taken over, and what it changes."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_reading import CONFIG as READING
+from test_reading import livened
+from tiny import tiny_text, tiny_weights
+from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+
+from wan_streamer.codecs.text import END, HOLD, SILENCE
+from wan_streamer.config import StreamerConfig, WordingConfig
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.layout import ClipBatch
+from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, timeline
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.runtime.session import Session, UserUnit
+from wan_streamer.runtime.state import resume_session, session_state
+from wan_streamer.speaking.wording import Wished, Wording
+from wan_streamer.units import SAMPLES_PER_UNIT
+
+SMALL = WordingConfig(dim=24, layers=2, heads=2, mlp_dim=32, token_dim=12, copy_dim=8, window=12)
+CONFIG = dataclasses.replace(READING, wording=SMALL)
+VOCAB, TYPED = CONFIG.text.vocab_size, 2
+
+
+def wording(config: WordingConfig = SMALL) -> Wording:
+    torch.manual_seed(1)
+    made = Wording(config, VOCAB, 3)
+    made.reset()
+    return made.eval()
+
+
+def words(count: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack(
+        [torch.randint(0, 3, (count,), generator=g), torch.randint(END, VOCAB, (count,), generator=g)], 1
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(0, 3))
+def test_words_are_read_one_by_one_as_in_one_text(parts: list[int], ahead: int) -> None:
+    """However they arrive, what is likely next is the same; what is foretold is read and forgotten."""
+    made, said, more = wording(), words(sum(parts)), words(3, seed=9)[:ahead]
+    talk, upto = made.begin(), 0
+    for part in parts:
+        made.likely(talk, words(2, seed=5))  # leaves no trace
+        talk = made.read(talk, said[upto : upto + part])
+        upto += part
+    ahead_BQR2 = torch.full((1, 1, 3, 2), PADDING)
+    ahead_BQR2[0, 0, :ahead] = more
+    behind = torch.full((2, 2), PADDING)
+    whole = made.likely_in(torch.cat([said, behind])[None], torch.tensor([[upto]]), ahead_BQR2)[0, 0]
+    torch.testing.assert_close(made.likely(talk, more), whole, atol=1e-5, rtol=1e-4)
+    assert len(talk.token_N) == min(upto + 1, SMALL.window)
+
+
+def test_what_is_likely_is_a_probability_of_words() -> None:
+    made = wording()
+    likely = made.likely(made.read(made.begin(), words(20)), words(0)).exp()
+    assert likely[: HOLD + 1].sum() < 1e-6  # nobody says silences
+    assert likely.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_training_reads_like_a_session() -> None:
+    """`forward`, `own` and `again`, which training uses, give what `likely` gives."""
+    made, said = wording(dataclasses.replace(SMALL, window=40)), words(9)
+    hidden = made(made.begun(said[None]))
+    seen = torch.ones(1, 1, 10, dtype=torch.bool)
+    scores = made._scores(hidden[:, -1:], made.copied(hidden), made.begun(said[None])[..., 1], seen)[0, 0]
+    torch.testing.assert_close(scores, made.likely(made.read(made.begin(), said), words(0)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_word_is_said_again_where_it_is_found() -> None:
+    """With nothing but copying, only words that were read are likely."""
+    made, said = wording(), words(6)
+    torch.nn.init.constant_(made.copies.bias, 50.0)
+    likely = made.likely(made.read(made.begin(), said), words(0)).exp()
+    read = {*said[:, 1].tolist(), SILENCE}
+    assert sum(likely[token].item() for token in read) == pytest.approx(1, abs=1e-3)
+
+
+def test_words_of_a_clip_stand_in_the_order_in_which_they_are_known() -> None:
+    typed = torch.tensor([[[0, 0], [40, 41]]])
+    slots = torch.tensor([[[[10, HOLD], [HOLD, 20]], [[11, 21], [END, END]]]])
+    memory = torch.tensor([[[PADDING, PADDING], [TRANSCRIPT, 30], [RESPONSE, 31]]])
+    said, before, talking = timeline(memory, typed, slots, torch.ones(1, 2, dtype=torch.bool))
+    order = [[1, 30], [0, 31], [0, 10], [1, 20], [2, 40], [2, 41], [0, 11], [1, 21], [0, END], [1, END]]
+    assert said[0, : len(order)].tolist() == order
+    assert (said[0, len(order) :] == PADDING).all()
+    assert before.tolist() == [[[2, 3], [6, 8]]]
+    assert talking.tolist() == [[[False, True], [True, True]]]
+    hidden, before, talking = timeline(memory, typed, slots, torch.zeros(1, 2, dtype=torch.bool))
+    assert hidden[0, :7].tolist() == [[1, 30], [1, 20], [2, 40], [2, 41], [1, 21], [1, END], [PADDING, PADDING]]
+    assert before.tolist() == [[[1, 1], [4, 5]]]
+    assert not talking.any()
+
+
+def test_what_is_foretold_holds_while_it_comes_true() -> None:
+    expected = torch.tensor([7, 8, END])
+    seven, eight, none = [TRANSCRIPT, 7], [TRANSCRIPT, 8], [PADDING, PADDING]
+    assert foretold(expected, torch.tensor([0, 0]), 0).tolist() == [seven, eight, none]
+    assert foretold(expected, torch.tensor([7, 0]), 1).tolist() == [eight, none, none]
+    assert foretold(expected, torch.tensor([HOLD, 0]), 1).tolist() == [none, none, none]
+    assert foretold(torch.tensor([SILENCE, 8, 9]), torch.tensor([0]), 0).tolist() == [none, none, none]
+
+
+def test_a_wish_moves_words_and_ends_alone() -> None:
+    torch.manual_seed(2)
+    wished = Wished(16, 0.0)
+    wished.reset()
+    logits, hidden, likely = torch.randn(2, VOCAB), torch.randn(2, 16), torch.randn(2, VOCAB).log_softmax(-1)
+    none, one = torch.tensor([False, False]), torch.tensor([False, True])
+    moved = wished(logits, hidden, likely, none)
+    before, after = logits.softmax(-1), moved.softmax(-1)
+    torch.testing.assert_close(before[:, : END + 1], after[:, : END + 1])
+    wanted = (logits + likely)[:, END + 1 :].softmax(-1)
+    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), wanted)
+    wished.due = 0.5
+    ends = wished(logits, hidden, likely, one)
+    torch.testing.assert_close(ends[0], moved[0])
+    odds = likely[1, END] - torch.log1p(-likely[1, END].exp())
+    assert ends[1, END].item() == pytest.approx((logits[1, END] + 0.5 * odds).item(), abs=1e-4)
+
+
+def model_and_clip() -> tuple[Streamer, ClipBatch]:
+    torch.manual_seed(0)
+    model = Streamer(CONFIG).eval()
+    livened(model.reading)
+    torch.nn.init.normal_(model.video_out.weight, std=0.2)
+    torch.nn.init.normal_(model.audio_out.weight, std=0.2)
+    torch.nn.init.normal_(model.wished.weight.weight, std=0.2)
+    clip, perception = random_clip(CONFIG), CONFIG.perception
+    sound = torch.randn(1, (perception.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
+    whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
+    blank = off_is_blank(whole)
+    lead = torch.zeros(1, perception.lead_units * SAMPLES_PER_UNIT)
+    memory = torch.full((1, CONFIG.cache.memory_tokens, 2), PADDING)
+    return model, dataclasses.replace(blank, user_audio=torch.cat([lead, blank.user_audio], 1), memory_BM2=memory)
+
+
+def test_training_pass_equals_cached_rollout() -> None:
+    """With a reader, whose words are foretold, and more words in the clip than are read back."""
+    model, clip = model_and_clip()
+    noisy, tau = noisy_latents(clip)
+    logits, live_logits = one_pass(model, clip, noisy, tau)[1], unit_by_unit(model, clip, noisy, tau)[1]
+    torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
+    assert (clip.slot_BKSL > HOLD).sum() > SMALL.window
+    torch.nn.init.zeros_(model.wished.weight.weight)
+    torch.nn.init.zeros_(model.wished.weight.bias)
+    model.wished.due = 0.0
+    plain = one_pass(model, clip, noisy, tau)[1]
+    torch.testing.assert_close(logits[..., TRANSCRIPT, :], plain[..., TRANSCRIPT, :])
+    assert not torch.allclose(logits[..., RESPONSE, :], plain[..., RESPONSE, :], atol=1e-2)
+
+
+def test_a_session_goes_on_with_what_was_said() -> None:
+    weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0], text=tiny_text())
+    g = torch.Generator().manual_seed(4)
+    units = [UserUnit(torch.randn(SAMPLES_PER_UNIT, generator=g).clamp(-1, 1).numpy() * 0.1, None) for _ in range(12)]
+    whole, first, second = (Session(weights, seed=3) for _ in range(3))
+    expected = [whole.step(unit) for unit in units]
+    for unit in units[:7]:
+        first.step(unit)
+    resume_session(second, session_state(first))
+    assert first.live.talk.count > 1  # something was said
+    assert second.live.talk.count == first.live.talk.count
+    for unit, out in zip(units[7:], expected[7:], strict=True):
+        again = second.step(unit)
+        assert (again.text, again.transcript) == (out.text, out.transcript)
+        assert (again.audio == out.audio).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"wording": dataclasses.asdict(SMALL) | {"dim": 26}}, "multiple"), ({"cache": {}}, "text memory")],
+)
+def test_a_wording_that_cannot_be(change: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        made = WordingConfig(**change["wording"]) if "wording" in change else SMALL
+        StreamerConfig(wording=made)
