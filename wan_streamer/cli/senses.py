@@ -116,6 +116,26 @@ def train_reader(
 
 
 @expand
+def train_wording(
+    out: Out,
+    run: Alone,
+    start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose wording learns.")],
+    overwrite: Overwrite = False,
+    threads: ModelThreads = None,
+) -> None:
+    """What an agent says: teach a small language model beside it which words answer which. Needs no data.
+
+    Example: [b]wan-streamer train wording --from runs/duplex --out runs/wording[/b]
+    """
+    from wan_streamer.training.loop.alone import AloneOptions
+    from wan_streamer.training.wording.stage import train_wording as train
+
+    with training_in(out, run.resume, overwrite):
+        scores = train(start, out, AloneOptions(**vars(run)))
+    print_scores(scores, out / "agent")
+
+
+@expand
 def train_voice(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Encoded conversations of [b]simulate --spoken[/b].")

@@ -5,6 +5,7 @@
 `earlier`         a talk minutes before, as text, and what was told in it
 `chatter`         a talk of which nothing need be remembered, as text
 `drill`           nothing but what has to be found in what was said before, as text
+`quiz`            whatever may be asked and is known, each as often as the others, as text
 """
 
 import re
@@ -15,14 +16,17 @@ import numpy as np
 
 from wan_streamer.simulation.conversation.dialogue import Draft, Scene
 from wan_streamer.simulation.conversation.free import order_text, reply_text
-from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, Lines, pick, reply_label
-from wan_streamer.simulation.conversation.talk import KNOWLEDGE, Plan
+from wan_streamer.simulation.conversation.repertoire import AGENT, KNOWN, NUMBERS, Lines, pick, reply_label
+from wan_streamer.simulation.conversation.talk import EXPLANATIONS, KNOWLEDGE, QUICK, Plan
 
 EARLIER_TURNS = 12
 EARLIER_WORDS = 9  # longest free sentence of an earlier talk
 DRILLED = {"tell": 0.3, "ask": 0.4, "repeat": 0.15, "order": 0.15}
 UNKNOWN = 0.15  # share of what is asked for that may never have been told
 REPEATED = (1, 7)  # words
+QUIZ = (*KNOWLEDGE, *EXPLANATIONS, *QUICK, "greeting", "bye", "how", "fine", "tired", "weather", "music", "joke",
+        "laugh", "name", "can", "robot", "hear", "thanks", "three", "five", "ten", "back", "sum", "stop", "wait_name",
+        "wait_hear")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,20 @@ def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines:
         known[kind] = lines.filling(fact.slot, rng)
         told = {fact.slot: known[kind]}
         return lines.wording(fact.tell, rng, **told), AGENT[fact.noted].format(**told)
+
+    sides = ("user", "agent")
+    pairs = [exchange() for _ in range(exchanges)]
+    return [{"side": side, "text": text} for pair in pairs for side, text in zip(sides, pair, strict=True)]
+
+
+def quiz(exchanges: int, rng: np.random.Generator, lines: Lines) -> list[dict[str, str]]:
+    """{"side", "text"} of so many exchanges that words alone decide and that need nothing of what was said before."""
+
+    def exchange() -> tuple[str, str]:
+        intent = pick(QUIZ, rng)
+        a, b = (int(rng.integers(1, 6)) for _ in range(2))
+        answer = AGENT[reply_label(intent, rng)].format(number=NUMBERS[a + b])
+        return lines.wording(intent, rng, a=NUMBERS[a], b=NUMBERS[b]), answer
 
     sides = ("user", "agent")
     pairs = [exchange() for _ in range(exchanges)]

@@ -10,6 +10,10 @@ ASKED = ("Tell me {}.", "Do you know {}?", "Can you tell me {}?", "Could you tel
 WANTED = ("Please {}.", "Can you {}?", "Could you {}?", "I want you to {}.", "I would like you to {}.", "Would you {}?",
           "{}, please.", "So, {}.", "Will you {}?", "Go on, {}.")  # fmt: skip
 
+EITHER = ("Do you like {}?", "Would you like {}?", "Do you want {}?", "What do you like more, {}?", "{}, which one?",
+          "{}, what do you say?", "What would you choose, {}?", "Which one do you want, {}?",
+          "Tell me, {}?")  # fmt: skip
+
 
 def framed(frames: tuple[str, ...], *parts: str) -> tuple[str, ...]:
     """Every part in every frame."""
@@ -307,22 +311,19 @@ _MORE: dict[str, tuple[str, ...]] = {
     "tea": ("How can I make tea?", "How does one make tea?", "Show me how to make tea.", "How do you cook tea?",
             "How is tea made?", "Explain tea to me."),
     "ready": ("Are you ready to start?", "Can we start?", "Ready to go?", "You ready?"),
-    "tea_please": ("Would you like tea or coffee?", "Do you want coffee or tea?"),
-    "red_one": ("Do you like red or blue?", "Blue or red, what do you say?"),
-    "cat_one": ("Do you like a cat or a dog?", "A dog or a cat, which one?"),
-    "summer": ("Do you like summer or winter?", "Winter or summer, which one?"),
-    "morning": ("Do you work in the morning or at night?", "At night or in the morning, what do you like?"),
+    "tea_please": framed(EITHER, "tea or coffee", "coffee or tea"),
+    "red_one": framed(EITHER, "red or blue", "blue or red"),
+    "cat_one": framed(EITHER, "a cat or a dog", "a dog or a cat"),
+    "summer": framed(EITHER, "summer or winter", "winter or summer"),
+    "morning": framed(EITHER, "in the morning or at night", "at night or in the morning"),
     "backchannel": ("Mhm.", "Yes.", "Yep.", "Ah.", "Aha.", "Ah yes.", "Oh yes.", "Oh.", "Hm.", "Mm.", "True.",
-                    "I know.",
-                    "All right.", "Oh, right.", "Interesting.", "Wow.", "Cool.", "Sounds good.", "No way.",
-                    "Okay, yeah.",
-                    "Yeah, right.", "Mm-hm, yeah.", "Ah, I see.", "Yeah, sure.", "Good.", "Nice.", "Exactly.",
-                    "Wow, okay."),
+                    "I know.", "All right.", "Oh, right.", "Interesting.", "Wow.", "Cool.", "Sounds good.", "No way.",
+                    "Okay, yeah.", "Yeah, right.", "Mm-hm, yeah.", "Ah, I see.", "Yeah, sure.", "Good.", "Nice.",
+                    "Exactly.", "Wow, okay."),
     "aside": ("I'm coming in a minute.", "Put it over there.", "Where is my phone?", "No, I am busy right now.",
               "Yes, put it on the shelf.", "Mom, I am in a call.", "Turn down the radio, please.",
-              "Who is at the door?",
-              "The milk is in the fridge.", "Not today, sorry.", "Be careful with that.", "Come in, it's open.",
-              "Can you bring me a pen?", "Thanks, just leave it there.", "Go and ask your father."),
+              "Who is at the door?", "The milk is in the fridge.", "Not today, sorry.", "Be careful with that.",
+              "Come in, it's open.", "Can you bring me a pen?", "Thanks, just leave it there.", "Go and ask your father."),
     "pause_a": ("Please", "Could you please", "I want you to please", "Now can you", "Can you maybe", "Would you"),
     "pause_three": ("count from one to three?", "count for us to three?"),
     "pause_five": ("count from one to five?", "count for us to five?"),

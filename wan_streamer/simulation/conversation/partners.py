@@ -33,7 +33,7 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.9"
+GENERATOR = "3.10"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
@@ -182,11 +182,7 @@ def make_shown(seed: int, split: str, index: int) -> Episode:
     """
     rng = episode_rng(seed, split, index, 1)
     user, agent, identity = SilentVoice.sample(rng), SilentVoice.sample(rng), FaceIdentity.sample(rng, split)
-
-    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
-        return _if_of(split, plan_shown(episode_units(seed, split, index), agent, user, rng, MANY))
-
-    dialogue = _planned(plan, agent.speak, user.speak, True, seed, split, index)
+    dialogue = _planned(_about_seen(seed, split, index), agent.speak, user.speak, True, seed, split, index)
     acting = _act(dialogue, "user", episode_rng(seed, split, index, 4), float(rng.uniform(0.7, 1.5)))
     labels = {
         "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,
@@ -258,17 +254,24 @@ def _silence(dialogue: Dialogue) -> np.ndarray:
     return np.zeros(dialogue.units * SAMPLES_PER_UNIT, np.float32)
 
 
-def written_conversation(seed: int, split: str, index: int) -> dict:
+def written_conversation(seed: int, split: str, index: int, seen: bool = False) -> dict:
     """What the labels of a conversation tell of its words, without anybody who says or shows them.
 
-    units, words, events and before, as in the labels of `make_episode`. Nobody is seen.
+    units, words, events and before, as in the labels of `make_episode`; `seen`: it is about what somebody would see.
     """
     user, agent = (SilentVoice.sample(episode_rng(seed, split, index, purpose), HURRIED) for purpose in (1, 2))
-    planner = _asked_or_any(seed, split, index, ASKED_WRITTEN)
-    dialogue = _planned(planner, agent.speak, user.speak, False, seed, split, index)
+    planner = _about_seen(seed, split, index) if seen else _asked_or_any(seed, split, index, ASKED_WRITTEN)
+    dialogue = _planned(planner, agent.speak, user.speak, seen, seed, split, index)
     return {
         "units": dialogue.units, "words": dialogue.words(), "events": dialogue.events, "before": dialogue.before,
     }  # fmt: skip
+
+
+def _about_seen(seed: int, split: str, index: int) -> Planner:
+    def plan(agent: Speak, user: Speak, camera: bool, rng: np.random.Generator) -> Dialogue | None:
+        return _if_of(split, plan_shown(episode_units(seed, split, index), agent, user, rng, MANY))
+
+    return plan
 
 
 def _planned(planner: Planner, agent: Speak, user: Speak, camera: bool, seed: int, split: str, index: int) -> Dialogue:
