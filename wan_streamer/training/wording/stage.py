@@ -55,7 +55,8 @@ class WordingStage(Stage):
 
     def loss(self, batch: Tensor, step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:
         own_BN, first_BN = response_places(batch)
-        counts_BN = first_BN | (own_BN & (noise.uniform(tuple(own_BN.shape)) < LATER))
+        chance_BN = torch.rand(own_BN.shape, generator=torch.Generator().manual_seed(step))
+        counts_BN = first_BN | (own_BN & (chance_BN < LATER))
         error_N, first_N = self._errors(self.move(batch), self.move(counts_BN), self.move(first_BN))
         return error_N.mean(), {"first": error_N[first_N].mean().detach()}
 
