@@ -9,10 +9,10 @@ from wan_streamer.config import MediaConfig, StreamerConfig
 from wan_streamer.flow.joint import stack
 from wan_streamer.flow.path import interpolate
 from wan_streamer.flow.solver import Velocity
-from wan_streamer.model.views.clip_view import ClipView, clip_view
-from wan_streamer.model.views.flat_view import FlatView, flat_view
 from wan_streamer.model.layout import ClipBatch, Latents, UnitLayout, unit_layout
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.model.views.clip_view import ClipView, clip_view
+from wan_streamer.model.views.flat_view import FlatView, flat_view
 from wan_streamer.speaking.sounds import no_sounds
 from wan_streamer.training.stages.rollout import roll_out
 from wan_streamer.units import SAMPLES_PER_UNIT

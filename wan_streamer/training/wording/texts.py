@@ -7,6 +7,7 @@
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wan_streamer.codecs.text import END, TextCodec
 from wan_streamer.config import StreamerConfig
@@ -73,7 +74,7 @@ class Texts:
             place_N, source_N = _sent(place_N, token_N, heard_N), np.where(heard_N, USERS, source_N)
         else:
             place_N = place_N + heard_N * slots * int(rng.integers(-EARLIER, LATER))
-        order_N = np.argsort(place_N, kind="stable")
+        order_N = np.argsort(2 * place_N + heard_N, kind="stable")
         source_N, token_N = source_N[order_N], token_N[order_N]
         if rng.random() < misread:
             token_N = _misheard(source_N, token_N, self.config.text.vocab_size, rng)
@@ -100,10 +101,10 @@ def _misheard(source_N: np.ndarray, token_N: np.ndarray, vocabulary: int, rng: n
 
 
 def response_places(said_BN2: Tensor) -> tuple[Tensor, Tensor]:
-    """Behind a mark of the beginning: where the agent says a word, and where it says one of the first two of an
-    utterance, bool [B, N].
+    """Where the agent says a word, and where one of the first two of an utterance or behind a word of the user's: bool
+    [B, N] each.
     """
     own_BN = said_BN2[..., 0] == RESPONSE
-    before_BN = nn.functional.pad(own_BN & (said_BN2[..., 1] != END), (1, 0))[:, :-1]
+    before_BN = F.pad(own_BN & (said_BN2[..., 1] != END), (1, 0))[:, :-1]
     first_BN = own_BN & ~before_BN
-    return own_BN, first_BN | (own_BN & nn.functional.pad(first_BN, (1, 0))[:, :-1])
+    return own_BN, first_BN | (own_BN & F.pad(first_BN, (1, 0))[:, :-1])
