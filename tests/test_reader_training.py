@@ -6,16 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from test_reading import CONFIG, livened
-from tiny import tiny_text, tiny_weights
+from tiny import TALKER, tiny_text, tiny_weights
 from tiny_ears import said_corpus
+from tiny_world import make_episode, save_codecs
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
 from wan_streamer.codecs.text import END
 from wan_streamer.data.lanes import conversation_lanes
-from wan_streamer.errors import CheckpointError
+from wan_streamer.data.latents import encode_shards
+from wan_streamer.data.shards import write_shard
+from wan_streamer.errors import CheckpointError, DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import load_weights, save_weights
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.perception.senses import Senses
 from wan_streamer.training.examples.heard import labels_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.reader import streams
@@ -90,7 +95,7 @@ def test_what_is_learned_is_what_is_asked_live(corpus: Path, agent: Path) -> Non
     batch, window = training.batch(0, range(2)), CONFIG.perception.reading_units
     every_BQ = torch.arange(UNITS).expand(2, -1)
     with torch.no_grad():
-        sound = training.reader.sound(training.ears(batch.audio_BT)[0])
+        sound = training.reader.sound(training.ears(batch.heard_BX)[0])
         found = training.reader.ahead(sound, batch.written_BKS, 3, window)
         scores = training._scores(sound, batch.written_BKS, found.token, every_BQ)
     asked = found.token >= END
@@ -104,13 +109,13 @@ def test_what_is_learned_is_what_is_asked_live(corpus: Path, agent: Path) -> Non
 def test_it_hears_nothing_beyond_the_unit(corpus: Path, agent: Path) -> None:
     training, unit = stage(corpus, agent), 9
     batch = training.batch(0, range(2))
-    changed_BT = batch.audio_BT.clone()
+    changed_BT = batch.heard_BX.clone()
     changed_BT[:, (unit + 1) * SAMPLES_PER_UNIT :] = 0
     every_BQ = torch.arange(UNITS).expand(2, -1)
     with torch.no_grad():
         one, other = (
             training._scores(training.reader.sound(training.ears(audio)[0]), batch.written_BKS, batch.due_BKG, every_BQ)
-            for audio in (batch.audio_BT, changed_BT)
+            for audio in (batch.heard_BX, changed_BT)
         )
     torch.testing.assert_close(one[:, : unit + 1], other[:, : unit + 1], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(one[:, unit + 1 :], other[:, unit + 1 :], atol=1e-2)
@@ -146,6 +151,61 @@ def test_steps_lower_the_loss(corpus: Path, agent: Path) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def talks_of(folder: Path, agent: Path) -> Path:
+    """Conversations of the world in train, as the ears of `agent` heard them, and in valid as they sounded."""
+    weights, hearing = tiny_weights(), load_weights(agent).streamer.hearing
+    for split in ("train", "valid"):
+        shards, kept = folder / "shards" / split, Senses(hearing if split == "train" else None)
+        write_shard(shards / "shard-00000.tar", [make_episode(i, 30, split) for i in range(2)])
+        codecs = weights.audio_vae, weights.video_vae
+        encode_shards(shards, folder / split, *codecs, TALKER.perception, senses=kept)
+    save_codecs(*codecs, folder)
+    return folder
+
+
+def test_users_of_conversations_are_read_as_they_were_heard(corpus: Path, agent: Path, tmp_path: Path) -> None:
+    """In every second pair of steps; what is due is what stands in the transcript of the stretch."""
+    folder = talks_of(tmp_path / "talks", agent)
+    training = ReaderStage(corpus, agent, dataclasses.replace(NUMBERS, batch=2, precision="fp32"), [folder])
+    kinds = [training.batch(step, range(2)).heard_BX.ndim for step in range(6)]
+    assert kinds == [2, 2, 4, 4, 2, 2]
+    talks, batch = training.train_talks[0], training.batch(2, range(4))
+    assert all(torch.equal(a, b) for a, b in zip(batch, training.batch(2, range(4)), strict=True))
+    lanes = [
+        torch.from_numpy(conversation_lanes(labels, CONFIG.text, tiny_text())[1][..., TRANSCRIPT])
+        for labels in talks.store.labels
+    ]
+    words = 0
+    for heard_KTD, written_KS in zip(batch.heard_BX, batch.written_BKS, strict=True):
+        whole = [talks.store.heard(number, 0, 30) for number in range(2)]
+        found = [
+            (number, first)
+            for number in range(2)
+            for first in range(30 - UNITS + 1)
+            if torch.equal(whole[number][first : first + UNITS], heard_KTD)
+        ]
+        ((number, first),) = found
+        stretch = lanes[number][first : first + UNITS]
+        assert any(torch.equal(written_KS[later:], stretch[: UNITS - later]) for later in (0, 1))
+        words += int((written_KS > END).sum())
+    assert words
+    loss, _ = training.loss(batch, 2, RowNoise(0, 2, range(4)))
+    loss.backward()
+    assert training.reader.norm.weight.grad.abs().sum() > 0
+    assert {"talks/loss", "talks/words_right"} <= training.validate().keys()
+
+
+def test_conversations_that_others_heard_are_refused(corpus: Path, agent: Path, tmp_path: Path) -> None:
+    folder = talks_of(tmp_path / "talks", agent)
+    torch.manual_seed(5)
+    other = tiny_weights(config=CONFIG)
+    save_weights(dataclasses.replace(other, streamer=Streamer(CONFIG)), tmp_path / "other")
+    line = ["train", "reader", "--data", str(corpus), "--from", str(tmp_path / "other"), "--talks", str(folder)]
+    result = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, DataError)
+    assert "encode it with the agent's" in str(result.exception)
 
 
 def test_an_agent_without_a_reader_has_nothing_to_learn(corpus: Path, tmp_path: Path) -> None:
