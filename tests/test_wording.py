@@ -19,7 +19,7 @@ from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, t
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime.session import Session, UserUnit
 from wan_streamer.runtime.state import resume_session, session_state
-from wan_streamer.speaking.wording import Wished, Wording
+from wan_streamer.speaking.wording import Wording, wished
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 SMALL = WordingConfig(dim=24, layers=2, heads=2, mlp_dim=32, token_dim=12, copy_dim=8, window=12)
@@ -109,22 +109,20 @@ def test_what_is_foretold_holds_while_it_comes_true() -> None:
     assert foretold(torch.tensor([SILENCE, 8, 9]), torch.tensor([0]), 0).tolist() == [none, none, none]
 
 
-def test_a_wish_moves_words_and_ends_alone() -> None:
+def test_a_wish_moves_which_word_is_said_and_what_is_against_an_end() -> None:
     torch.manual_seed(2)
-    wished = Wished(16, 0.0)
-    wished.reset()
-    logits, hidden, likely = torch.randn(2, VOCAB), torch.randn(2, 16), torch.randn(2, VOCAB).log_softmax(-1)
-    none, one = torch.tensor([False, False]), torch.tensor([False, True])
-    moved = wished(logits, hidden, likely, none)
+    logits, likely = torch.randn(2, VOCAB), torch.randn(2, VOCAB).log_softmax(-1)
+    talking = torch.tensor([False, True])
+    moved = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.0))
     before, after = logits.softmax(-1), moved.softmax(-1)
     torch.testing.assert_close(before[:, : END + 1], after[:, : END + 1])
-    wanted = (logits + likely)[:, END + 1 :].softmax(-1)
-    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), wanted)
-    wished.due = 0.5
-    ends = wished(logits, hidden, likely, one)
-    torch.testing.assert_close(ends[0], moved[0])
-    odds = likely[1, END] - torch.log1p(-likely[1, END].exp())
-    assert ends[1, END].item() == pytest.approx((logits[1, END] + 0.5 * odds).item(), abs=1e-4)
+    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), (logits + likely)[:, END + 1 :].softmax(-1))
+    ends = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.5))
+    torch.testing.assert_close(ends[0], moved[0])  # nothing is being said that could end
+    torch.testing.assert_close(ends[1, :END], logits[1, :END])  # when a word comes is not the wording's to say
+    assert ends[1, END].item() == pytest.approx((logits[1, END] + 0.5 * likely[1, END]).item(), abs=1e-4)
+    against = torch.log1p(-likely[1, END].exp())
+    torch.testing.assert_close(ends[1, END + 1 :], moved[1, END + 1 :] + 0.5 * against)
 
 
 def model_and_clip() -> tuple[Streamer, ClipBatch]:
@@ -133,7 +131,6 @@ def model_and_clip() -> tuple[Streamer, ClipBatch]:
     livened(model.reading)
     torch.nn.init.normal_(model.video_out.weight, std=0.2)
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
-    torch.nn.init.normal_(model.wished.weight.weight, std=0.2)
     clip, perception = random_clip(CONFIG), CONFIG.perception
     sound = torch.randn(1, (perception.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
     whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
@@ -150,9 +147,7 @@ def test_training_pass_equals_cached_rollout() -> None:
     logits, live_logits = one_pass(model, clip, noisy, tau)[1], unit_by_unit(model, clip, noisy, tau)[1]
     torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
     assert (clip.slot_BKSL > HOLD).sum() > SMALL.window
-    torch.nn.init.zeros_(model.wished.weight.weight)
-    torch.nn.init.zeros_(model.wished.weight.bias)
-    model.wished.due = 0.0
+    model.config = dataclasses.replace(CONFIG, wording=dataclasses.replace(SMALL, weight=0.0, due=0.0))
     plain = one_pass(model, clip, noisy, tau)[1]
     torch.testing.assert_close(logits[..., TRANSCRIPT, :], plain[..., TRANSCRIPT, :])
     assert not torch.allclose(logits[..., RESPONSE, :], plain[..., RESPONSE, :], atol=1e-2)

@@ -108,7 +108,7 @@ class WordingConfig(Ranged):
 
     token_dim  of a word where it is read and chosen;   copy_dim  of what finds words to say again
     window     how many words back it reads
-    due        weight of what it finds in whether an utterance of the agent ends
+    weight     of what it finds in which word the agent says;   due  in whether an utterance ends
     """
 
     place = "wording"
@@ -120,6 +120,7 @@ class WordingConfig(Ranged):
     copy_dim: int = between(64, 1, 16_384)
     rope_theta: float = between(10_000.0, 1, 1e9)
     window: int = between(768, 2, 1_000_000)
+    weight: float = between(0.5, 0, 100)
     due: float = between(0.5, 0, 100)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from wan_streamer.perception.reading import Expected, Trust, as_expected, hints,
 from wan_streamer.perception.video import seeing
 from wan_streamer.speaking.sounds import UNKNOWN
 from wan_streamer.speaking.voice import Voice
-from wan_streamer.speaking.wording import Wished, Wording
+from wan_streamer.speaking.wording import Wording, wished
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
@@ -67,11 +67,10 @@ class Streamer(Inputs):
         )
         words = config.wording
         self.wording = None if words is None else Wording(words, config.text.vocab_size, len(SOURCES))
-        self.wished = None if words is None else Wished(D, words.due)
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
-        for module in (self.trust, self.voice, self.wording, self.wished):
+        for module in (self.trust, self.voice, self.wording):
             if module is not None:
                 module.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
@@ -132,8 +131,8 @@ class Streamer(Inputs):
         score_BKSV = None if expected is None else as_expected(expected, written_BKS)
         logits = self.trusted(self.logits(asking), asking, score_BKSV)
         if self.wording is not None:
-            wished = self._wished(batch, expected, logits[..., RESPONSE, :], asking[..., RESPONSE, :])
-            logits = torch.stack([wished, logits[..., TRANSCRIPT, :]], dim=-2)
+            likely_BKSV, talking_BKS = self._likely_in(batch, expected)
+            logits = self._wished(logits, likely_BKSV, talking_BKS)
         if noisy is None:
             return None, logits
         guessed = None
@@ -158,10 +157,9 @@ class Streamer(Inputs):
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
         return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
-    def _wished(self, batch: ClipBatch, expected: Expected | None, logits: Tensor, hidden: Tensor) -> Tensor:
-        """Logits [B, K, S, V] and hidden states [B, K, S, D] of responses -> logits with what is likely to be said."""
+    def _likely_in(self, batch: ClipBatch, expected: Expected | None) -> tuple[Tensor, Tensor]:
+        """As `_likely`, before every slot of clips: [B, K, S, V], [B, K, S]."""
         assert self.wording is not None
-        assert self.wished is not None
         written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
         said_BN2, before_BKS, talking_BKS = timeline(
             batch.memory_BM2, batch.user_text_BKS, batch.slot_BKSL, batch.written_BK
@@ -170,7 +168,13 @@ class Streamer(Inputs):
         ahead_SBKR2 = [foretold(token_BKR, written_BKS, slot) for slot in range(written_BKS.shape[2])]
         ahead_BQR2 = torch.stack(ahead_SBKR2, dim=2).flatten(1, 2)
         likely_BQV = self.wording.likely_in(said_BN2, before_BKS.flatten(1), ahead_BQR2)
-        return self.wished(logits, hidden, likely_BQV.view_as(logits), talking_BKS)
+        return likely_BQV.unflatten(1, written_BKS.shape[1:]), talking_BKS
+
+    def _wished(self, logits: Tensor, likely: Tensor, talking: Tensor) -> Tensor:
+        """Logits [..., lanes, V] with what is likely to be said, [..., V]."""
+        assert self.config.wording is not None
+        response = wished(logits[..., RESPONSE, :], likely, talking, self.config.wording)
+        return torch.stack([response, logits[..., TRANSCRIPT, :]], dim=-2)
 
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor, guessed: Tensor | None) -> Latents:
         n = noisy.video.shape[-2]
@@ -295,24 +299,21 @@ class Streamer(Inputs):
             return logits_LV
         if live.expected is not None:
             logits_LV = self.trusted(logits_LV, hidden_LD, live.expected.score[slot])
-        if self.wording is not None and self.wished is not None and live.talk is not None:
-            likely_V, talking_1 = self._likely(live, slot)
-            response = self.wished(logits_LV[RESPONSE, None], hidden_LD[RESPONSE, None], likely_V[None], talking_1)
-            logits_LV = torch.cat([response, logits_LV[TRANSCRIPT, None]])
+        if live.talk is not None:
+            logits_LV = self._wished(logits_LV, *self._likely(live, slot))
         return logits_LV
 
     def _likely(self, live: LiveState, slot: int) -> tuple[Tensor, Tensor]:
-        """What the wording finds likely as the agent's next word, and whether something is being said: [V], [1]."""
+        """What the wording finds likely as the agent's next word [V], and whether something is being said."""
         assert self.wording is not None
         assert live.talk is not None
         before_T = torch.cat([said[:, RESPONSE] for said in [*live.said][-2:]])
-        before_1 = F.pad(before_T, (1, 0), value=SILENCE)[len(before_T) - len(live.said[-1]) + slot, None]
-        talking_1 = (before_1 != SILENCE) & (before_1 != END)
+        before = F.pad(before_T, (1, 0), value=SILENCE)[len(before_T) - len(live.said[-1]) + slot]
         ahead_N2 = torch.empty(0, 2, dtype=torch.long, device=self.device)
         if live.expected is not None and not live.expected.token.is_meta:
             ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
             ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
-        return self.wording.likely(live.talk, ahead_N2), talking_1
+        return self.wording.likely(live.talk, ahead_N2), (before != SILENCE) & (before != END)
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""

@@ -2,7 +2,7 @@
 
 `Talk`      what was said so far, as read
 `Wording`   `read`: more words;  `likely`: how likely each word is the agent's next
-`Wished`    what is said, as the agent and its wording together find likely
+`wished`    what is said, as the agent and its wording together find likely
 
 The Transformer has to find the words among sounds and pictures, and sees few of them in a step of training. A network
 that reads nothing but words learns what is said to what by itself, from conversations without end
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import WordingConfig
 
-WEIGHT = 1.0  # of the wording in which word is said, to begin with
 UNLIKELY, CERTAIN = -10.0, -1e-4  # logarithms of probabilities that are not passed
 NEVER = -1e4
 
@@ -222,27 +221,18 @@ class Wording(nn.Module):
         return fit_BQN.masked_fill(~seen_BQN, NEVER).log_softmax(-1)
 
 
-class Wished(nn.Module):
+def wished(logits: Tensor, likely: Tensor, talking: Tensor, config: WordingConfig) -> Tensor:
     """What is said, as the agent and its wording together find likely: the one knows when, and what it sees.
 
-    width  of a hidden state;   due  weight of the wording in whether an utterance ends
+    Logits [..., V], what is likely [..., V], whether something is being said [...] -> logits [..., V]. How likely it is
+    that a word is written is moved by nothing but what the wording has against a word, or against an end.
     """
-
-    def __init__(self, width: int, due: float) -> None:
-        super().__init__()
-        self.weight, self.due = nn.Linear(width, 1), due
-
-    def reset(self) -> None:
-        nn.init.zeros_(self.weight.weight)
-        nn.init.constant_(self.weight.bias, WEIGHT)
-
-    def forward(self, logits: Tensor, hidden: Tensor, likely: Tensor, talking: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D], what is likely [..., V], whether something is being said [...]."""
-        end, word = likely[..., END].clamp(UNLIKELY, CERTAIN), logits[..., END + 1 :]
-        both = word + self.weight(hidden).float() * likely[..., END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
-        both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
-        ends = logits[..., END] + self.due * talking * (end - torch.log1p(-end.exp()))
-        return torch.cat([logits[..., :END], ends[..., None], both], dim=-1)
+    end, word = likely[..., END].clamp(UNLIKELY, CERTAIN), logits[..., END + 1 :]
+    both = word + config.weight * likely[..., END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
+    both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
+    due = config.due * talking
+    both = both + (due * torch.log1p(-end.exp()).clamp(min=UNLIKELY))[..., None]
+    return torch.cat([logits[..., :END], (logits[..., END] + due * end)[..., None], both], dim=-1)
 
 
 def _near(place_N: Tensor, other_M: Tensor, window: int) -> Tensor:
