@@ -24,7 +24,7 @@ from wan_streamer.training.wording import stage as stages
 from wan_streamer.training.wording import texts as made
 from wan_streamer.training.wording.stage import CONFIG as NUMBERS
 from wan_streamer.training.wording.stage import FOLDER, WordingStage, train_wording
-from wan_streamer.training.wording.texts import Texts, response_places
+from wan_streamer.training.wording.texts import Texts, response_places, turn_places
 
 LONG = made.LONG_EVERY - 1  # a step of long texts
 PLAIN = dataclasses.replace(CONFIG, wording=None)
@@ -109,16 +109,30 @@ def test_what_is_learned_is_what_is_likely_in_a_session(agent: Path) -> None:
     training = stage(agent)
     said = training.batch(0, range(2))
     own, first = response_places(said)
-    errors, _ = training._errors(said, own, first)
-    wording, expected = training.wording, []
+    torch.nn.init.normal_(training.wording.turns.weight)
+    errors, _, turns = training._errors(said, own, first)
+    wording, expected, whose = training.wording, [], []
+    after, agents = turn_places(said)
     for row in range(2):
         talk = wording.begin()
-        for (who, token), asked in zip(said[row].tolist(), own[row].tolist(), strict=True):
+        for place, ((who, token), asked) in enumerate(zip(said[row].tolist(), own[row].tolist(), strict=True)):
             if asked:
-                expected.append(-wording.likely(talk, torch.empty(0, 2, dtype=torch.long))[token])
+                expected.append(-wording.likely(talk, torch.empty(0, 2, dtype=torch.long)).word[token])
             if who != PADDING:
                 talk = wording.read(talk, torch.tensor([[who, token]]))
+            if place < after.shape[1] and after[row, place]:
+                odds = wording.likely(talk, torch.empty(0, 2, dtype=torch.long)).turn
+                whose.append(-torch.nn.functional.logsigmoid(odds if agents[row, place] else -odds))
     torch.testing.assert_close(errors, torch.stack(expected), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(turns, torch.stack(whose), atol=1e-3, rtol=1e-3)
+
+
+def test_whose_turn_it_is_behind_words_of_the_user() -> None:
+    a, u, t = RESPONSE, TRANSCRIPT, made.USERS
+    said = torch.tensor([[[u, 9], [u, END], [a, 5], [u, 8], [a, END], [t, 7], [t, END], [u, 7], [PADDING, PADDING]]])
+    after, agents = turn_places(said)
+    assert after[0].tolist() == [True, True, False, False, False, True, True, False]
+    assert agents[0, after[0]].tolist() == [False, True, False, False]
 
 
 def test_steps_lower_the_loss(agent: Path) -> None:
@@ -141,7 +155,7 @@ def test_a_run_resumes_exactly_and_changes_the_wording_alone(agent: Path, tmp_pa
     train_wording(agent, tmp_path / "whole", options)
     train_wording(agent, tmp_path / "parts", dataclasses.replace(options, minutes=0.0))
     scores = train_wording(agent, tmp_path / "parts", dataclasses.replace(options, resume=True))
-    assert {"loss", "first", "right"} <= scores.keys()
+    assert {"loss", "first", "turn", "right"} <= scores.keys()
     whole, parts = (load_weights(tmp_path / name / FOLDER) for name in ("whole", "parts"))
     assert whole.config.wording is not None
     for name, value in whole.streamer.state_dict().items():

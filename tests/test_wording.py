@@ -19,7 +19,7 @@ from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, t
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime.session import Session, UserUnit
 from wan_streamer.runtime.state import resume_session, session_state
-from wan_streamer.speaking.wording import Wording, wished
+from wan_streamer.speaking.wording import TURN, Likely, Wording, wished
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 SMALL = WordingConfig(dim=24, layers=2, heads=2, mlp_dim=32, token_dim=12, copy_dim=8, window=12)
@@ -31,6 +31,7 @@ def wording(config: WordingConfig = SMALL) -> Wording:
     torch.manual_seed(1)
     made = Wording(config, VOCAB, 3)
     made.reset()
+    torch.nn.init.normal_(made.turns.weight)
     return made.eval()
 
 
@@ -54,14 +55,18 @@ def test_words_are_read_one_by_one_as_in_one_text(parts: list[int], ahead: int) 
     ahead_BQR2 = torch.full((1, 1, 3, 2), PADDING)
     ahead_BQR2[0, 0, :ahead] = more
     behind = torch.full((2, 2), PADDING)
-    whole = made.likely_in(torch.cat([said, behind])[None], torch.tensor([[upto]]), ahead_BQR2)[0, 0]
-    torch.testing.assert_close(made.likely(talk, more), whole, atol=1e-5, rtol=1e-4)
-    assert len(talk.token_N) == min(upto + 1, SMALL.window)
+    whole = made.likely_in(torch.cat([said, behind])[None], torch.tensor([[upto]]), ahead_BQR2)
+    found = made.likely(talk, more)
+    torch.testing.assert_close(found.word, whole.word[0, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.turn, whole.turn[0, 0], atol=1e-5, rtol=1e-4)
+    last_by = more[-1, 0] if ahead else said[-1, 0] if upto else TYPED
+    assert (found.turn != 0) == (last_by != RESPONSE)
+    assert len(talk.said_N2) == min(upto + 1, SMALL.window)
 
 
 def test_what_is_likely_is_a_probability_of_words() -> None:
     made = wording()
-    likely = made.likely(made.read(made.begin(), words(20)), words(0)).exp()
+    likely = made.likely(made.read(made.begin(), words(20)), words(0)).word.exp()
     assert likely[: HOLD + 1].sum() < 1e-6  # nobody says silences
     assert likely.sum() == pytest.approx(1, abs=1e-4)
 
@@ -71,15 +76,18 @@ def test_training_reads_like_a_session() -> None:
     made, said = wording(dataclasses.replace(SMALL, window=40)), words(9)
     hidden = made(made.begun(said[None]))
     seen = torch.ones(1, 1, 10, dtype=torch.bool)
-    scores = made._scores(hidden[:, -1:], made.copied(hidden), made.begun(said[None])[..., 1], seen)[0, 0]
-    torch.testing.assert_close(scores, made.likely(made.read(made.begin(), said), words(0)), atol=1e-5, rtol=1e-4)
+    whole = made.begun(said[None])
+    scores = made._scores(hidden[:, -1:], made.copied(hidden), whole, seen, torch.tensor([[TRANSCRIPT]]))
+    likely = made.likely(made.read(made.begin(), said), words(0))
+    torch.testing.assert_close(scores.word[0, 0], likely.word, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(made.turn(hidden[0, -1]), scores.turn[0, 0])
 
 
 def test_a_word_is_said_again_where_it_is_found() -> None:
     """With nothing but copying, only words that were read are likely."""
     made, said = wording(), words(6)
     torch.nn.init.constant_(made.copies.bias, 50.0)
-    likely = made.likely(made.read(made.begin(), said), words(0)).exp()
+    likely = made.likely(made.read(made.begin(), said), words(0)).word.exp()
     read = {*said[:, 1].tolist(), SILENCE}
     assert sum(likely[token].item() for token in read) == pytest.approx(1, abs=1e-3)
 
@@ -109,26 +117,28 @@ def test_what_is_foretold_holds_while_it_comes_true() -> None:
     assert foretold(torch.tensor([SILENCE, 8, 9]), torch.tensor([0]), 0).tolist() == [none, none, none]
 
 
-def test_a_wish_moves_which_word_is_said_and_what_is_against_an_end() -> None:
+def test_a_wish_moves_which_word_is_said_and_what_is_against_it() -> None:
     torch.manual_seed(2)
-    logits, likely = torch.randn(2, VOCAB), torch.randn(2, VOCAB).log_softmax(-1)
-    talking = torch.tensor([False, True])
-    moved = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.0))
+    logits, word = torch.randn(2, VOCAB), torch.randn(2, VOCAB).log_softmax(-1)
+    likely, talking = Likely(word, torch.tensor([-2.0, 9.0])), torch.tensor([False, True])
+    moved = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.0, turn=0.0))
     before, after = logits.softmax(-1), moved.softmax(-1)
     torch.testing.assert_close(before[:, : END + 1], after[:, : END + 1])
-    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), (logits + likely)[:, END + 1 :].softmax(-1))
-    ends = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.5))
-    torch.testing.assert_close(ends[0], moved[0])  # nothing is being said that could end
-    torch.testing.assert_close(ends[1, :END], logits[1, :END])  # when a word comes is not the wording's to say
-    assert ends[1, END].item() == pytest.approx((logits[1, END] + 0.5 * likely[1, END]).item(), abs=1e-4)
-    against = torch.log1p(-likely[1, END].exp())
-    torch.testing.assert_close(ends[1, END + 1 :], moved[1, END + 1 :] + 0.5 * against)
+    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), (logits + word)[:, END + 1 :].softmax(-1))
+    due = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.5, turn=0.25))
+    torch.testing.assert_close(due[:, : END + 1], logits[:, : END + 1])
+    torch.testing.assert_close(due[0, END + 1 :], moved[0, END + 1 :] + 0.25 * -2)  # the user goes on
+    against = torch.log1p(-word[1, END].exp())  # an utterance that is at its end
+    torch.testing.assert_close(due[1, END + 1 :], moved[1, END + 1 :] + 0.5 * against)
+    sure = wished(logits, likely, ~talking, dataclasses.replace(SMALL, weight=1.0, due=0.0, turn=0.25))
+    torch.testing.assert_close(sure[1, END + 1 :], moved[1, END + 1 :] + 0.25 * TURN)
 
 
 def model_and_clip() -> tuple[Streamer, ClipBatch]:
     torch.manual_seed(0)
     model = Streamer(CONFIG).eval()
     livened(model.reading)
+    torch.nn.init.normal_(model.wording.turns.weight)
     torch.nn.init.normal_(model.video_out.weight, std=0.2)
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
     clip, perception = random_clip(CONFIG), CONFIG.perception
@@ -147,7 +157,7 @@ def test_training_pass_equals_cached_rollout() -> None:
     logits, live_logits = one_pass(model, clip, noisy, tau)[1], unit_by_unit(model, clip, noisy, tau)[1]
     torch.testing.assert_close(logits, live_logits, atol=1e-4, rtol=0)
     assert (clip.slot_BKSL > HOLD).sum() > SMALL.window
-    model.config = dataclasses.replace(CONFIG, wording=dataclasses.replace(SMALL, weight=0.0, due=0.0))
+    model.config = dataclasses.replace(CONFIG, wording=dataclasses.replace(SMALL, weight=0.0, due=0.0, turn=0.0))
     plain = one_pass(model, clip, noisy, tau)[1]
     torch.testing.assert_close(logits[..., TRANSCRIPT, :], plain[..., TRANSCRIPT, :])
     assert not torch.allclose(logits[..., RESPONSE, :], plain[..., RESPONSE, :], atol=1e-2)

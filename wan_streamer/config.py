@@ -108,7 +108,8 @@ class WordingConfig(Ranged):
 
     token_dim  of a word where it is read and chosen;   copy_dim  of what finds words to say again
     window     how many words back it reads
-    weight     of what it finds in which word the agent says;   due  in whether an utterance ends
+    weight     of what it finds in which word the agent says;   due  in whether an utterance goes on
+    turn       in whether one begins, while the user spoke last
     """
 
     place = "wording"
@@ -122,6 +123,7 @@ class WordingConfig(Ranged):
     window: int = between(768, 2, 1_000_000)
     weight: float = between(0.5, 0, 100)
     due: float = between(0.5, 0, 100)
+    turn: float = between(0.5, 0, 100)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ from wan_streamer.perception.reading import Expected, Trust, as_expected, hints,
 from wan_streamer.perception.video import seeing
 from wan_streamer.speaking.sounds import UNKNOWN
 from wan_streamer.speaking.voice import Voice
-from wan_streamer.speaking.wording import Wording, wished
+from wan_streamer.speaking.wording import Likely, Wording, wished
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
@@ -131,8 +131,7 @@ class Streamer(Inputs):
         score_BKSV = None if expected is None else as_expected(expected, written_BKS)
         logits = self.trusted(self.logits(asking), asking, score_BKSV)
         if self.wording is not None:
-            likely_BKSV, talking_BKS = self._likely_in(batch, expected)
-            logits = self._wished(logits, likely_BKSV, talking_BKS)
+            logits = self._wished(logits, *self._likely_in(batch, expected))
         if noisy is None:
             return None, logits
         guessed = None
@@ -157,7 +156,7 @@ class Streamer(Inputs):
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
         return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
-    def _likely_in(self, batch: ClipBatch, expected: Expected | None) -> tuple[Tensor, Tensor]:
+    def _likely_in(self, batch: ClipBatch, expected: Expected | None) -> tuple[Likely, Tensor]:
         """As `_likely`, before every slot of clips: [B, K, S, V], [B, K, S]."""
         assert self.wording is not None
         written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
@@ -167,11 +166,11 @@ class Streamer(Inputs):
         token_BKR = torch.full_like(written_BKS, SILENCE) if expected is None else expected.token
         ahead_SBKR2 = [foretold(token_BKR, written_BKS, slot) for slot in range(written_BKS.shape[2])]
         ahead_BQR2 = torch.stack(ahead_SBKR2, dim=2).flatten(1, 2)
-        likely_BQV = self.wording.likely_in(said_BN2, before_BKS.flatten(1), ahead_BQR2)
-        return likely_BQV.unflatten(1, written_BKS.shape[1:]), talking_BKS
+        likely_BQ = self.wording.likely_in(said_BN2, before_BKS.flatten(1), ahead_BQR2)
+        return Likely(*(part.unflatten(1, written_BKS.shape[1:]) for part in likely_BQ)), talking_BKS
 
-    def _wished(self, logits: Tensor, likely: Tensor, talking: Tensor) -> Tensor:
-        """Logits [..., lanes, V] with what is likely to be said, [..., V]."""
+    def _wished(self, logits: Tensor, likely: Likely, talking: Tensor) -> Tensor:
+        """Logits [..., lanes, V] with what is likely to be said."""
         assert self.config.wording is not None
         response = wished(logits[..., RESPONSE, :], likely, talking, self.config.wording)
         return torch.stack([response, logits[..., TRANSCRIPT, :]], dim=-2)
@@ -303,8 +302,8 @@ class Streamer(Inputs):
             logits_LV = self._wished(logits_LV, *self._likely(live, slot))
         return logits_LV
 
-    def _likely(self, live: LiveState, slot: int) -> tuple[Tensor, Tensor]:
-        """What the wording finds likely as the agent's next word [V], and whether something is being said."""
+    def _likely(self, live: LiveState, slot: int) -> tuple[Likely, Tensor]:
+        """What the wording finds likely before a slot, and whether something is being said."""
         assert self.wording is not None
         assert live.talk is not None
         before_T = torch.cat([said[:, RESPONSE] for said in [*live.said][-2:]])

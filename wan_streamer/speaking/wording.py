@@ -1,17 +1,20 @@
 """What to say: a small language model of the conversation reads its words, and tells which may come next.
 
 `Talk`      what was said so far, as read
-`Wording`   `read`: more words;  `likely`: how likely each word is the agent's next
+`Likely`    which word may be the agent's next, and whether it is the agent's turn
+`Wording`   `read`: more words;  `likely`: what then is likely
 `wished`    what is said, as the agent and its wording together find likely
 
 The Transformer has to find the words among sounds and pictures, and sees few of them in a step of training. A network
 that reads nothing but words learns what is said to what by itself, from conversations without end
 (`training/wording`); so a word can be taken from what was said minutes ago. It is told what the reader of the user's
 sound expects, before that is written down. (Fusion with a language model that is trained alone: Gulcehre et al. 2015,
-section 4.1; words that are copied from what was read: See et al. 2017, section 2.2.)
+section 4.1; words that are copied from what was read: See et al. 2017, section 2.2; turns foretold from words: Ekstedt
+and Skantze 2020.)
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,24 +23,36 @@ from torch import Tensor, nn
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import WordingConfig
 
+AGENT = 0  # the source of the agent's words
 UNLIKELY, CERTAIN = -10.0, -1e-4  # logarithms of probabilities that are not passed
 NEVER = -1e4
+TURN = 5.0  # log odds of a turn that are not passed
 
 
 @dataclass(frozen=True)
 class Talk:
     """The latest words that were read, oldest first: at most `window` of N.
 
-    token_N     int64
+    said_N2     int64: sources and tokens
     pair_L2ND   keys, turned to their places, and values of every layer
     copied_NC   by which words are found to be said again;   last_D  hidden state of the last one
     """
 
-    token_N: Tensor
+    said_N2: Tensor
     pair_L2ND: Tensor
     copied_NC: Tensor
     last_D: Tensor
     count: int
+
+
+class Likely(NamedTuple):
+    """word  [..., V], logarithm of how likely each token is the agent's next
+
+    turn  [...], log odds that the agent says something before the user goes on; 0 where the agent spoke last
+    """
+
+    word: Tensor
+    turn: Tensor
 
 
 class WordingLayer(nn.Module):
@@ -81,7 +96,7 @@ class Wording(nn.Module):
         self.layers = nn.ModuleList(WordingLayer(config) for _ in range(config.layers))
         self.norm, self.bias = nn.RMSNorm(D), nn.Parameter(torch.zeros(vocabulary))
         self.asked, self.copied = (nn.Linear(D, config.copy_dim, bias=False) for _ in range(2))
-        self.copies = nn.Linear(D, 1)
+        self.copies, self.turns = nn.Linear(D, 1), nn.Linear(D, 1)
         self.requires_grad_(False)
 
     def reset(self) -> None:
@@ -95,6 +110,7 @@ class Wording(nn.Module):
                 for inner in (module.out, module.down):
                     inner.weight.data.mul_(0.3)
         nn.init.constant_(self.copies.bias, -1.0)
+        nn.init.zeros_(self.turns.weight)
 
     # ---- live
 
@@ -102,7 +118,7 @@ class Wording(nn.Module):
         """Nothing is known of what was said before."""
         config, like = self.config, self.bias
         empty = Talk(
-            like.new_zeros(0, dtype=torch.long),
+            like.new_zeros(0, 2, dtype=torch.long),
             like.new_zeros(config.layers, 2, 0, config.dim),
             like.new_zeros(0, config.copy_dim),
             like.new_zeros(config.dim),
@@ -115,7 +131,7 @@ class Wording(nn.Module):
         return self._read(talk, said_N2) if len(said_N2) else talk
 
     def _read(self, talk: Talk, said_N2: Tensor) -> Talk:
-        M, N, window = len(talk.token_N), len(said_N2), self.config.window
+        M, N, window = len(talk.said_N2), len(said_N2), self.config.window
         place_N = torch.arange(talk.count - M, talk.count + N, device=said_N2.device)
         x_BND, pairs = self._embed(said_N2[None]), []
         turn, seen = self._turn(place_N[M:]), _near(place_N[M:], place_N, window)
@@ -125,18 +141,21 @@ class Wording(nn.Module):
         hidden_BND = self.norm(x_BND)
         copied_BNC = self.copied(hidden_BND)
         return Talk(
-            torch.cat([talk.token_N, said_N2[:, 1]])[-window:],
+            torch.cat([talk.said_N2, said_N2])[-window:],
             torch.cat([talk.pair_L2ND, torch.stack(pairs).to(talk.pair_L2ND.dtype)], dim=2)[:, :, -window:],
             torch.cat([talk.copied_NC, copied_BNC[0].to(talk.copied_NC.dtype)])[-window:],
             hidden_BND[0, -1],
             talk.count + N,
         )
 
-    def likely(self, talk: Talk, ahead_N2: Tensor) -> Tensor:
-        """Logarithm of how likely each token [V] is the agent's next, if what is `ahead` [N, 2] is said before."""
+    def likely(self, talk: Talk, ahead_N2: Tensor) -> Likely:
+        """What is likely, [V] and [], if what is `ahead` [N, 2] is said before."""
         talk = self.read(talk, ahead_N2)
-        seen_11N = torch.ones(1, 1, len(talk.token_N), dtype=torch.bool, device=talk.token_N.device)
-        return self._scores(talk.last_D[None, None], talk.copied_NC[None], talk.token_N[None], seen_11N)[0, 0]
+        seen_11N = torch.ones(1, 1, len(talk.said_N2), dtype=torch.bool, device=talk.said_N2.device)
+        found = self._scores(
+            talk.last_D[None, None], talk.copied_NC[None], talk.said_N2[None], seen_11N, talk.said_N2[None, -1:, 0]
+        )
+        return Likely(found.word[0, 0], found.turn[0, 0])
 
     # ---- training
 
@@ -152,8 +171,8 @@ class Wording(nn.Module):
         """With the mark of a beginning in front."""
         return torch.cat([self._mark(said_BN2.device).expand(len(said_BN2), 1, 2), said_BN2], dim=1)
 
-    def likely_in(self, said_BN2: Tensor, before_BQ: Tensor, ahead_BQR2: Tensor) -> Tensor:
-        """The same as `likely` at Q places of B texts: [B, Q, V].
+    def likely_in(self, said_BN2: Tensor, before_BQ: Tensor, ahead_BQR2: Tensor) -> Likely:
+        """The same as `likely` at Q places of B texts: [B, Q, V] and [B, Q].
 
         said_BN2   words, each text from its beginning; the source is below 0 behind its end
         before_BQ  how many of them are read
@@ -185,7 +204,8 @@ class Wording(nn.Module):
         last_BQ = torch.where(ahead_BQ > 0, N + torch.arange(Q, device=place_N.device) * R + ahead_BQ, before_BQ) - 1
         asked_BQD = hidden_BTD.gather(1, last_BQ[..., None].expand(-1, -1, hidden_BTD.shape[2]))
         seen_BQT = seen_BTT.gather(1, last_BQ[..., None].expand(-1, -1, len(own_T)))
-        return self._scores(asked_BQD, self.copied(hidden_BTD), text_BT2[..., 1], seen_BQT)
+        last_by_BQ = text_BT2[..., 0].gather(1, last_BQ)
+        return self._scores(asked_BQD, self.copied(hidden_BTD), text_BT2, seen_BQT, last_by_BQ)
 
     def _mark(self, device: torch.device) -> Tensor:
         """[1, 2]: before it nothing is known."""
@@ -202,13 +222,23 @@ class Wording(nn.Module):
         angle = place[..., None] * self.config.rope_theta ** (-pair / width)
         return torch.stack([angle.cos(), angle.sin()], dim=-2).float()
 
-    def _scores(self, hidden_BQD: Tensor, copied_BNC: Tensor, token_BN: Tensor, seen_BQN: Tensor) -> Tensor:
-        """Words that the model knows and, of those that are seen, words to say again: log p [B, Q, V]."""
+    def _scores(
+        self, hidden_BQD: Tensor, copied_BNC: Tensor, said_BN2: Tensor, seen_BQN: Tensor, last_by_BQ: Tensor
+    ) -> Likely:
+        """Words that the model knows and, of those that are seen, words to say again.
+
+        last_by_BQ  who said the last word before
+        """
         share = self.copies(hidden_BQD).float()
         own_BQV = self.own(hidden_BQD).log_softmax(-1) + F.logsigmoid(-share)
         again_BQN = self.again(hidden_BQD, copied_BNC, seen_BQN) + F.logsigmoid(share)
-        token_BQN = token_BN.clamp(min=0)[:, None].expand_as(again_BQN)
-        return own_BQV.exp().scatter_add(2, token_BQN, again_BQN.exp()).clamp(min=1e-9).log()
+        token_BQN = said_BN2[..., 1].clamp(min=0)[:, None].expand_as(again_BQN)
+        word_BQV = own_BQV.exp().scatter_add(2, token_BQN, again_BQN.exp()).clamp(min=1e-9).log()
+        return Likely(word_BQV, self.turn(hidden_BQD) * (last_by_BQ != AGENT))
+
+    def turn(self, hidden: Tensor) -> Tensor:
+        """Log odds [...] that it is the agent's turn, where the user spoke last."""
+        return self.turns(hidden)[..., 0].float()
 
     def own(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of words that are known; nobody says silences."""
@@ -221,18 +251,18 @@ class Wording(nn.Module):
         return fit_BQN.masked_fill(~seen_BQN, NEVER).log_softmax(-1)
 
 
-def wished(logits: Tensor, likely: Tensor, talking: Tensor, config: WordingConfig) -> Tensor:
+def wished(logits: Tensor, likely: Likely, talking: Tensor, config: WordingConfig) -> Tensor:
     """What is said, as the agent and its wording together find likely: the one knows when, and what it sees.
 
-    Logits [..., V], what is likely [..., V], whether something is being said [...] -> logits [..., V]. How likely it is
-    that a word is written is moved by nothing but what the wording has against a word, or against an end.
+    Logits [..., V], what is likely, whether something is being said [...] -> logits [..., V]. Whether a word is written
+    is moved by what the wording has against one more word of an utterance, and by whose turn it is.
     """
-    end, word = likely[..., END].clamp(UNLIKELY, CERTAIN), logits[..., END + 1 :]
-    both = word + config.weight * likely[..., END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
+    end, word = likely.word[..., END].clamp(UNLIKELY, CERTAIN), logits[..., END + 1 :]
+    both = word + config.weight * likely.word[..., END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
     both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
-    due = config.due * talking
-    both = both + (due * torch.log1p(-end.exp()).clamp(min=UNLIKELY))[..., None]
-    return torch.cat([logits[..., :END], (logits[..., END] + due * end)[..., None], both], dim=-1)
+    done = torch.log1p(-end.exp()).clamp(min=UNLIKELY)
+    due = torch.where(talking, config.due * done, config.turn * likely.turn.clamp(-TURN, TURN))
+    return torch.cat([logits[..., : END + 1], both + due[..., None]], dim=-1)
 
 
 def _near(place_N: Tensor, other_M: Tensor, window: int) -> Tensor:

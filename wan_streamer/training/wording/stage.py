@@ -23,11 +23,13 @@ from wan_streamer.speaking.wording import Wording
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
-from wan_streamer.training.wording.texts import LONG_EVERY, Texts, response_places
+from wan_streamer.training.wording.texts import LONG_EVERY, Texts, response_places, turn_places
 
 FOLDER = "agent"
 """Where a run writes the agent with its new wording."""
+TURNS = 0.3  # weight of whose turn it is
 LATER = 0.3  # share of the words behind the first two of an utterance that count
+HALF = 0.6931  # -log p of a word that is likelier than all others together
 VALID_BATCHES, VALID_ROWS = 6, 32
 
 
@@ -57,11 +59,14 @@ class WordingStage(Stage):
         own_BN, first_BN = response_places(batch)
         chance_BN = torch.rand(own_BN.shape, generator=torch.Generator().manual_seed(step))
         counts_BN = first_BN | (own_BN & (chance_BN < LATER))
-        error_N, first_N = self._errors(self.move(batch), self.move(counts_BN), self.move(first_BN))
-        return error_N.mean(), {"first": error_N[first_N].mean().detach()}
+        error_N, first_N, turn_N = self._errors(self.move(batch), self.move(counts_BN), self.move(first_BN))
+        numbers = {"first": error_N[first_N].mean().detach(), "turn": turn_N.mean().detach()}
+        return error_N.mean() + TURNS * turn_N.mean(), numbers
 
-    def _errors(self, said_BN2: Tensor, counts_BN: Tensor, first_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """-log p of every word that counts, and which of them are the first of an utterance."""
+    def _errors(self, said_BN2: Tensor, counts_BN: Tensor, first_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-log p of every word that counts, which of them are the first of an utterance, and -log p of whose turn it is
+        behind every word of the user's.
+        """
         text_BN2 = self.wording.begun(said_BN2)
         asked_BQ, counts_BQ = _gathered(counts_BN)
         word_BQ = said_BN2[..., 1].gather(1, asked_BQ)
@@ -76,19 +81,24 @@ class WordingStage(Stage):
         again_X = again_BQN.masked_fill(~same_BQN, float("-inf")).logsumexp(-1)[counts_BQ]
         own_X = -F.cross_entropy(own_XV, word_BQ[counts_BQ], reduction="none")
         likely_X = torch.logaddexp(own_X + F.logsigmoid(-share_X), again_X + F.logsigmoid(share_X))
-        return -likely_X, first_BN.gather(1, asked_BQ)[counts_BQ]
+        after_BN, agent_BN = turn_places(said_BN2)
+        turn_X = self.wording.turn(hidden_BND[:, 1:-1][after_BN])
+        turn_X = F.binary_cross_entropy_with_logits(turn_X, agent_BN[after_BN].float(), reduction="none")
+        return -likely_X, first_BN.gather(1, asked_BQ)[counts_BQ], turn_X
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Of held-out conversations: -log p of all words of the agent, and of those that begin an utterance."""
+        """Of held-out conversations: -log p of all words of the agent, of those that begin an utterance, and of whose
+        turn it is.
+        """
         numbers = []
         for number in range(VALID_BATCHES):
             step = LONG_EVERY * number + (LONG_EVERY - 1 if number == VALID_BATCHES - 1 else 0)
             said_BN2 = self.move(self.valid_texts.batch(1, step, range(VALID_ROWS), misread=0.0))
             own_BN, first_BN = response_places(said_BN2)
-            error_N, first_N = self._errors(said_BN2, own_BN, first_BN)
-            likely = {"right": (error_N < 0.6931).float().mean().item()}  # more likely than all others
-            numbers.append({"loss": error_N.mean().item(), "first": error_N[first_N].mean().item(), **likely})
+            error_N, first_N, turn_N = self._errors(said_BN2, own_BN, first_BN)
+            parts = {"loss": error_N, "first": error_N[first_N], "turn": turn_N, "right": (error_N < HALF).float()}
+            numbers.append({name: part.mean().item() for name, part in parts.items()})
         return means(numbers)
 
     def export(self, out_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """Conversations -> what a wording reads: who said which words, one after the other.
 
 `Texts`            batches of conversations as they are planned, of talk about what is seen, of drills and quizzes
-`response_places`  what the agent says in a text
+`response_places`  what the agent says in a text;   `turn_places`  whose turn it is there
 """
 
 import numpy as np
@@ -108,3 +108,15 @@ def response_places(said_BN2: Tensor) -> tuple[Tensor, Tensor]:
     before_BN = F.pad(own_BN & (said_BN2[..., 1] != END), (1, 0))[:, :-1]
     first_BN = own_BN & ~before_BN
     return own_BN, first_BN | (own_BN & F.pad(first_BN, (1, 0))[:, :-1])
+
+
+def turn_places(said_BN2: Tensor) -> tuple[Tensor, Tensor]:
+    """Which words but the last are the user's while the agent says nothing, and which are followed by the agent's: bool
+    [B, N - 1] each.
+    """
+    own_BN, there_BN = said_BN2[..., 0] == RESPONSE, said_BN2[..., 0] != PADDING
+    place_N = torch.arange(said_BN2.shape[1], device=said_BN2.device)
+    spoke_BN = torch.where(own_BN, place_N, -1).cummax(1).values
+    ended_BN = torch.where(own_BN & (said_BN2[..., 1] == END), place_N, -1).cummax(1).values
+    after_BN = there_BN & ~own_BN & (spoke_BN == ended_BN)
+    return after_BN[:, :-1] & there_BN[:, 1:], own_BN[:, 1:]
