@@ -13,11 +13,11 @@
 #   CODECS=DIR                      trained codecs (default: those of the built-in nano); CODECS=train trains them
 #   START=AGENT                     begin from this agent (a folder or a built-in one) instead of from nothing
 #   PRESET=nano                     size of the model; nano-ears has ears and eyes that are trained before it
-#   EARS=DIR EYES=DIR               such ears and eyes that are there already; recipes/eyes are
+#   EARS=DIR EYES=DIR               such ears and eyes that are there already, as 'python scripts/senses_of.py nano DIR' leaves them
 #   TEXTS=DIR PEOPLE=DIR EXTRA=DIR  else ears are trained on what voices say and on recorded people (docs/hearing.md);
 #                                   the model, too, writes down some of that speech
 #   SPEECH_HOURS=5                  of the fast natural voices in it
-#   EARS_STEPS EYES_STEPS READER_STEPS VOICE_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS    0 skips the stage
+#   EARS_STEPS EYES_STEPS READER_STEPS VOICE_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS WORDING_STEPS    0 skips the stage
 #   NATURAL=DIR                     voices of Kokoro beside the others (scripts/fetch_kokoro.sh)
 #   CLIP_UNITS=24                   units of 160 ms in a clip of conversation; models with longer windows need longer clips
 #   DRAW_EVERY=1                    steps of conversation of which one learns pictures, and the others words and voice
@@ -33,7 +33,7 @@ HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} FILM_EVERY=${FILM_EVERY:-1}
 CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
-EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} READER_STEPS=${READER_STEPS:-1500} VOICE_STEPS=${VOICE_STEPS:-8000} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
+EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} READER_STEPS=${READER_STEPS:-2400} VOICE_STEPS=${VOICE_STEPS:-8000} WORDING_STEPS=${WORDING_STEPS:-1600} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
 CLIP=(--clip-units "${CLIP_UNITS:-24}")
 DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-}
 KOKORO=(${NATURAL:+--natural "$NATURAL"})
@@ -126,7 +126,8 @@ if [ "$PRETRAIN_STEPS" -gt 0 ]; then
     AGENT=$WORK/pretrain
 fi
 if [ "$PRESET" = nano-ears ] && [ -n "${TEXTS-}" ] && [ -n "$AGENT" ] && [ "$READER_STEPS" -gt 0 ]; then
-    step reader run reader "$WORK/reader" --data "$WORK/corpus" --from "$AGENT" --steps "$READER_STEPS" --device "$DEVICE"
+    step reader run reader "$WORK/reader" --data "$WORK/corpus" --talks "$WORK/asked" --talks "$WORK/talk" --from "$AGENT" \
+        --steps "$READER_STEPS" --device "$DEVICE"
     AGENT=$WORK/reader/agent
 fi
 if [ "$PRESET" = nano-ears ] && [ -n "$AGENT" ] && [ "$VOICE_STEPS" -gt 0 ]; then
@@ -147,6 +148,11 @@ if [ "$MATCHING_STEPS" -gt 0 ]; then
     step matching train distill "$WORK/matching" --method matching --data "$WORK/talk" \
         --teacher "$WORK/duplex" --from "$AGENT" --steps "$MATCHING_STEPS" "${CLIP[@]}" $DISTILL_FLAGS
     AGENT=$WORK/matching
+fi
+
+if [ "$PRESET" = nano-ears ] && [ "$WORDING_STEPS" -gt 0 ]; then
+    step wording run wording "$WORK/wording" --from "$AGENT" --steps "$WORDING_STEPS" --device "$DEVICE"
+    AGENT=$WORK/wording/agent
 fi
 
 # ---- package and measure

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     options = parser.parse_args()
     (DOCS / "images" / "scenarios").mkdir(parents=True, exist_ok=True)
-    contact_sheet(options.shards, DOCS / "images" / "world.png")
+    contact_sheet(options.shards, DOCS / "images" / "world.jpg")
     counts: Counter[str] = Counter()
     shown: set[str] = set()
     units = 0

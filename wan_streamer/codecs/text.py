@@ -132,7 +132,7 @@ class TextCodec:
         return sorted(vocab, key=vocab.__getitem__)[len(CONTROL) :] if "<0x00>" in vocab else None
 
     def save(self, path: Path) -> None:
-        self.tokenizer.save(str(path))
+        self.tokenizer.save(str(path), pretty=False)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
