@@ -19,7 +19,7 @@ from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, t
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime.session import Session, UserUnit
 from wan_streamer.runtime.state import resume_session, session_state
-from wan_streamer.speaking.wording import TURN, Likely, Wording, wished
+from wan_streamer.speaking.wording import TURN, Likely, Wording, follows, wished
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 SMALL = WordingConfig(dim=24, layers=2, heads=2, mlp_dim=32, token_dim=12, copy_dim=8, window=12)
@@ -77,7 +77,8 @@ def test_training_reads_like_a_session() -> None:
     hidden = made(made.begun(said[None]))
     seen = torch.ones(1, 1, 10, dtype=torch.bool)
     whole = made.begun(said[None])
-    scores = made._scores(hidden[:, -1:], made.copied(hidden), whole, seen, torch.tensor([[TRANSCRIPT]]))
+    chained = follows(torch.nn.functional.pad(whole[:, :-1, 1], (1, 0)), whole[:, -1:, 1])
+    scores = made._scores(hidden[:, -1:], made.copied(hidden), whole, seen, chained, torch.tensor([[TRANSCRIPT]]))
     likely = made.likely(made.read(made.begin(), said), words(0))
     torch.testing.assert_close(scores.word[0, 0], likely.word, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(made.turn(hidden[0, -1]), scores.turn[0, 0])
@@ -90,6 +91,19 @@ def test_a_word_is_said_again_where_it_is_found() -> None:
     likely = made.likely(made.read(made.begin(), said), words(0)).word.exp()
     read = {*said[:, 1].tolist(), SILENCE}
     assert sum(likely[token].item() for token in read) == pytest.approx(1, abs=1e-3)
+
+
+def test_what_follows_a_word_like_the_last_one_is_said_again() -> None:
+    """A word of several tokens is taken over token by token, also where the last of it is only foretold."""
+    made = wording()
+    for weight in (made.asked.weight, made.copied.weight):
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.constant_(made.copies.bias, 50.0)
+    torch.nn.init.constant_(made.chain, 20.0)
+    said = torch.tensor([[1, 50], [1, 51], [1, 52], [0, 60], [0, 51]])
+    assert made.likely(made.read(made.begin(), said), words(0)).word.argmax() == 52
+    shorter = made.read(made.begin(), said[:4])
+    assert made.likely(shorter, said[4:]).word.argmax() == 52
 
 
 def test_words_of_a_clip_stand_in_the_order_in_which_they_are_known() -> None:

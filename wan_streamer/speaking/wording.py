@@ -97,6 +97,7 @@ class Wording(nn.Module):
         self.norm, self.bias = nn.RMSNorm(D), nn.Parameter(torch.zeros(vocabulary))
         self.asked, self.copied = (nn.Linear(D, config.copy_dim, bias=False) for _ in range(2))
         self.copies, self.turns = nn.Linear(D, 1), nn.Linear(D, 1)
+        self.chain = nn.Parameter(torch.ones(1))
         self.requires_grad_(False)
 
     def reset(self) -> None:
@@ -111,6 +112,7 @@ class Wording(nn.Module):
                     inner.weight.data.mul_(0.3)
         nn.init.constant_(self.copies.bias, -1.0)
         nn.init.zeros_(self.turns.weight)
+        nn.init.constant_(self.chain, 2.0)
 
     # ---- live
 
@@ -152,8 +154,10 @@ class Wording(nn.Module):
         """What is likely, [V] and [], if what is `ahead` [N, 2] is said before."""
         talk = self.read(talk, ahead_N2)
         seen_11N = torch.ones(1, 1, len(talk.said_N2), dtype=torch.bool, device=talk.said_N2.device)
+        said_1N2, last_112 = talk.said_N2[None], talk.said_N2[None, None, -1]
+        chained_11N = follows(F.pad(said_1N2[:, :-1, 1], (1, 0), value=SILENCE), last_112[..., 1])
         found = self._scores(
-            talk.last_D[None, None], talk.copied_NC[None], talk.said_N2[None], seen_11N, talk.said_N2[None, -1:, 0]
+            talk.last_D[None, None], talk.copied_NC[None], said_1N2, seen_11N, chained_11N, last_112[..., 0]
         )
         return Likely(found.word[0, 0], found.turn[0, 0])
 
@@ -204,8 +208,15 @@ class Wording(nn.Module):
         last_BQ = torch.where(ahead_BQ > 0, N + torch.arange(Q, device=place_N.device) * R + ahead_BQ, before_BQ) - 1
         asked_BQD = hidden_BTD.gather(1, last_BQ[..., None].expand(-1, -1, hidden_BTD.shape[2]))
         seen_BQT = seen_BTT.gather(1, last_BQ[..., None].expand(-1, -1, len(own_T)))
-        last_by_BQ = text_BT2[..., 0].gather(1, last_BQ)
-        return self._scores(asked_BQD, self.copied(hidden_BTD), text_BT2, seen_BQT, last_by_BQ)
+        last_BQ2 = text_BT2.gather(1, last_BQ[..., None].expand(-1, -1, 2))
+        token_BN = text_BN2[..., 1]
+        # Each branch goes on from its text.
+        before_BQR = torch.cat([token_BN.gather(1, before_BQ - 1)[..., None], ahead_BQR2[..., :-1, 1]], dim=2)
+        before_BT = torch.cat([F.pad(token_BN[:, :-1], (1, 0), value=SILENCE), before_BQR.flatten(1)], dim=1)
+        oldest_BQT = place_BT.gather(1, last_BQ)[..., None] - place_BT[:, None] == self.config.window - 1
+        chained_BQT = follows(before_BT, last_BQ2[..., 1]) & ~oldest_BQT  # a session has dropped the one before
+        copied_BTC = self.copied(hidden_BTD)
+        return self._scores(asked_BQD, copied_BTC, text_BT2, seen_BQT, chained_BQT, last_BQ2[..., 0])
 
     def _mark(self, device: torch.device) -> Tensor:
         """[1, 2]: before it nothing is known."""
@@ -223,7 +234,13 @@ class Wording(nn.Module):
         return torch.stack([angle.cos(), angle.sin()], dim=-2).float()
 
     def _scores(
-        self, hidden_BQD: Tensor, copied_BNC: Tensor, said_BN2: Tensor, seen_BQN: Tensor, last_by_BQ: Tensor
+        self,
+        hidden_BQD: Tensor,
+        copied_BNC: Tensor,
+        said_BN2: Tensor,
+        seen_BQN: Tensor,
+        chained_BQN: Tensor,
+        last_by_BQ: Tensor,
     ) -> Likely:
         """Words that the model knows and, of those that are seen, words to say again.
 
@@ -231,7 +248,7 @@ class Wording(nn.Module):
         """
         share = self.copies(hidden_BQD).float()
         own_BQV = self.own(hidden_BQD).log_softmax(-1) + F.logsigmoid(-share)
-        again_BQN = self.again(hidden_BQD, copied_BNC, seen_BQN) + F.logsigmoid(share)
+        again_BQN = self.again(hidden_BQD, copied_BNC, seen_BQN, chained_BQN) + F.logsigmoid(share)
         token_BQN = said_BN2[..., 1].clamp(min=0)[:, None].expand_as(again_BQN)
         word_BQV = own_BQV.exp().scatter_add(2, token_BQN, again_BQN.exp()).clamp(min=1e-9).log()
         return Likely(word_BQV, self.turn(hidden_BQD) * (last_by_BQ != AGENT))
@@ -245,9 +262,10 @@ class Wording(nn.Module):
         known = F.linear(self.outer(hidden), self.words.weight.to(hidden.dtype)).float() + self.bias
         return F.pad(known[..., HOLD + 1 :], (HOLD + 1, 0), value=NEVER)
 
-    def again(self, hidden_BQD: Tensor, copied_BNC: Tensor, seen_BQN: Tensor) -> Tensor:
-        """log p [B, Q, N] of saying again a word that was read."""
+    def again(self, hidden_BQD: Tensor, copied_BNC: Tensor, seen_BQN: Tensor, chained_BQN: Tensor) -> Tensor:
+        """log p [B, Q, N] of saying again a word that was read; the likelier if it is `chained`, see `follows`."""
         fit_BQN = (self.asked(hidden_BQD) @ copied_BNC.to(hidden_BQD.dtype).mT).float() / self.config.copy_dim**0.5
+        fit_BQN = fit_BQN + self.chain * chained_BQN
         return fit_BQN.masked_fill(~seen_BQN, NEVER).log_softmax(-1)
 
 
@@ -263,6 +281,11 @@ def wished(logits: Tensor, likely: Likely, talking: Tensor, config: WordingConfi
     done = torch.log1p(-end.exp()).clamp(min=UNLIKELY)
     due = torch.where(talking, config.due * done, config.turn * likely.turn.clamp(-TURN, TURN))
     return torch.cat([logits[..., : END + 1], both + due[..., None]], dim=-1)
+
+
+def follows(before_BN: Tensor, last_BQ: Tensor) -> Tensor:
+    """Which words stand behind a word like the last one, bool [B, Q, N]: what follows in a word of several tokens."""
+    return before_BN[:, None] == last_BQ[..., None]
 
 
 def _near(place_N: Tensor, other_M: Tensor, window: int) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import WordingConfig
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.speaking.wording import Wording
+from wan_streamer.speaking.wording import Wording, follows
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
@@ -76,7 +77,9 @@ class WordingStage(Stage):
             known_XD = asked_BQD[counts_BQ]
             own_XV, share_X = self.wording.own(known_XD), self.wording.copies(known_XD).float()[:, 0]
             seen_BQN = torch.arange(text_BN2.shape[1], device=asked_BQ.device) <= asked_BQ[..., None]
-            again_BQN = self.wording.again(asked_BQD, self.wording.copied(hidden_BND), seen_BQN)
+            token_BN = text_BN2[..., 1]
+            chained_BQN = follows(F.pad(token_BN[:, :-1], (1, 0), value=SILENCE), token_BN.gather(1, asked_BQ))
+            again_BQN = self.wording.again(asked_BQD, self.wording.copied(hidden_BND), seen_BQN, chained_BQN)
         same_BQN = text_BN2[:, None, :, 1] == word_BQ[..., None]
         again_X = again_BQN.masked_fill(~same_BQN, float("-inf")).logsumexp(-1)[counts_BQ]
         own_X = -F.cross_entropy(own_XV, word_BQ[counts_BQ], reduction="none")
