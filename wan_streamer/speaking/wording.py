@@ -97,7 +97,7 @@ class Wording(nn.Module):
         self.norm, self.bias = nn.RMSNorm(D), nn.Parameter(torch.zeros(vocabulary))
         self.asked, self.copied = (nn.Linear(D, config.copy_dim, bias=False) for _ in range(2))
         self.copies, self.turns = nn.Linear(D, 1), nn.Linear(D, 1)
-        self.chain = nn.Parameter(torch.ones(1))
+        self.chain, self.sure = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
         self.requires_grad_(False)
 
     def reset(self) -> None:
@@ -246,9 +246,9 @@ class Wording(nn.Module):
 
         last_by_BQ  who said the last word before
         """
-        share = self.copies(hidden_BQD).float()
-        own_BQV = self.own(hidden_BQD).log_softmax(-1) + F.logsigmoid(-share)
-        again_BQN = self.again(hidden_BQD, copied_BNC, seen_BQN, chained_BQN) + F.logsigmoid(share)
+        again_BQN, share_BQ = self.again(hidden_BQD, copied_BNC, seen_BQN, chained_BQN)
+        own_BQV = self.own(hidden_BQD).log_softmax(-1) + F.logsigmoid(-share_BQ)[..., None]
+        again_BQN = again_BQN + F.logsigmoid(share_BQ)[..., None]
         token_BQN = said_BN2[..., 1].clamp(min=0)[:, None].expand_as(again_BQN)
         word_BQV = own_BQV.exp().scatter_add(2, token_BQN, again_BQN.exp()).clamp(min=1e-9).log()
         return Likely(word_BQV, self.turn(hidden_BQD) * (last_by_BQ != AGENT))
@@ -262,11 +262,17 @@ class Wording(nn.Module):
         known = F.linear(self.outer(hidden), self.words.weight.to(hidden.dtype)).float() + self.bias
         return F.pad(known[..., HOLD + 1 :], (HOLD + 1, 0), value=NEVER)
 
-    def again(self, hidden_BQD: Tensor, copied_BNC: Tensor, seen_BQN: Tensor, chained_BQN: Tensor) -> Tensor:
-        """log p [B, Q, N] of saying again a word that was read; the likelier if it is `chained`, see `follows`."""
+    def again(
+        self, hidden_BQD: Tensor, copied_BNC: Tensor, seen_BQN: Tensor, chained_BQN: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log p [B, Q, N] of saying again each word that was read, if one is, and the log odds that one is [B, Q].
+
+        The likelier if it is `chained` (see `follows`); the better one fits, the likelier is any.
+        """
         fit_BQN = (self.asked(hidden_BQD) @ copied_BNC.to(hidden_BQD.dtype).mT).float() / self.config.copy_dim**0.5
-        fit_BQN = fit_BQN + self.chain * chained_BQN
-        return fit_BQN.masked_fill(~seen_BQN, NEVER).log_softmax(-1)
+        fit_BQN = (fit_BQN + self.chain * chained_BQN).masked_fill(~seen_BQN, NEVER)
+        share_BQ = self.copies(hidden_BQD)[..., 0].float() + self.sure * fit_BQN.amax(-1)
+        return fit_BQN.log_softmax(-1), share_BQ
 
 
 def wished(logits: Tensor, likely: Likely, talking: Tensor, config: WordingConfig) -> Tensor:

@@ -75,14 +75,16 @@ class WordingStage(Stage):
             hidden_BND = self.wording(text_BN2)
             asked_BQD = hidden_BND.gather(1, asked_BQ[..., None].expand(-1, -1, hidden_BND.shape[2]))
             known_XD = asked_BQD[counts_BQ]
-            own_XV, share_X = self.wording.own(known_XD), self.wording.copies(known_XD).float()[:, 0]
+            own_XV = self.wording.own(known_XD)
             seen_BQN = torch.arange(text_BN2.shape[1], device=asked_BQ.device) <= asked_BQ[..., None]
             token_BN = text_BN2[..., 1]
             chained_BQN = follows(F.pad(token_BN[:, :-1], (1, 0), value=SILENCE), token_BN.gather(1, asked_BQ))
-            again_BQN = self.wording.again(asked_BQD, self.wording.copied(hidden_BND), seen_BQN, chained_BQN)
+            copied_BNC = self.wording.copied(hidden_BND)
+            again_BQN, share_BQ = self.wording.again(asked_BQD, copied_BNC, seen_BQN, chained_BQN)
         same_BQN = text_BN2[:, None, :, 1] == word_BQ[..., None]
         again_X = again_BQN.masked_fill(~same_BQN, float("-inf")).logsumexp(-1)[counts_BQ]
         own_X = -F.cross_entropy(own_XV, word_BQ[counts_BQ], reduction="none")
+        share_X = share_BQ[counts_BQ]
         likely_X = torch.logaddexp(own_X + F.logsigmoid(-share_X), again_X + F.logsigmoid(share_X))
         after_BN, agent_BN = turn_places(said_BN2)
         turn_X = self.wording.turn(hidden_BND[:, 1:-1][after_BN])
