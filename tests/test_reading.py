@@ -16,6 +16,7 @@ from wan_streamer.config import CacheConfig, StreamerConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import PackedLinear
 from wan_streamer.model.layout import ClipBatch
+from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import (
@@ -274,8 +275,8 @@ def test_what_the_reader_expects_moves_the_transcript_alone() -> None:
     assert not torch.allclose(before, after, atol=0.1)
 
 
-def test_a_session_goes_on_with_what_it_has_heard() -> None:
-    weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0], text=tiny_text())
+def resumed(weights: Weights) -> Session:
+    """A session goes on from a record of another as that would have; it is given back."""
     g = torch.Generator().manual_seed(4)
     units = [UserUnit(torch.randn(SAMPLES_PER_UNIT, generator=g).clamp(-1, 1).numpy() * 0.1, None) for _ in range(12)]
     whole, first, second = (Session(weights, seed=3) for _ in range(3))
@@ -287,6 +288,12 @@ def test_a_session_goes_on_with_what_it_has_heard() -> None:
         again = second.step(unit)
         assert (again.text, again.transcript) == (out.text, out.transcript)
         assert (again.audio == out.audio).all()
+    return first
+
+
+def test_a_session_goes_on_with_what_it_has_heard() -> None:
+    weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0], text=tiny_text())
+    resumed(weights)
 
 
 def test_its_weights_are_packed_with_those_of_the_agent() -> None:

@@ -1,12 +1,13 @@
 """A checkpoint folder: the model, its codecs, its tokenizer and its config, bound together.
 
 `Weights`   the four parts in memory;   `load_weights` / `save_weights` between memory and a folder
+`grown`     an agent with more parts
 `find_checkpoint`   name of an embedded checkpoint, local folder or hub id -> local folder
 `local_or_hub`      path or hub id -> path
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -107,6 +108,13 @@ def check_codecs(folder: Path, audio_vae: AudioVAE, video_vae: VideoVAE) -> None
     trained_on, present = codecs_of(folder), codec_hash(audio_vae, video_vae)
     if trained_on != present:
         raise CheckpointError(f"{folder}: the model was trained on codecs {trained_on}, but those here are {present}")
+
+
+def grown(weights: Weights, config: StreamerConfig) -> Weights:
+    """The same agent with parts more, as `config` has them; they are fresh."""
+    streamer = Streamer(config)
+    streamer.load_state_dict(streamer.state_dict() | weights.streamer.state_dict())
+    return replace(weights, config=config, streamer=streamer)
 
 
 def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:

@@ -22,8 +22,7 @@ from wan_streamer.codecs.folder import codec_hash
 from wan_streamer.config import VoiceConfig
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
-from wan_streamer.model.streamer import Streamer
+from wan_streamer.model.pretrained import Weights, find_checkpoint, grown, load_weights, save_weights
 from wan_streamer.speaking.sounds import QUIET, UNKNOWN
 from wan_streamer.speaking.voice import Voice
 from wan_streamer.training.codecs.samples import mel_sheet, write_png, write_wav
@@ -186,10 +185,7 @@ def with_voice(weights: Weights) -> Weights:
     """The agent, with a fresh voice if it has none."""
     if weights.streamer.voice is not None:
         return weights
-    config = replace(weights.config, voice=VoiceConfig())
-    streamer = Streamer(config)
-    streamer.load_state_dict(streamer.state_dict() | weights.streamer.state_dict())
-    return replace(weights, config=config, streamer=streamer)
+    return grown(weights, replace(weights.config, voice=VoiceConfig()))
 
 
 def collapsed(sounds_UT: Tensor) -> list[int]:

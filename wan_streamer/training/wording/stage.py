@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import WordingConfig
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
-from wan_streamer.model.streamer import Streamer
+from wan_streamer.model.pretrained import Weights, find_checkpoint, grown, load_weights, save_weights
 from wan_streamer.speaking.wording import Wording, follows
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.means import means
@@ -121,10 +120,7 @@ def with_wording(weights: Weights) -> Weights:
     """The agent, with a fresh wording if it has none."""
     if weights.streamer.wording is not None:
         return weights
-    config = replace(weights.config, wording=WordingConfig())
-    streamer = Streamer(config)
-    streamer.load_state_dict(streamer.state_dict() | weights.streamer.state_dict())
-    return replace(weights, config=config, streamer=streamer)
+    return grown(weights, replace(weights.config, wording=WordingConfig()))
 
 
 CONFIG = TrainConfig(
