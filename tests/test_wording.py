@@ -1,6 +1,7 @@
 """What to say: a language model beside the Transformer; what it reads, what is taken over, and what it changes."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from wan_streamer.config import StreamerConfig, WordingConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layout import ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, timeline
+from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.speaking.wording import TURN, Likely, Wording, follows, wished
+from wan_streamer.training.stages.adopt import adopt
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 SMALL = WordingConfig(dim=24, layers=2, heads=2, mlp_dim=32, token_dim=12, copy_dim=8, window=12)
@@ -178,6 +181,22 @@ def test_training_pass_equals_cached_rollout() -> None:
 def test_a_session_goes_on_with_what_was_said() -> None:
     weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0], text=tiny_text())
     assert resumed(weights).live.talk.count > 1  # something was said
+
+
+def test_an_agent_of_another_shape_keeps_a_wording_that_fits(tmp_path: Path) -> None:
+    """A model without one, or with another, takes over all else."""
+    torch.manual_seed(0)
+    weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=Streamer(CONFIG), text=tiny_text())
+    save_weights(weights, tmp_path)
+    other = dataclasses.replace(CONFIG, wording=dataclasses.replace(SMALL, layers=1))
+    for config, kept in ((CONFIG, True), (READING, False), (other, False)):
+        torch.manual_seed(1)
+        model = Streamer(config)
+        fresh = None if model.wording is None else model.wording.words.weight.clone()
+        adopt(model, tmp_path, tiny_text())
+        torch.testing.assert_close(model.text_in.weight, weights.streamer.text_in.weight, atol=1e-2, rtol=1e-2)
+        if model.wording is not None:
+            assert torch.equal(model.wording.words.weight, fresh) != kept
 
 
 def test_a_wording_that_cannot_be() -> None:

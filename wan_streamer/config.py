@@ -121,9 +121,9 @@ class WordingConfig(Ranged):
     copy_dim: int = between(64, 1, 16_384)
     rope_theta: float = between(10_000.0, 1, 1e9)
     window: int = between(768, 2, 1_000_000)
-    weight: float = between(0.5, 0, 100)
+    weight: float = between(2.0, 0, 100)
     due: float = between(0.5, 0, 100)
-    turn: float = between(0.5, 0, 100)
+    turn: float = between(0.25, 0, 100)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ FOLDER = "agent"
 """Where a run writes the agent with its new reader."""
 ASKED = 36  # units of a stream, those in which words are due first
 MISREAD = 0.6  # of the words that are found as others, in every second step
-DUE = 0.5  # how much it counts in whether the agent writes a word, from now on
+DUE = 1.0  # how much it counts in whether the agent writes a word, from now on
 WAIT = 0.5  # weight of END: most units have no word
 VALID_BATCHES, VALID_ROWS = 4, 4
 

@@ -25,6 +25,8 @@ WORDS = ("text_in.weight", "text_out.weight")
 """Parameters with a row for every token."""
 HEARING, SEEING = ("hearing.", "user_audio_in."), ("seeing.", "user_video_in.")
 """Parameters that belong to the way the user is heard and seen."""
+BESIDE = ("voice", "wording")
+"""Networks beside the Transformer, which learn by themselves: another shape begins anew."""
 SHARED = ("agent_video", "agent_audio", "user_text", "lane_start", "noisy_video", "noisy_audio")
 """Parts of a block that are the same whatever the user's tokens are; so are the slots."""
 
@@ -49,7 +51,8 @@ def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> bool:
             f"{folder}: expected a model of the same codecs, backbone and text as preset {config.name!r}, and of no"
             " larger vocabulary; another one cannot be adopted"
         )
-    same_voice = (config.voice, config.text.vocab_size) == (old.voice, old.text.vocab_size)
+    same_text = config.text.vocab_size == old.text.vocab_size
+    others = [part for part in BESIDE if not same_text or getattr(config, part) != getattr(old, part)]
     known, fresh = streamer.state_dict(), _fresh(config.perception, old.perception)
     for name, value in tensors.items():
         fits = name in known and known[name].shape == value.shape
@@ -57,7 +60,7 @@ def adopt(streamer: Streamer, folder: Path, text: TextCodec) -> bool:
             _adopt_words(known[name], value.float(), text, before)
         elif name == "place":
             _adopt_places(streamer, value.float(), unit_layout(old), fresh)
-        elif name.startswith(fresh) or (name.startswith("voice.") and not same_voice):
+        elif name.startswith(fresh) or name.partition(".")[0] in others:
             continue
         elif fits:
             known[name].copy_(value)
