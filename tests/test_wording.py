@@ -111,16 +111,14 @@ def test_words_of_a_clip_stand_in_the_order_in_which_they_are_known() -> None:
     typed = torch.tensor([[[0, 0], [40, 41]]])
     slots = torch.tensor([[[[10, HOLD], [HOLD, 20]], [[11, 21], [END, END]]]])
     memory = torch.tensor([[[PADDING, PADDING], [TRANSCRIPT, 30], [RESPONSE, 31]]])
-    said, before, talking = timeline(memory, typed, slots, torch.ones(1, 2, dtype=torch.bool))
+    said, before = timeline(memory, typed, slots, torch.ones(1, 2, dtype=torch.bool))
     order = [[1, 30], [0, 31], [0, 10], [1, 20], [2, 40], [2, 41], [0, 11], [1, 21], [0, END], [1, END]]
     assert said[0, : len(order)].tolist() == order
     assert (said[0, len(order) :] == PADDING).all()
     assert before.tolist() == [[[2, 3], [6, 8]]]
-    assert talking.tolist() == [[[False, True], [True, True]]]
-    hidden, before, talking = timeline(memory, typed, slots, torch.zeros(1, 2, dtype=torch.bool))
+    hidden, before = timeline(memory, typed, slots, torch.zeros(1, 2, dtype=torch.bool))
     assert hidden[0, :7].tolist() == [[1, 30], [1, 20], [2, 40], [2, 41], [1, 21], [1, END], [PADDING, PADDING]]
     assert before.tolist() == [[[1, 1], [4, 5]]]
-    assert not talking.any()
 
 
 def test_what_is_foretold_holds_while_it_comes_true() -> None:

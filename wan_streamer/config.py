@@ -132,6 +132,22 @@ class WordingConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class FloorConfig(Ranged):
+    """A small recurrent network that tells whose turn it is (`speaking/floor.py`).
+
+    token_dim  of a word or a frame of sound where it is read;   seen_dim  of a token of the pictures
+    weight     how much of whether the agent says something it decides; the rest is the agent's own
+    """
+
+    place = "floor"
+    dim: int = between(160, 1, 16_384)
+    layers: int = between(2, 1, 64)
+    token_dim: int = between(24, 1, 16_384)
+    seen_dim: int = between(8, 1, 16_384)
+    weight: float = between(0.7, 0, 1)
+
+
+@dataclass(frozen=True)
 class CacheConfig(Ranged):
     """Which history a unit may see. Part of the training mask and of the live cache alike.
 
@@ -207,6 +223,7 @@ class StreamerConfig(Ranged):
     flow: FlowConfig = field(default_factory=FlowConfig)
     voice: VoiceConfig | None = None
     wording: WordingConfig | None = None
+    floor: FloorConfig | None = None
     patch: int = between(3, 1, 64)  # a video token is patch x patch latent positions
     unit_ms: int = between(UNIT_MS, 1, 10_000)
     fps: int = between(FPS, 1, 1000)
@@ -230,6 +247,8 @@ class StreamerConfig(Ranged):
             )
         if self.wording is not None and not self.cache.memory_tokens:
             raise ConfigError("wording: expected a text memory, without which nobody keeps what was said; got none")
+        if self.floor is not None and not self.cache.memory_tokens:
+            raise ConfigError("floor: expected a text memory, without which nobody keeps what was said; got none")
         if 0 < self.perception.reading < self.text.slots:
             raise ConfigError(
                 f"perception.reading: expected 0, or a token for each of {self.text.slots} slots, got"

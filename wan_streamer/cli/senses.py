@@ -136,6 +136,36 @@ def train_wording(
 
 
 @expand
+def train_floor(
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", metavar="DIR", help="Conversations encoded with the agent's ears; may be repeated."),
+    ],
+    out: Out,
+    run: Alone,
+    start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose floor learns.")],
+    shown: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Those of [b]simulate --shown[/b], without sound; may be repeated."),
+    ] = None,
+    overwrite: Overwrite = False,
+    threads: ModelThreads = None,
+) -> None:
+    """When an agent speaks: teach a small network beside it whose turn it is.
+
+    Example: [b]wan-streamer train floor --data data/asked --data data/talk --from runs/duplex --out runs/floor[/b]
+    """
+    for folder in (*data, *(shown or ())):
+        need(folder, "conversations")
+    from wan_streamer.training.floor.stage import train_floor as train
+    from wan_streamer.training.loop.alone import AloneOptions
+
+    with training_in(out, run.resume, overwrite):
+        scores = train(data, start, out, AloneOptions(**vars(run)), tuple(shown or ()))
+    print_scores(scores, out / "agent")
+
+
+@expand
 def train_voice(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Encoded conversations of [b]simulate --spoken[/b].")

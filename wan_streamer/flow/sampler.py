@@ -1,7 +1,7 @@
 """Drawing what the agent does in one unit. Live sessions and the rollouts of training call the same functions.
 
 `draw_unit`     latents from noise;   `unit_noise`, `solve_unit`  its halves, for two processes
-`TokenSampler`  tokens of both lanes from their logits
+`TokenSampler`  tokens of both lanes from their logits;   `likeliest`  the likeliest ones
 """
 
 import torch
@@ -58,6 +58,15 @@ class TokenSampler:
 
     def _draw(self, logits_LV: Tensor) -> Tensor:
         if self.config.temperature == 0:
-            return logits_LV.argmax(-1)
+            return likeliest(logits_LV)
         probability = (logits_LV.float().cpu() / self.config.temperature).softmax(-1)
         return torch.multinomial(probability, 1, generator=self.generator).squeeze(1).to(logits_LV.device)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Logits [..., V] -> tokens [...]. Whether a word is written is decided first, then which one: where many words are
+    as likely as each other, one of them is likelier than nothing.
+    """
+    words = logits[..., END + 1 :]
+    kind = torch.cat([logits[..., : END + 1], words.logsumexp(-1, keepdim=True)], dim=-1).argmax(-1)
+    return torch.where(kind > END, words.argmax(-1) + END + 1, kind)

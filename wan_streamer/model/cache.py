@@ -27,6 +27,7 @@ from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.reading import Expected
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.speaking.voice import Speech
+from wan_streamer.speaking.floor import Odds
 from wan_streamer.speaking.wording import Talk
 from wan_streamer.units import TICKS_PER_UNIT
 
@@ -199,6 +200,7 @@ class LiveState:
     expected what it expects in the unit, of which words are being written
     speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one
     talk     what its wording has read; None in a model without one
+    floor    what its floor knows [layers, 1, D], and   odds  what it finds likely in the unit; None in a model without
     settled  the next block is open and has the last latents
     """
 
@@ -212,4 +214,6 @@ class LiveState:
     speech: Speech | None = None
     guessed: Tensor | None = None
     talk: Talk | None = None
+    floor: Tensor | None = None
+    odds: Odds | None = None
     settled: bool = False

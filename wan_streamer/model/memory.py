@@ -53,9 +53,8 @@ def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
 
 def timeline(
     memory_BM2: Tensor, typed_BKS: Tensor, slot_BKSL: Tensor, written_BK: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The words of clips [B, N, 2], with padding behind; how many stand before each slot, [B, K, S]; whether the
-    agent is saying something then, bool [B, K, S].
+) -> tuple[Tensor, Tensor]:
+    """The words of clips [B, N, 2], with padding behind; how many stand before each slot, [B, K, S].
 
     What is typed in a unit is known before its slots.
     """
@@ -71,9 +70,7 @@ def timeline(
     count_BN = (all_BN2[..., 0] != PADDING).cumsum(1)
     upto_BKX = count_BN[:, memory_BM2.shape[1] :].unflatten(1, (K, -1))
     before_BKS = upto_BKX[..., S - 1 : -1 : L]
-    before_BS = F.pad(slot_BKSL[..., RESPONSE].flatten(1), (1, 0))[:, :-1]
-    talking_BKS = ((before_BS != SILENCE) & (before_BS != END)).unflatten(1, (K, S))
-    return all_BN2.gather(1, order_BN[..., None].expand(-1, -1, 2)), before_BKS, talking_BKS
+    return all_BN2.gather(1, order_BN[..., None].expand(-1, -1, 2)), before_BKS
 
 
 def foretold(token_XR: Tensor, written_XS: Tensor, slot: int) -> Tensor:

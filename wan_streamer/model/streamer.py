@@ -15,26 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wan_streamer.codecs.text import END, SILENCE
-from wan_streamer.config import StreamerConfig
+from wan_streamer.codecs.text import SILENCE
+from wan_streamer.config import FloorConfig, StreamerConfig
 from wan_streamer.model.backbone import Backbone, Step
 from wan_streamer.model.cache import KVCache, KVSlice, LiveState
-from wan_streamer.model.inputs import Inputs
 from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
-from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, foretold, readable, spoken, timeline
+from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
+from wan_streamer.model.words import Words
 from wan_streamer.perception.audio import hearing
-from wan_streamer.perception.reading import Expected, Trust, as_expected, hints, live_hints, reading
+from wan_streamer.perception.reading import Trust, as_expected, hints, live_hints, reading
 from wan_streamer.perception.video import seeing
+from wan_streamer.speaking.floor import Floor
 from wan_streamer.speaking.sounds import UNKNOWN
 from wan_streamer.speaking.voice import Voice
-from wan_streamer.speaking.wording import Likely, Wording, wished
+from wan_streamer.speaking.wording import Wording
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 TAU_FLOOR = 0.1  # the velocity is (z - z0) / max(tau, TAU_FLOOR)
 
 
-class Streamer(Inputs):
+class Streamer(Words):
     def __init__(self, config: StreamerConfig) -> None:
         super().__init__()
         self.config = config
@@ -67,15 +68,22 @@ class Streamer(Inputs):
         )
         words = config.wording
         self.wording = None if words is None else Wording(words, config.text.vocab_size, len(SOURCES))
+        self.floor = None if config.floor is None else self._new_floor(config.floor)
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
-        for module in (self.trust, self.voice, self.wording):
+        for module in (self.trust, self.voice, self.wording, self.floor):
             if module is not None:
                 module.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
         self._kinds = {}
         self.memory_in = nn.Parameter(torch.randn(len(SOURCES), D) * 0.02) if config.cache.memory_tokens else None
+
+    def _new_floor(self, floor: FloorConfig) -> Floor:
+        sensed, text = self.config.perception, self.config.text
+        pictures = sensed.video_ticks * sensed.video_grid[0] * sensed.video_grid[1]
+        heard, seen = (sensed.audio_tokens, sensed.audio_features), (pictures, sensed.video_features)
+        return Floor(floor, heard, seen, text.vocab_size, text.slots, len(LANES))
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -84,18 +92,6 @@ class Streamer(Inputs):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.backbone.dim**-0.5)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V]."""
-        head = self.text_in if self.text_out is None else self.text_out
-        return nn.functional.linear(hidden, head.weight.to(hidden.dtype)).float()
-
-    def trusted(self, logits: Tensor, hidden: Tensor, score: Tensor | None) -> Tensor:
-        """Logits [..., lanes, V] of hidden states [..., lanes, D] and of what a reader, if there is one, expects."""
-        if self.trust is None or score is None:
-            return logits
-        transcript = self.trust(logits[..., TRANSCRIPT, :], hidden[..., TRANSCRIPT, :], score)
-        return torch.cat([logits[..., :TRANSCRIPT, :], transcript[..., None, :]], dim=-2)
 
     # ---- training
 
@@ -130,8 +126,7 @@ class Streamer(Inputs):
         asking = asking.unflatten(2, (self.config.text.slots, len(LANES)))
         score_BKSV = None if expected is None else as_expected(expected, written_BKS)
         logits = self.trusted(self.logits(asking), asking, score_BKSV)
-        if self.wording is not None:
-            logits = self._wished(logits, *self._likely_in(batch, expected))
+        logits = self._worded(logits, batch, expected, heard, seen)
         if noisy is None:
             return None, logits
         guessed = None
@@ -156,25 +151,6 @@ class Streamer(Inputs):
         memory_BM2 = readable(batch.memory_BM2, batch.written_BK.all(1))
         return self._embed_memory(memory_BM2), memory_BM2[..., 0] != PADDING
 
-    def _likely_in(self, batch: ClipBatch, expected: Expected | None) -> tuple[Likely, Tensor]:
-        """As `_likely`, before every slot of clips: [B, K, S, V], [B, K, S]."""
-        assert self.wording is not None
-        written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
-        said_BN2, before_BKS, talking_BKS = timeline(
-            batch.memory_BM2, batch.user_text_BKS, batch.slot_BKSL, batch.written_BK
-        )
-        token_BKR = torch.full_like(written_BKS, SILENCE) if expected is None else expected.token
-        ahead_SBKR2 = [foretold(token_BKR, written_BKS, slot) for slot in range(written_BKS.shape[2])]
-        ahead_BQR2 = torch.stack(ahead_SBKR2, dim=2).flatten(1, 2)
-        likely_BQ = self.wording.likely_in(said_BN2, before_BKS.flatten(1), ahead_BQR2)
-        return Likely(*(part.unflatten(1, written_BKS.shape[1:]) for part in likely_BQ)), talking_BKS
-
-    def _wished(self, logits: Tensor, likely: Likely, talking: Tensor) -> Tensor:
-        """Logits [..., lanes, V] with what is likely to be said."""
-        assert self.config.wording is not None
-        response = wished(logits[..., RESPONSE, :], likely, talking, self.config.wording)
-        return torch.stack([response, logits[..., TRANSCRIPT, :]], dim=-2)
-
     def _velocity(self, hidden: Tensor, noisy: Latents, tau: Tensor, guessed: Tensor | None) -> Latents:
         n = noisy.video.shape[-2]
         floor = tau.float().clamp(min=TAU_FLOOR)[..., None]
@@ -194,6 +170,8 @@ class Streamer(Inputs):
             live.speech = self.voice.begin()
         if self.wording is not None:
             live.talk = self.wording.read(self.wording.begin(), live.told_N2.to(self.device))
+        if self.floor is not None:
+            live.floor = self.floor.begin()
         return live
 
     def silence(self) -> Latents:
@@ -240,6 +218,7 @@ class Streamer(Inputs):
             live.speech = live.speech.heard(last.audio)
         if live.talk is not None:
             self._follow(live, live.said[-1])
+        self._attend(live, heard[0], microphone, seen[0].flatten(0, 1), camera, text_S)
         live.settled = False
         return self._asked(live, 0, self._commit(live, [*user, self._starts(user[-1])], self.layout.opening))
 
@@ -275,11 +254,6 @@ class Streamer(Inputs):
             live.cache.remember(self.backbone.remember(self._embed_memory(new_N2), past_2ZMGd))
             live.told_N2 = live.told_N2[:0]
 
-    def _follow(self, live: LiveState, said_SX: Tensor) -> None:
-        """The wording reads more words."""
-        if live.talk is not None and self.wording is not None and not said_SX.is_meta:
-            live.talk = self.wording.read(live.talk, spoken(said_SX[None]))
-
     def _commit(self, live: LiveState, parts: list[Tensor], where: slice) -> States:
         hidden_BND, slices = self._read(live, parts, where)
         live.cache.append(slices[0])
@@ -289,30 +263,6 @@ class Streamer(Inputs):
         """One pass of parts [n, D] that stand at `where` of the open block."""
         step, x_BND = self.together or self.backbone.step, self._joined([part[None] for part in parts], where)
         return step(x_BND, torch.arange(where.start, where.stop), [live.cache])
-
-    def _asked(self, live: LiveState, slot: int, hidden_BND: States) -> Tensor:
-        """Logits [lanes, V] of a slot, from the last token of each lane before."""
-        hidden_LD = tokens_at(hidden_BND, slice(-len(LANES), None))[0]
-        logits_LV = self.logits(hidden_LD)
-        if slot == self.config.text.slots:
-            return logits_LV
-        if live.expected is not None:
-            logits_LV = self.trusted(logits_LV, hidden_LD, live.expected.score[slot])
-        if live.talk is not None:
-            logits_LV = self._wished(logits_LV, *self._likely(live, slot))
-        return logits_LV
-
-    def _likely(self, live: LiveState, slot: int) -> tuple[Likely, Tensor]:
-        """What the wording finds likely before a slot, and whether something is being said."""
-        assert self.wording is not None
-        assert live.talk is not None
-        before_T = torch.cat([said[:, RESPONSE] for said in [*live.said][-2:]])
-        before = F.pad(before_T, (1, 0), value=SILENCE)[len(before_T) - len(live.said[-1]) + slot]
-        ahead_N2 = torch.empty(0, 2, dtype=torch.long, device=self.device)
-        if live.expected is not None and not live.expected.token.is_meta:
-            ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
-            ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
-        return self.wording.likely(live.talk, ahead_N2), (before != SILENCE) & (before != END)
 
     def velocity(self, live: LiveState, noisy: Latents, tau: float) -> Latents:
         """Velocities of the open block's latents at time `tau`. Peeks."""

@@ -29,7 +29,7 @@ from wan_streamer.speaking.wording import Talk
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "5"
+VERSION = "6"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class SessionState:
     heard: list[Tensor]
     speech: Speech | None
     talk: Talk | None
+    floor: Tensor | None
     last: Latents
     noise: Tensor
     silent: bool
@@ -85,6 +86,7 @@ def session_state(session: Session) -> SessionState:
         heard=list(live.heard),
         speech=live.speech,
         talk=live.talk,
+        floor=live.floor,
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
@@ -106,7 +108,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
-    live.speech, live.talk = state.speech, state.talk
+    live.speech, live.talk, live.floor = state.speech, state.talk, state.floor
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio

@@ -102,14 +102,15 @@ FREE: dict[str, Scenario] = {
 """What may happen more than once, between the others."""
 
 ASKED = {
-    "arithmetic": 3.0, "tells_name": 1.5, "recalls_name": 0.4, "tells_colour": 1.2, "recalls_colour": 0.3,
-    "tells_fact": 3.0, "recalls_fact": 0.8, "knowledge": 1.6, "counting": 1.4, "repeat_after_me": 0.4,
-    "free_repeat": 3.0, "agent_name": 0.6, "agent_skills": 1.0, "thanks": 0.3, "order": 1.0, "free_talk": 0.8,
-    "barge_in_stop": 0.6, "barge_in_topic": 0.5, "barge_in_correction": 0.5, "user_backchannel": 1.0,
-    "pause_in_turn": 0.8,
+    "arithmetic": 2.0, "tells_name": 1.0, "recalls_name": 0.3, "tells_colour": 0.8, "recalls_colour": 0.2,
+    "tells_fact": 2.0, "recalls_fact": 0.5, "knowledge": 1.2, "counting": 1.0, "repeat_after_me": 0.3,
+    "free_repeat": 1.5, "agent_name": 0.5, "agent_skills": 0.7, "thanks": 0.2, "order": 1.0, "free_talk": 1.5,
+    "barge_in_stop": 1.4, "barge_in_topic": 0.9, "barge_in_correction": 0.9, "free_barge_in": 1.0,
+    "user_backchannel": 2.4, "side_talk": 1.2, "noise": 1.6, "pause_in_turn": 2.0, "fast_handoff": 0.7,
+    "small_talk": 0.7, "long_story": 2.0, "free_story": 1.5,
 }  # fmt: skip
 """What words alone decide, and how often each is drawn: questions with a right answer and what it takes to know it, and
-what the agent is to stop or wait for. And free talk: not all that is told is a fact."""
+what the agent is to stop, wait or listen for. And free talk: not all that is told is a fact."""
 
 FREE_SHARE = 0.56  # of what is drawn
 BEFORE = 0.4  # share of episodes that go on after an earlier talk

@@ -1,0 +1,132 @@
+"""What is written in a slot: the Transformer's hidden states, and what stands beside it, become logits of both lanes.
+
+The reader says which words the user said (`perception/reading.py`), the wording which ones answer them
+(`speaking/wording.py`), the floor whose turn it is (`speaking/floor.py`). Training and live sessions share it
+(`model/streamer.py`).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wan_streamer.codecs.text import SILENCE
+from wan_streamer.model.cache import LiveState
+from wan_streamer.model.inputs import Inputs
+from wan_streamer.model.layers import States, tokens_at
+from wan_streamer.model.layout import LANES, ClipBatch
+from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
+from wan_streamer.perception.reading import Expected, Trust
+from wan_streamer.speaking.floor import Floor, settled, talking
+from wan_streamer.speaking.wording import Likely, Wording, wished
+
+
+class Words(Inputs):
+    """Of a `Streamer`, which makes the weights."""
+
+    text_out: nn.Linear | None  # None: the head is `text_in`
+    trust: Trust | None
+    wording: Wording | None
+    floor: Floor | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V]."""
+        head = self.text_in if self.text_out is None else self.text_out
+        return nn.functional.linear(hidden, head.weight.to(hidden.dtype)).float()
+
+    def trusted(self, logits: Tensor, hidden: Tensor, score: Tensor | None) -> Tensor:
+        """Logits [..., lanes, V] of hidden states [..., lanes, D] and of what a reader, if there is one, expects."""
+        if self.trust is None or score is None:
+            return logits
+        transcript = self.trust(logits[..., TRANSCRIPT, :], hidden[..., TRANSCRIPT, :], score)
+        return torch.cat([logits[..., :TRANSCRIPT, :], transcript[..., None, :]], dim=-2)
+
+    # ---- training
+
+    def _worded(
+        self, logits: Tensor, batch: ClipBatch, expected: Expected | None, heard: Tensor | None, seen: Tensor | None
+    ) -> Tensor:
+        """Logits [B, K, S, lanes, V] of clips, with what its wording and its floor find likely."""
+        response = logits[..., RESPONSE, :]
+        said_BKS = batch.slot_BKSL[..., RESPONSE] * batch.written_BK[..., None]
+        before_BKS = F.pad(said_BKS.flatten(1), (1, 0), value=SILENCE)[:, :-1].view_as(said_BKS)
+        if self.wording is not None:
+            assert self.config.wording is not None
+            response = wished(response, self._likely_in(batch, expected), talking(before_BKS), self.config.wording)
+        if self.floor is not None:
+            assert self.config.floor is not None
+            unit_BKSL = torch.stack([said_BKS, batch.slot_BKSL[..., TRANSCRIPT]], dim=-1)
+            unit_BKSL = F.pad(unit_BKSL, (0, 0, 0, 0, 1, 0), value=SILENCE)[:, :-1]
+            typed_BK = (batch.user_text_BKS != SILENCE).any(-1)
+            sensed = (heard, batch.microphone_BK, seen, batch.camera_BK)
+            odds, _ = self.floor(*sensed, typed_BK, unit_BKSL, self.floor.begin(len(typed_BK)))
+            slots = range(before_BKS.shape[2])
+            response = torch.stack(
+                [settled(response[:, :, s], odds, s, before_BKS[..., s], self.config.floor) for s in slots], dim=2
+            )
+        return torch.stack([response, logits[..., TRANSCRIPT, :]], dim=-2)
+
+    def _likely_in(self, batch: ClipBatch, expected: Expected | None) -> Likely:
+        """As `_likely`, before every slot of clips: [B, K, S, V]."""
+        assert self.wording is not None
+        written_BKS = batch.slot_BKSL[..., TRANSCRIPT]
+        said_BN2, before_BKS = timeline(batch.memory_BM2, batch.user_text_BKS, batch.slot_BKSL, batch.written_BK)
+        token_BKR = torch.full_like(written_BKS, SILENCE) if expected is None else expected.token
+        ahead_SBKR2 = [foretold(token_BKR, written_BKS, slot) for slot in range(written_BKS.shape[2])]
+        ahead_BQR2 = torch.stack(ahead_SBKR2, dim=2).flatten(1, 2)
+        likely_BQ = self.wording.likely_in(said_BN2, before_BKS.flatten(1), ahead_BQR2)
+        return Likely(*(part.unflatten(1, written_BKS.shape[1:]) for part in likely_BQ))
+
+    # ---- live
+
+    def _attend(
+        self, live: LiveState, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text_S: Tensor
+    ) -> None:
+        """The floor hears and sees a unit: tensors [tokens, features], and what was written before it."""
+        if self.floor is None or live.floor is None or text_S.is_meta:
+            return
+        said = [*live.said][-2:-1] or [torch.full_like(live.said[-1], SILENCE)]
+        sensed = (heard[None, None], microphone.view(1, 1), seen[None, None], camera.view(1, 1))
+        typed = (text_S != SILENCE).any().view(1, 1)
+        live.odds, live.floor = self.floor(*sensed, typed, said[0][None, None, :, : len(LANES)], live.floor)
+
+    def _follow(self, live: LiveState, said_SX: Tensor) -> None:
+        """The wording reads more words."""
+        if live.talk is not None and self.wording is not None and not said_SX.is_meta:
+            live.talk = self.wording.read(live.talk, spoken(said_SX[None]))
+
+    def _asked(self, live: LiveState, slot: int, hidden_BND: States) -> Tensor:
+        """Logits [lanes, V] of a slot, from the last token of each lane before."""
+        hidden_LD = tokens_at(hidden_BND, slice(-len(LANES), None))[0]
+        logits_LV = self.logits(hidden_LD)
+        if slot == self.config.text.slots:
+            return logits_LV
+        if live.expected is not None:
+            logits_LV = self.trusted(logits_LV, hidden_LD, live.expected.score[slot])
+        if live.talk is None and live.odds is None:
+            return logits_LV
+        response = logits_LV[RESPONSE]
+        before = self._before(live, slot)
+        if live.talk is not None:
+            assert self.config.wording is not None
+            response = wished(response, self._likely(live, slot), talking(before), self.config.wording)
+        if live.odds is not None:
+            assert self.config.floor is not None
+            odds = live.odds._replace(kind_SBK=live.odds.kind_SBK[0, 0])
+            response = settled(response, odds, slot, before, self.config.floor)
+        return torch.stack([response, logits_LV[TRANSCRIPT]])
+
+    def _before(self, live: LiveState, slot: int) -> Tensor:
+        """The agent's token [] before a slot."""
+        before_T = torch.cat([said[:, RESPONSE] for said in [*live.said][-2:]])
+        return F.pad(before_T, (1, 0), value=SILENCE)[len(before_T) - len(live.said[-1]) + slot]
+
+    def _likely(self, live: LiveState, slot: int) -> Likely:
+        """What the wording finds likely before a slot."""
+        assert self.wording is not None
+        assert live.talk is not None
+        ahead_N2 = torch.empty(0, 2, dtype=torch.long, device=self.device)
+        if live.expected is not None and not live.expected.token.is_meta:
+            ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
+            ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
+        return self.wording.likely(live.talk, ahead_N2)
+

@@ -1,0 +1,121 @@
+"""Encoded conversations -> what a floor learns from: what was heard, seen and written in every unit.
+
+`Stretch`     a batch
+`Stretches`   of the conversations of one folder
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wan_streamer.codecs.text import END, SILENCE, TextCodec
+from wan_streamer.config import StreamerConfig
+from wan_streamer.data.lanes import conversation_lanes
+from wan_streamer.data.latents import LatentStore
+from wan_streamer.errors import DataError
+from wan_streamer.model.layout import LANES
+from wan_streamer.speaking.floor import BRIEF, kind_of
+from wan_streamer.units import UNIT_S
+
+RESPONSE, TRANSCRIPT = LANES.index("response"), LANES.index("transcript")
+IGNORED = -100
+MISREAD = 0.15  # share of the user's words that are read as others
+TYPED, DEAF = 0.06, 0.06  # shares of rows in which the user types, and in which only their words are known
+
+
+class Stretch(NamedTuple):
+    """B stretches of K units.
+
+    heard, seen   float32 [B, K, tokens, features]
+    there_BK3     bool: microphone, camera, and whether the user types
+    before_BKSL   int64, tokens of the unit before each
+    slot_BKS      int64, the agent's words;   kind_BKS  what they are (`speaking/floor.py`), `IGNORED` behind the end
+    """
+
+    heard: Tensor
+    seen: Tensor
+    there_BK3: Tensor
+    before_BKSL: Tensor
+    slot_BKS: Tensor
+    kind_BKS: Tensor
+
+
+class Stretches:
+    """Of the conversations in `folder`, encoded with ears and, where the user is seen, eyes of these fingerprints.
+
+    shown  nothing is heard in them
+
+    Raises `DataError` for others.
+    """
+
+    def __init__(self, folder: Path, senses: dict[str, str], config: StreamerConfig, text: TextCodec, shown: bool) -> None:
+        self.store = LatentStore(folder, None)
+        for name, own in senses.items():
+            if self.store.senses[name] not in (own, *(["none"] if name == "eyes" else [])):
+                raise DataError(
+                    f"{folder}: {name} {self.store.senses[name]}, expected {own}; encode it with the agent's own"
+                )
+        self.config, self.text, self.shown = config, text, shown
+        rows, columns = config.perception.video_grid
+        self.seen = config.perception.video_ticks * rows * columns, config.perception.video_features
+        self.units = sum(labels["units"] for labels in self.store.labels)
+        self.lanes = functools.lru_cache(maxsize=8192)(self._lanes)
+
+    def _lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the user types [units, S], both lanes [units, S, L], whether the agent says a listener's word [units]."""
+        labels = self.store.labels[number]
+        user, lanes = conversation_lanes(labels, self.config.text, self.text, typed)
+        listens = np.zeros(len(user), bool)
+        for event in labels["events"]:
+            if event["type"] == "backchannel" and event["side"] == "agent":
+                first = int(event["start"] / UNIT_S) - self.config.text.lead_units
+                listens[max(0, first) : int(event["end"] / UNIT_S) + 1] = True
+        return user, lanes, listens
+
+    def row(self, number: int, first: int, units: int, rng: np.random.Generator | None = None) -> Stretch:
+        """One stretch of a conversation, as it is, or with `rng` with what happens in calls."""
+        typed, deaf, misread = (False,) * 3 if rng is None else rng.random(3) < (TYPED, DEAF, MISREAD > 0)
+        user, lanes, listens = self.lanes(number, bool(typed))
+        known = min(units, len(user) - first)
+        clip = self.store.read(number, first, known)
+        heard, seen = clip["user_audio"], clip.get("user_video") if self.store.sees else None
+        there = torch.tensor([not (self.shown or typed or deaf), seen is not None, False]).repeat(known, 1)
+        there[:, 2] = torch.from_numpy((user[first : first + known] != SILENCE).any(-1))
+        slots = torch.from_numpy(lanes[first : first + known])
+        before = torch.from_numpy(lanes[max(0, first - 1) : first + known - 1].copy())
+        before = F.pad(before, (0, 0, 0, 0, known - len(before), 0), value=SILENCE)
+        if misread and rng is not None:
+            heard_KS = before[..., TRANSCRIPT]
+            wrong = (heard_KS > END) & torch.from_numpy(rng.random(heard_KS.shape) < MISREAD)
+            other = torch.from_numpy(rng.integers(END + 1, self.config.text.vocab_size, heard_KS.shape))
+            before[..., TRANSCRIPT] = torch.where(wrong, other, heard_KS)
+        kind = kind_of(slots[..., RESPONSE])
+        listens_K1 = torch.from_numpy(listens[first : first + known])[:, None]
+        kind = torch.where((slots[..., RESPONSE] > END) & listens_K1, BRIEF, kind)
+
+        def whole(x: Tensor, value: int = 0) -> Tensor:
+            return F.pad(x, (0, 0) * (x.ndim - 1) + (0, units - known), value=value)
+
+        seen = torch.zeros(known, *self.seen) if seen is None else seen
+        return Stretch(
+            whole(heard), whole(seen), whole(there), whole(before), whole(slots[..., RESPONSE]), whole(kind, IGNORED)
+        )
+
+    def batch(self, rng: np.random.Generator, rows: int, units: int) -> Stretch:
+        """`rows` random stretches."""
+        parts = []
+        for _ in range(rows):
+            number = int(rng.integers(len(self.store.paths)))
+            first = int(rng.integers(max(1, self.store.labels[number]["units"] - units + 1)))
+            parts.append(self.row(number, first, units, rng))
+        return stacked(parts)
+
+
+def stacked(rows: list[Stretch]) -> Stretch:
+    """As one batch."""
+    return Stretch(*map(torch.stack, zip(*rows, strict=True)))
