@@ -13,7 +13,7 @@ from tiny import tiny_text, tiny_weights
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
-from wan_streamer.codecs.text import END, SILENCE
+from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
@@ -110,6 +110,7 @@ def test_in_calls_words_are_misread_typed_and_microphones_off(
 ) -> None:
     part, rng = part_of(agent, talks), np.random.default_rng(0)
     names, clean = ("TYPED", "DEAF", "MISREAD"), part.row(0, 0, 30)
+    monkeypatch.setattr(stretches, "LATE", 0.0)
     for name in names:
         for other in names:
             monkeypatch.setattr(stretches, other, float(other == name))
@@ -126,6 +127,28 @@ def test_in_calls_words_are_misread_typed_and_microphones_off(
             assert (transcript == SILENCE).all()
         else:
             assert torch.equal(transcript, was)
+
+
+def test_some_yield_late(agent: Path, talks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent has not stopped where it does in the conversation; what was written before stays the same."""
+    for name, share in (("TYPED", 0.0), ("DEAF", 0.0), ("MISREAD", 0.0), ("LATE", 1.0)):
+        monkeypatch.setattr(stretches, name, share)
+    part = part_of(agent, talks)
+    clean = part.row(0, 0, 30)
+    flat = clean.slot_BKS.flatten()
+    (end,) = (flat == END).nonzero()[:1, 0].tolist()
+    part.store.labels[0]["events"].append({"type": "yield", "start": end // 2 * 0.16 + 0.01})
+    found = set()
+    for seed in range(40):
+        late = part.row(0, 0, 30, np.random.default_rng(seed))
+        words = late.slot_BKS.flatten()
+        later = int((words == END).nonzero()[0])
+        found.add(later - end)
+        assert torch.equal(words[:end], flat[:end])
+        assert (words[end:later] == HOLD).all()
+        assert torch.equal(words[later + 1 :], flat[later + 1 :])
+        assert torch.equal(late.before_BKSL[1:, :, RESPONSE], late.slot_BKS[:-1])
+    assert found == {2 * units for units in range(1, max(found) // 2 + 1)}
 
 
 def test_what_is_learned_is_what_a_session_is_told(agent: Path, heard: Path) -> None:

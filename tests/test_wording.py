@@ -137,7 +137,9 @@ def test_a_wish_moves_which_word_is_said_and_what_is_against_it() -> None:
     moved = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.0, turn=0.0))
     before, after = logits.softmax(-1), moved.softmax(-1)
     torch.testing.assert_close(before[:, : END + 1], after[:, : END + 1])
-    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), (logits + word)[:, END + 1 :].softmax(-1))
+    wish = word[:, END + 1 :].log_softmax(-1)
+    sure = wish.exp().amax(-1, keepdim=True)
+    torch.testing.assert_close(moved[:, END + 1 :].softmax(-1), (logits[:, END + 1 :] + sure * wish).softmax(-1))
     due = wished(logits, likely, talking, dataclasses.replace(SMALL, weight=1.0, due=0.5, turn=0.25))
     torch.testing.assert_close(due[:, : END + 1], logits[:, : END + 1])
     torch.testing.assert_close(due[0, END + 1 :], moved[0, END + 1 :] + 0.25 * -2)  # the user goes on

@@ -108,7 +108,7 @@ class WordingConfig(Ranged):
 
     token_dim  of a word where it is read and chosen;   copy_dim  of what finds words to say again
     window     how many words back it reads
-    weight     of what it finds in which word the agent says;   due  in whether an utterance goes on
+    weight     of what it is sure of in which word the agent says;   due  in whether an utterance goes on
     turn       in whether one begins, while the user spoke last
     """
 

@@ -278,11 +278,14 @@ class Wording(nn.Module):
 def wished(logits: Tensor, likely: Likely, talking: Tensor, config: WordingConfig) -> Tensor:
     """What is said, as the agent and its wording together find likely: the one knows when, and what it sees.
 
-    Logits [..., V], what is likely, whether something is being said [...] -> logits [..., V]. Whether a word is written
-    is moved by what the wording has against one more word of an utterance, and by whose turn it is.
+    Logits [..., V], what is likely, whether something is being said [...] -> logits [..., V]. The wording counts as
+    much as its likeliest word is likely: where it cannot know, as of what is seen, its small preferences mean nothing.
+    Whether a word is written is moved by what it has against one more word of an utterance, and by whose turn it is.
     """
     end, word = likely.word[..., END].clamp(UNLIKELY, CERTAIN), logits[..., END + 1 :]
-    both = word + config.weight * likely.word[..., END + 1 :].log_softmax(-1).clamp(min=UNLIKELY)
+    wish = likely.word[..., END + 1 :].log_softmax(-1)
+    sure = wish.amax(-1, keepdim=True).exp()
+    both = word + config.weight * sure * wish.clamp(min=UNLIKELY)
     both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
     done = torch.log1p(-end.exp()).clamp(min=UNLIKELY)
     due = torch.where(talking, config.due * done, config.turn * likely.turn.clamp(-TURN, TURN))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wan_streamer.codecs.text import END, SILENCE, TextCodec
+from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
@@ -26,6 +26,7 @@ RESPONSE, TRANSCRIPT = LANES.index("response"), LANES.index("transcript")
 IGNORED = -100
 MISREAD = 0.15  # share of the user's words that are read as others
 TYPED, DEAF = 0.06, 0.06  # shares of rows in which the user types, and in which only their words are known
+LATE, UNITS_LATE = 0.3, 6  # share of the yields that come late, so that who talks on still yields; by so many units at most
 
 
 class Stretch(NamedTuple):
@@ -86,6 +87,8 @@ class Stretches:
         heard, seen = clip["user_audio"], clip.get("user_video") if self.store.sees else None
         there = torch.tensor([not (self.shown or typed or deaf), seen is not None, False]).repeat(known, 1)
         there[:, 2] = torch.from_numpy((user[first : first + known] != SILENCE).any(-1))
+        if rng is not None:
+            lanes = self._yielding_late(number, lanes, rng)
         slots = torch.from_numpy(lanes[first : first + known])
         before = torch.from_numpy(lanes[max(0, first - 1) : first + known - 1].copy())
         before = F.pad(before, (0, 0, 0, 0, known - len(before), 0), value=SILENCE)
@@ -105,6 +108,20 @@ class Stretches:
         return Stretch(
             whole(heard), whole(seen), whole(there), whole(before), whole(slots[..., RESPONSE]), whole(kind, IGNORED)
         )
+
+    def _yielding_late(self, number: int, lanes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The lanes with some of the agent's ends, where the user breaks in, later: until then it is saying something."""
+        lanes = lanes.copy()
+        flat, slots = lanes[..., RESPONSE].copy().ravel(), lanes.shape[1]
+        for event in self.store.labels[number]["events"]:
+            end = int(event["start"] / UNIT_S) * slots
+            later = end + slots * int(rng.integers(1, UNITS_LATE + 1))
+            if event["type"] != "yield" or rng.random() >= LATE or later >= len(flat):
+                continue
+            if flat[end] == END and not flat[end + 1 : later + 1].any():
+                flat[end:later], flat[later] = HOLD, END
+        lanes[..., RESPONSE] = flat.reshape(-1, slots)
+        return lanes
 
     def batch(self, rng: np.random.Generator, rows: int, units: int) -> Stretch:
         """`rows` random stretches."""
