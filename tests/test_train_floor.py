@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from test_floor import SMALL
-from test_reading import CONFIG
 from test_reader_training import talks_of
+from test_reading import CONFIG
 from tiny import tiny_text, tiny_weights
 from typer.testing import CliRunner
 

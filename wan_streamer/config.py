@@ -148,6 +148,22 @@ class FloorConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class SightConfig(Ranged):
+    """A read-out of the eyes that names what is held up (`perception/sight.py`).
+
+    colours, things  the token with which each of their names begins
+    keep    share of what was seen that counts a unit later;   weight  in which word the agent says
+    """
+
+    place = "sight"
+    colours: tuple[int, ...] = between((), 0, 4_194_304)
+    things: tuple[int, ...] = between((), 0, 4_194_304)
+    dim: int = between(96, 1, 16_384)
+    keep: float = between(0.8, 0, 1)
+    weight: float = between(1.5, 0, 100)
+
+
+@dataclass(frozen=True)
 class CacheConfig(Ranged):
     """Which history a unit may see. Part of the training mask and of the live cache alike.
 
@@ -224,6 +240,7 @@ class StreamerConfig(Ranged):
     voice: VoiceConfig | None = None
     wording: WordingConfig | None = None
     floor: FloorConfig | None = None
+    sight: SightConfig | None = None
     patch: int = between(3, 1, 64)  # a video token is patch x patch latent positions
     unit_ms: int = between(UNIT_MS, 1, 10_000)
     fps: int = between(FPS, 1, 1000)
@@ -249,6 +266,12 @@ class StreamerConfig(Ranged):
             raise ConfigError("wording: expected a text memory, without which nobody keeps what was said; got none")
         if self.floor is not None and not self.cache.memory_tokens:
             raise ConfigError("floor: expected a text memory, without which nobody keeps what was said; got none")
+        if self.sight is not None and (self.wording is None or self.perception.seeing != "eyes"):
+            raise ConfigError(
+                "sight: expected eyes that are trained before, and a wording, which knows what it cannot know"
+            )
+        if self.sight is not None and max(self.sight.colours + self.sight.things, default=0) >= self.text.vocab_size:
+            raise ConfigError(f"sight: expected tokens below {self.text.vocab_size}, the size of the vocabulary")
         if 0 < self.perception.reading < self.text.slots:
             raise ConfigError(
                 f"perception.reading: expected 0, or a token for each of {self.text.slots} slots, got"

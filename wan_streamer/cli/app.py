@@ -12,7 +12,15 @@ from wan_streamer.cli.call import serve, talk
 from wan_streamer.cli.data import corpus, encode, prepare, simulate
 from wan_streamer.cli.evaluate import evaluate
 from wan_streamer.cli.inspect import inspect
-from wan_streamer.cli.senses import train_ears, train_eyes, train_floor, train_reader, train_voice, train_wording
+from wan_streamer.cli.senses import (
+    train_ears,
+    train_eyes,
+    train_floor,
+    train_reader,
+    train_sight,
+    train_voice,
+    train_wording,
+)
 from wan_streamer.cli.train import train_app
 from wan_streamer.errors import WanStreamerError
 from wan_streamer.process import tune_process
@@ -31,6 +39,7 @@ train_app.command("eyes")(train_eyes)
 train_app.command("reader")(train_reader)
 train_app.command("wording")(train_wording)
 train_app.command("floor")(train_floor)
+train_app.command("sight")(train_sight)
 train_app.command("voice")(train_voice)
 app.add_typer(train_app, name="train", no_args_is_help=True)
 app.add_typer(bench_app, name="bench", no_args_is_help=True)

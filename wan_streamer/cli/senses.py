@@ -166,6 +166,26 @@ def train_floor(
 
 
 @expand
+def train_sight(
+    out: Out,
+    run: Alone,
+    start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose sight learns.")],
+    overwrite: Overwrite = False,
+    threads: ModelThreads = None,
+) -> None:
+    """What an agent sees: teach a read-out of its eyes to name what is held up. Needs no data.
+
+    Example: [b]wan-streamer train sight --from runs/wording/agent --out runs/sight[/b]
+    """
+    from wan_streamer.training.loop.alone import AloneOptions
+    from wan_streamer.training.sight.stage import train_sight as train
+
+    with training_in(out, run.resume, overwrite):
+        scores = train(start, out, AloneOptions(**vars(run)))
+    print_scores(scores, out / "agent")
+
+
+@expand
 def train_voice(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Encoded conversations of [b]simulate --spoken[/b].")

@@ -26,8 +26,8 @@ from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.reading import Expected
 from wan_streamer.perception.video import VideoPerceptionState
-from wan_streamer.speaking.voice import Speech
 from wan_streamer.speaking.floor import Odds
+from wan_streamer.speaking.voice import Speech
 from wan_streamer.speaking.wording import Talk
 from wan_streamer.units import TICKS_PER_UNIT
 
@@ -201,6 +201,7 @@ class LiveState:
     speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one
     talk     what its wording has read; None in a model without one
     floor    what its floor knows [layers, 1, D], and   odds  what it finds likely in the unit; None in a model without
+    sight    evidence for the names of what is seen [1, names]; None in a model without one
     settled  the next block is open and has the last latents
     """
 
@@ -216,4 +217,5 @@ class LiveState:
     talk: Talk | None = None
     floor: Tensor | None = None
     odds: Odds | None = None
+    sight: Tensor | None = None
     settled: bool = False

@@ -51,9 +51,7 @@ def readable(memory_BM2: Tensor, written_B: Tensor) -> Tensor:
     return kept_BM2.gather(1, order_BM[..., None].expand(-1, -1, 2))
 
 
-def timeline(
-    memory_BM2: Tensor, typed_BKS: Tensor, slot_BKSL: Tensor, written_BK: Tensor
-) -> tuple[Tensor, Tensor]:
+def timeline(memory_BM2: Tensor, typed_BKS: Tensor, slot_BKSL: Tensor, written_BK: Tensor) -> tuple[Tensor, Tensor]:
     """The words of clips [B, N, 2], with padding behind; how many stand before each slot, [B, K, S].
 
     What is typed in a unit is known before its slots.

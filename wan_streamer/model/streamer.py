@@ -13,7 +13,6 @@ numbers of noise through every layer; the loss is on the velocity (paper eq. 3).
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import FloorConfig, StreamerConfig
@@ -25,6 +24,7 @@ from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, re
 from wan_streamer.model.words import Words
 from wan_streamer.perception.audio import hearing
 from wan_streamer.perception.reading import Trust, as_expected, hints, live_hints, reading
+from wan_streamer.perception.sight import Sight
 from wan_streamer.perception.video import seeing
 from wan_streamer.speaking.floor import Floor
 from wan_streamer.speaking.sounds import UNKNOWN
@@ -69,6 +69,9 @@ class Streamer(Words):
         words = config.wording
         self.wording = None if words is None else Wording(words, config.text.vocab_size, len(SOURCES))
         self.floor = None if config.floor is None else self._new_floor(config.floor)
+        names = config.sight
+        features, V = config.perception.video_features, config.text.vocab_size
+        self.sight = None if names is None else Sight(names, features, V)
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
@@ -172,6 +175,8 @@ class Streamer(Words):
             live.talk = self.wording.read(self.wording.begin(), live.told_N2.to(self.device))
         if self.floor is not None:
             live.floor = self.floor.begin()
+        if self.sight is not None:
+            live.sight = self.sight.begin(1)
         return live
 
     def silence(self) -> Latents:

@@ -1,7 +1,7 @@
 """What is written in a slot: the Transformer's hidden states, and what stands beside it, become logits of both lanes.
 
 The reader says which words the user said (`perception/reading.py`), the wording which ones answer them
-(`speaking/wording.py`), the floor whose turn it is (`speaking/floor.py`). Training and live sessions share it
+(`speaking/wording.py`), the sight which ones name what is seen (`perception/sight.py`), the floor whose turn it is (`speaking/floor.py`). Training and live sessions share it
 (`model/streamer.py`).
 """
 
@@ -16,8 +16,9 @@ from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
 from wan_streamer.perception.reading import Expected, Trust
+from wan_streamer.perception.sight import Sight, described
 from wan_streamer.speaking.floor import Floor, settled, talking
-from wan_streamer.speaking.wording import Likely, Wording, wished
+from wan_streamer.speaking.wording import Likely, Wording, how_sure, wished
 
 
 class Words(Inputs):
@@ -27,6 +28,7 @@ class Words(Inputs):
     trust: Trust | None
     wording: Wording | None
     floor: Floor | None
+    sight: Sight | None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V]."""
@@ -51,7 +53,12 @@ class Words(Inputs):
         before_BKS = F.pad(said_BKS.flatten(1), (1, 0), value=SILENCE)[:, :-1].view_as(said_BKS)
         if self.wording is not None:
             assert self.config.wording is not None
-            response = wished(response, self._likely_in(batch, expected), talking(before_BKS), self.config.wording)
+            likely = self._likely_in(batch, expected)
+            response = wished(response, likely, talking(before_BKS), self.config.wording)
+            if self.sight is not None and seen is not None:
+                assert self.config.sight is not None
+                words = self.sight.words(self._evidence(seen, batch.camera_BK))[:, :, None]
+                response = described(response, words, how_sure(likely), self.config.sight)
         if self.floor is not None:
             assert self.config.floor is not None
             unit_BKSL = torch.stack([said_BKS, batch.slot_BKSL[..., TRANSCRIPT]], dim=-1)
@@ -64,6 +71,15 @@ class Words(Inputs):
                 [settled(response[:, :, s], odds, s, before_BKS[..., s], self.config.floor) for s in slots], dim=2
             )
         return torch.stack([response, logits[..., TRANSCRIPT, :]], dim=-2)
+
+    def _evidence(self, seen_BKND: Tensor, camera_BK: Tensor) -> Tensor:
+        """What is seen in every unit of clips [B, K, names]."""
+        assert self.sight is not None
+        evidence, all_units = self.sight.begin(len(seen_BKND)), []
+        for unit in range(seen_BKND.shape[1]):
+            evidence = self.sight.follow(evidence, seen_BKND[:, unit], camera_BK[:, unit])
+            all_units.append(evidence)
+        return torch.stack(all_units, dim=1)
 
     def _likely_in(self, batch: ClipBatch, expected: Expected | None) -> Likely:
         """As `_likely`, before every slot of clips: [B, K, S, V]."""
@@ -81,7 +97,9 @@ class Words(Inputs):
     def _attend(
         self, live: LiveState, heard: Tensor, microphone: Tensor, seen: Tensor, camera: Tensor, text_S: Tensor
     ) -> None:
-        """The floor hears and sees a unit: tensors [tokens, features], and what was written before it."""
+        """Floor and sight: a unit is heard and seen, tensors [tokens, features], after what was written before it."""
+        if self.sight is not None and live.sight is not None and not text_S.is_meta:
+            live.sight = self.sight.follow(live.sight, seen[None], camera.view(1))
         if self.floor is None or live.floor is None or text_S.is_meta:
             return
         said = [*live.said][-2:-1] or [torch.full_like(live.said[-1], SILENCE)]
@@ -108,7 +126,12 @@ class Words(Inputs):
         before = self._before(live, slot)
         if live.talk is not None:
             assert self.config.wording is not None
-            response = wished(response, self._likely(live, slot), talking(before), self.config.wording)
+            likely = self._likely(live, slot)
+            response = wished(response, likely, talking(before), self.config.wording)
+            if self.sight is not None and live.sight is not None:
+                assert self.config.sight is not None
+                words = self.sight.words(live.sight)[0]
+                response = described(response, words, how_sure(likely), self.config.sight)
         if live.odds is not None:
             assert self.config.floor is not None
             odds = live.odds._replace(kind_SBK=live.odds.kind_SBK[0, 0])
@@ -129,4 +152,3 @@ class Words(Inputs):
             ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
             ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
         return self.wording.likely(live.talk, ahead_N2)
-

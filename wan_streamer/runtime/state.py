@@ -54,6 +54,7 @@ class SessionState:
     speech: Speech | None
     talk: Talk | None
     floor: Tensor | None
+    sight: Tensor | None
     last: Latents
     noise: Tensor
     silent: bool
@@ -87,6 +88,7 @@ def session_state(session: Session) -> SessionState:
         speech=live.speech,
         talk=live.talk,
         floor=live.floor,
+        sight=live.sight,
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
@@ -108,7 +110,8 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
-    live.speech, live.talk, live.floor = state.speech, state.talk, state.floor
+    live.speech, live.talk = state.speech, state.talk
+    live.floor, live.sight = state.floor, state.sight
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent = state.silent
     decoder.audio_state = state.audio

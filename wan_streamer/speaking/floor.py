@@ -134,6 +134,4 @@ def settled(logits: Tensor, odds: Odds, slot: int, before: Tensor, config: Floor
     own = torch.stack([nothing.logsumexp(-1), end, logits[..., END + 1 :].logsumexp(-1)], dim=-1).log_softmax(-1)
     told = torch.stack([kind[..., NOTHING], kind[..., STOP], kind[..., WORDS:].logsumexp(-1)], dim=-1)
     both = own + config.weight * (told - own)
-    return torch.cat(
-        [nothing.log_softmax(-1) + both[..., :1], both[..., 1:2], words + both[..., 2:]], dim=-1
-    )
+    return torch.cat([nothing.log_softmax(-1) + both[..., :1], both[..., 1:2], words + both[..., 2:]], dim=-1)

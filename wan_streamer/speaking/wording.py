@@ -3,7 +3,7 @@
 `Talk`      what was said so far, as read
 `Likely`    which word may be the agent's next, and whether it is the agent's turn
 `Wording`   `read`: more words;  `likely`: what then is likely
-`wished`    what is said, as the agent and its wording together find likely
+`wished`    what is said, as the agent and its wording together find likely;   `how_sure`  it is of a word
 
 The Transformer has to find the words among sounds and pictures, and sees few of them in a step of training. A network
 that reads nothing but words learns what is said to what by itself, from conversations without end
@@ -284,12 +284,16 @@ def wished(logits: Tensor, likely: Likely, talking: Tensor, config: WordingConfi
     """
     end, word = likely.word[..., END].clamp(UNLIKELY, CERTAIN), logits[..., END + 1 :]
     wish = likely.word[..., END + 1 :].log_softmax(-1)
-    sure = wish.amax(-1, keepdim=True).exp()
-    both = word + config.weight * sure * wish.clamp(min=UNLIKELY)
+    both = word + config.weight * how_sure(likely)[..., None] * wish.clamp(min=UNLIKELY)
     both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
     done = torch.log1p(-end.exp()).clamp(min=UNLIKELY)
     due = torch.where(talking, config.due * done, config.turn * likely.turn.clamp(-TURN, TURN))
     return torch.cat([logits[..., : END + 1], both + due[..., None]], dim=-1)
+
+
+def how_sure(likely: Likely) -> Tensor:
+    """How likely the likeliest word is [...], if there is one."""
+    return likely.word[..., END + 1 :].amax(-1).exp() / likely.word[..., END + 1 :].logsumexp(-1).exp()
 
 
 def follows(before_BN: Tensor, last_BQ: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ from wan_streamer.simulation.sound.effects import SOUNDS
 
 TOPICS = ("wait_name", "wait_hear")
 ASIDE_DB = (-10.0, -3.0)  # the user speaks away from the microphone
-YIELD = (0.4, 0.8)  # from the first sound of a barge-in to the agent's last, seconds: by then it can be told from "mm-hm"
+YIELD = (
+    0.4,
+    0.8,
+)  # from the first sound of a barge-in to the agent's last, seconds: by then it can be told from "mm-hm"
 TRIES = 30  # moments to break in that are looked at
 BREATH = 0.3  # seconds of silence after it: closer, the two turns would look like one
 OVER_DB = (-6.0, 2.0)  # what the user says over the agent, to stop it or not: loudness does not tell

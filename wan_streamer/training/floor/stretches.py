@@ -26,7 +26,10 @@ RESPONSE, TRANSCRIPT = LANES.index("response"), LANES.index("transcript")
 IGNORED = -100
 MISREAD = 0.15  # share of the user's words that are read as others
 TYPED, DEAF = 0.06, 0.06  # shares of rows in which the user types, and in which only their words are known
-LATE, UNITS_LATE = 0.3, 6  # share of the yields that come late, so that who talks on still yields; by so many units at most
+LATE, UNITS_LATE = (
+    0.3,
+    6,
+)  # share of the yields that come late, so that who talks on still yields; by so many units at most
 
 
 class Stretch(NamedTuple):
@@ -54,7 +57,9 @@ class Stretches:
     Raises `DataError` for others.
     """
 
-    def __init__(self, folder: Path, senses: dict[str, str], config: StreamerConfig, text: TextCodec, shown: bool) -> None:
+    def __init__(
+        self, folder: Path, senses: dict[str, str], config: StreamerConfig, text: TextCodec, shown: bool
+    ) -> None:
         self.store = LatentStore(folder, None)
         for name, own in senses.items():
             if self.store.senses[name] not in (own, *(["none"] if name == "eyes" else [])):
@@ -110,7 +115,7 @@ class Stretches:
         )
 
     def _yielding_late(self, number: int, lanes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The lanes with some of the agent's ends, where the user breaks in, later: until then it is saying something."""
+        """The lanes with some of the agent's ends, where the user breaks in, later: until then it says something."""
         lanes = lanes.copy()
         flat, slots = lanes[..., RESPONSE].copy().ravel(), lanes.shape[1]
         for event in self.store.labels[number]["events"]:

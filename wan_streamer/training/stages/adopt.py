@@ -25,7 +25,7 @@ WORDS = ("text_in.weight", "text_out.weight")
 """Parameters with a row for every token."""
 HEARING, SEEING = ("hearing.", "user_audio_in."), ("seeing.", "user_video_in.")
 """Parameters that belong to the way the user is heard and seen."""
-BESIDE = ("voice", "wording", "floor")
+BESIDE = ("voice", "wording", "floor", "sight")
 """Networks beside the Transformer, which learn by themselves: another shape begins anew."""
 SHARED = ("agent_video", "agent_audio", "user_text", "lane_start", "noisy_video", "noisy_audio")
 """Parts of a block that are the same whatever the user's tokens are; so are the slots."""
