@@ -79,8 +79,10 @@ def _convert(hint: object, value: object, where: str) -> object:
         return None if value is None else _convert(typing.get_args(hint)[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(hint, types.GenericAlias):  # the only generic in use: tuple[int, ...] of fixed length
+    if isinstance(hint, types.GenericAlias):  # the only generic in use: a tuple
         kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis and isinstance(value, list | tuple):  # of any length
+            kinds = kinds[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(kinds):
             raise ConfigError(f"{where}: expected {len(kinds)} numbers, got {_shown(value)}")
         return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))

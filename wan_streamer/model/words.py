@@ -1,8 +1,8 @@
 """What is written in a slot: the Transformer's hidden states, and what stands beside it, become logits of both lanes.
 
 The reader says which words the user said (`perception/reading.py`), the wording which ones answer them
-(`speaking/wording.py`), the sight which ones name what is seen (`perception/sight.py`), the floor whose turn it is (`speaking/floor.py`). Training and live sessions share it
-(`model/streamer.py`).
+(`speaking/wording.py`), the sight which ones name what is seen (`perception/sight.py`), and the floor whose turn it is
+(`speaking/floor.py`). Training and live sessions share it (`model/streamer.py`).
 """
 
 import torch

@@ -73,7 +73,7 @@ class Stretches:
         self.lanes = functools.lru_cache(maxsize=8192)(self._lanes)
 
     def _lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the user types [units, S], both lanes [units, S, L], whether the agent says a listener's word [units]."""
+        """What the user types [units, S], both lanes [units, S, L], and where the agent is a listener [units]."""
         labels = self.store.labels[number]
         user, lanes = conversation_lanes(labels, self.config.text, self.text, typed)
         listens = np.zeros(len(user), bool)
