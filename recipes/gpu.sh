@@ -25,7 +25,7 @@ case $status in
 esac
 [ -n "$OUT" ] || exit 0
 mkdir -p "$OUT"
-for run in ears eyes pretrain reader voice duplex consistency matching wording nano; do
+for run in ears eyes pretrain reader voice duplex consistency matching wording sight floor nano; do
     [ -d "$WORK/$run" ] || continue
     mkdir -p "$OUT/$run"
     cp "$WORK/$run"/{config.json,log.jsonl,tokenizer.json} "$OUT/$run/" 2>/dev/null || true

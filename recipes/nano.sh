@@ -17,7 +17,7 @@
 #   TEXTS=DIR PEOPLE=DIR EXTRA=DIR  else ears are trained on what voices say and on recorded people (docs/hearing.md);
 #                                   the model, too, writes down some of that speech
 #   SPEECH_HOURS=5                  of the fast natural voices in it
-#   EARS_STEPS EYES_STEPS READER_STEPS VOICE_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS WORDING_STEPS    0 skips the stage
+#   EARS_STEPS EYES_STEPS READER_STEPS VOICE_STEPS PRETRAIN_STEPS DUPLEX_STEPS CONSISTENCY_STEPS MATCHING_STEPS WORDING_STEPS SIGHT_STEPS FLOOR_STEPS    0 skips the stage
 #   NATURAL=DIR                     voices of Kokoro beside the others (scripts/fetch_kokoro.sh)
 #   CLIP_UNITS=24                   units of 160 ms in a clip of conversation; models with longer windows need longer clips
 #   DRAW_EVERY=1                    steps of conversation of which one learns pictures, and the others words and voice
@@ -33,7 +33,7 @@ HOURS=${HOURS:-2} TASK_HOURS=${TASK_HOURS:-1} FILM_EVERY=${FILM_EVERY:-1}
 CODECS=${CODECS:-wan_streamer/checkpoints/nano}
 PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} DUPLEX_STEPS=${DUPLEX_STEPS:-4000}
 CONSISTENCY_STEPS=${CONSISTENCY_STEPS:-1500} MATCHING_STEPS=${MATCHING_STEPS:-0}
-EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} READER_STEPS=${READER_STEPS:-2400} VOICE_STEPS=${VOICE_STEPS:-8000} WORDING_STEPS=${WORDING_STEPS:-1600} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
+EARS_STEPS=${EARS_STEPS:-2000} EYES_STEPS=${EYES_STEPS:-2000} READER_STEPS=${READER_STEPS:-2400} VOICE_STEPS=${VOICE_STEPS:-8000} WORDING_STEPS=${WORDING_STEPS:-1600} SIGHT_STEPS=${SIGHT_STEPS:-1500} FLOOR_STEPS=${FLOOR_STEPS:-4000} PRESET=${PRESET:-nano} EARS=${EARS-} EYES=${EYES-}
 CLIP=(--clip-units "${CLIP_UNITS:-24}")
 DEVICE=${DEVICE:-auto} TRAIN_FLAGS=${TRAIN_FLAGS-} DISTILL_FLAGS=${DISTILL_FLAGS-}
 KOKORO=(${NATURAL:+--natural "$NATURAL"})
@@ -153,6 +153,13 @@ fi
 if [ "$PRESET" = nano-ears ] && [ "$WORDING_STEPS" -gt 0 ]; then
     step wording run wording "$WORK/wording" --from "$AGENT" --steps "$WORDING_STEPS" --device "$DEVICE"
     AGENT=$WORK/wording/agent
+    step sight run sight "$WORK/sight" --from "$AGENT" --steps "$SIGHT_STEPS" --device "$DEVICE"
+    AGENT=$WORK/sight/agent
+fi
+if [ "$PRESET" = nano-ears ] && [ "$FLOOR_STEPS" -gt 0 ]; then
+    step floor run floor "$WORK/floor" --data "$WORK/asked" --data "$WORK/talk" --shown "$WORK/shown" --from "$AGENT" \
+        --steps "$FLOOR_STEPS" --device "$DEVICE"
+    AGENT=$WORK/floor/agent
 fi
 
 # ---- package and measure

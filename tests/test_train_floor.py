@@ -19,7 +19,6 @@ from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.perception.senses import senses_of
 from wan_streamer.speaking.floor import BRIEF, NOTHING, STOP, WORDS
 from wan_streamer.training.floor import stage as stages
 from wan_streamer.training.floor import stretches
@@ -68,9 +67,7 @@ def stage(agent: Path, *folders: Path, shown: tuple[Path, ...] = ()) -> FloorSta
 
 def part_of(agent: Path, folder: Path, shown: bool = False) -> Stretches:
     weights = load_weights(agent)
-    streamer = weights.streamer
-    senses = senses_of(streamer.config.perception, streamer.hearing, streamer.seeing)
-    return Stretches(folder / "train", senses, weights.config, weights.text, shown)
+    return Stretches(folder / "train", weights.streamer, weights.text, shown)
 
 
 def test_a_stretch_is_what_was_heard_and_written(agent: Path, talks: Path) -> None:
@@ -223,11 +220,18 @@ def test_the_command_trains_an_agent(agent: Path, heard: Path, tmp_path: Path, m
     assert load_weights(tmp_path / "run" / FOLDER).streamer.floor is not None
 
 
-def test_conversations_of_other_ears_are_refused(agent: Path, heard: Path, talks: Path, tmp_path: Path) -> None:
+def test_conversations_of_other_ears_are_refused(heard: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     other = tiny_weights(config=CONFIG)
     save_weights(dataclasses.replace(other, streamer=Streamer(CONFIG)), tmp_path / "other")
     with pytest.raises(DataError, match="encode it with the agent's own"):
         stage(tmp_path / "other", heard)
-    with pytest.raises(DataError, match="ears none, expected"):
-        stage(agent, talks)  # those held out are kept as they sounded
+
+
+def test_what_is_kept_as_it_sounded_is_heard_by_the_agent(agent: Path, talks: Path) -> None:
+    training = stage(agent, talks)
+    (part,) = training.valid_parts
+    sound = part.store.heard(0, 0, 30)
+    heard = training.weights.streamer.hearing(sound[None])[0][0]
+    torch.testing.assert_close(part.row(0, 0, 30).heard.flatten(0, 1), heard)
+    assert training.validate()["loss"] > 0

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from wan_streamer.config import FloorConfig
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import Weights, find_checkpoint, grown, load_weights, save_weights
-from wan_streamer.perception.senses import senses_of
 from wan_streamer.speaking.floor import BRIEF, STOP, WORDS, Floor, talking
 from wan_streamer.training.floor.stretches import IGNORED, Stretch, Stretches, stacked
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
@@ -31,10 +30,10 @@ LOOKED_AT = 24  # held-out conversations of each folder
 
 
 class FloorStage(Stage):
-    """folders  encoded conversations, with `train` and maybe `valid`;   shown  likewise, in which nothing is heard
+    """folders  encoded conversations, with `train` and `valid`;   shown  likewise, in which nothing is heard
 
-    start  folder of the agent whose floor learns. Raises `CheckpointError`, and `DataError` for conversations of other
-    ears and eyes and where none is held out.
+    start  folder of the agent whose floor learns. Raises `CheckpointError`, and `DataError` for conversations that
+    other ears heard or other eyes saw.
     """
 
     name = "floor"
@@ -46,16 +45,14 @@ class FloorStage(Stage):
         assert streamer.floor is not None
         self.floor: Floor = streamer.floor.float().train().requires_grad_(True)
         self.models: dict[str, nn.Module] = {"floor": self.floor}
-        senses = senses_of(streamer.config.perception, streamer.hearing, streamer.seeing)
+        streamer.hearing.float().eval().requires_grad_(False)
 
         def stretches(folder: Path, split: str, shown: bool) -> Stretches:
-            return Stretches(folder / split, senses, streamer.config, self.weights.text, shown)
+            return Stretches(folder / split, streamer, self.weights.text, shown)
 
         all_folders = [(folder, False) for folder in folders] + [(folder, True) for folder in shown]
         self.train_parts = [stretches(folder, "train", shown) for folder, shown in all_folders]
-        self.valid_parts = [
-            stretches(folder, "valid", shown) for folder, shown in all_folders if (folder / "valid").is_dir()
-        ]
+        self.valid_parts = [stretches(folder, "valid", shown) for folder, shown in all_folders]
         units = np.array([part.units for part in self.train_parts])
         self.shares = units / units.sum()
 

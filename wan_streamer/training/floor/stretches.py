@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
-from wan_streamer.config import StreamerConfig
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.model.layout import LANES
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.perception.senses import senses_of
 from wan_streamer.speaking.floor import BRIEF, kind_of
 from wan_streamer.units import UNIT_S
 
@@ -50,19 +51,18 @@ class Stretch(NamedTuple):
 
 
 class Stretches:
-    """Of the conversations in `folder`, encoded with ears and, where the user is seen, eyes of these fingerprints.
+    """Of the conversations in `folder`; what is kept as it sounded is heard by the ears of `streamer`.
 
     shown  nothing is heard in them
 
-    Raises `DataError` for others.
+    Raises `DataError` if other ears or eyes than its own heard and saw them.
     """
 
-    def __init__(
-        self, folder: Path, senses: dict[str, str], config: StreamerConfig, text: TextCodec, shown: bool
-    ) -> None:
-        self.store = LatentStore(folder, None)
-        for name, own in senses.items():
-            if self.store.senses[name] not in (own, *(["none"] if name == "eyes" else [])):
+    def __init__(self, folder: Path, streamer: Streamer, text: TextCodec, shown: bool) -> None:
+        config = streamer.config
+        self.store, self.hearing = LatentStore(folder, None), streamer.hearing
+        for name, own in senses_of(config.perception, self.hearing, streamer.seeing).items():
+            if self.store.senses[name] not in (own, "none"):
                 raise DataError(
                     f"{folder}: {name} {self.store.senses[name]}, expected {own}; encode it with the agent's own"
                 )
@@ -90,6 +90,9 @@ class Stretches:
         known = min(units, len(user) - first)
         clip = self.store.read(number, first, known)
         heard, seen = clip["user_audio"], clip.get("user_video") if self.store.sees else None
+        if not self.store.hears:
+            with torch.no_grad():
+                heard = self.hearing(heard[None])[0][0].unflatten(0, (known, -1))
         there = torch.tensor([not (self.shown or typed or deaf), seen is not None, False]).repeat(known, 1)
         there[:, 2] = torch.from_numpy((user[first : first + known] != SILENCE).any(-1))
         if rng is not None:
