@@ -1,6 +1,7 @@
 """Whose turn it is: a recurrent network beside the Transformer; what it follows, and what it changes."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from tiny import tiny_text, tiny_weights
 from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
-from wan_streamer.config import FloorConfig, StreamerConfig
+from wan_streamer.config import FloorConfig, StreamerConfig, TextConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.flow.sampler import likeliest
+from wan_streamer.flow.sampler import TokenSampler, likeliest
 from wan_streamer.model.layout import ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import save_weights
@@ -142,6 +143,31 @@ def test_whether_a_word_is_written_comes_before_which() -> None:
     assert likeliest(logits).tolist() == [END + 2, SILENCE]  # three words that are e ** -0.5 each; less than e ** 1
     logits[1, END] = 2.0
     assert likeliest(logits).tolist() == [END + 2, END]
+
+
+def test_an_urge_adds_up_until_it_is_more_likely_than_not() -> None:
+    """To begin, then to end; each half as strong a slot later. Without it, what is likelier than all else is said."""
+    quiet = torch.zeros(2, VOCAB)
+    quiet[:, [HOLD, END]] = -50.0
+    quiet[:, SILENCE] = math.log((VOCAB - END - 1) * 2.0)  # a word in one of three
+    ending = torch.zeros(2, VOCAB)
+    ending[:, HOLD] = 30.0
+    ending[:, END] = 30.0 + math.log(0.5)  # in one of three, too
+    found = {}
+    for urge in (0.0, 0.5, 0.8):
+        sampler = TokenSampler(TextConfig(urge=urge), torch.Generator())
+        said = [int(sampler(quiet)[0]) for _ in range(4)]
+        if urge:
+            sampler.silent, sampler.urge = False, 0.0
+            said += [int(sampler(ending)[0]) for _ in range(4)]
+        found[urge] = said
+    word = END + 1
+    assert found[0.0] == [SILENCE] * 4
+    # -log(2 / 3) = .41, halved and added: .61, .71; with .8 already .73; the threshold is .69
+    assert found[0.5][:3] == [SILENCE, SILENCE, word]
+    assert found[0.5][4:7] == [HOLD, HOLD, END]
+    assert found[0.8][:2] == [SILENCE, word]
+    assert found[0.8][4:6] == [HOLD, END]
 
 
 def model_and_clip(config: StreamerConfig = CONFIG) -> tuple[Streamer, ClipBatch]:

@@ -80,6 +80,7 @@ class TextConfig(Ranged):
     heard_units: int = between(1, 0, 1000)
     temperature: float = between(0.0, 0, 100)  # of sampling; 0 takes the likeliest token
     start_bias: float = between(0.0, -1000, 1000)  # on the logits of a silent agent's words: above 0 speaks up sooner
+    urge: float = between(0.0, 0, 1)  # share of the odds to begin or to end that adds up over slots, at temperature 0
     tied_head: bool = True  # logits come from the embedding; otherwise from a matrix of their own
 
 

@@ -4,6 +4,8 @@
 `TokenSampler`  tokens of both lanes from their logits;   `likeliest`  the likeliest ones
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,7 @@ class TokenSampler:
     def __init__(self, config: TextConfig, generator: torch.Generator) -> None:
         self.config, self.generator = config, generator
         self.silent = True  # whether the agent is between two utterances
+        self.urge = 0.0  # -log p that it would still be so, or still be talking
 
     def __call__(self, logits_LV: Tensor) -> Tensor:
         """Tokens [lanes] of the next slot."""
@@ -53,7 +56,25 @@ class TokenSampler:
             logits_LV = logits_LV.clone()
             logits_LV[RESPONSE, SILENCE] -= self.config.start_bias
         token_L = self._draw(logits_LV)
-        self.silent = int(token_L[RESPONSE]) in (SILENCE, END)
+        if self.config.temperature == 0 and self.config.urge:
+            token_L = self._urged(token_L, logits_LV[RESPONSE])
+        silent = int(token_L[RESPONSE]) in (SILENCE, END)
+        self.silent, self.urge = silent, self.urge * (silent == self.silent)
+        return token_L
+
+    def _urged(self, token_L: Tensor, logits_V: Tensor) -> Tensor:
+        """The agent begins, or ends, as soon as it would more likely than not have done so by now.
+
+        What it may do in any of some slots is in none of them as likely as that it waits. Who draws at random begins
+        and ends at some time, half of the times before this one.
+        """
+        p_V = logits_V.softmax(-1)
+        p = float(p_V[END + 1 :].sum() if self.silent else p_V[END])
+        self.urge = self.config.urge * self.urge - math.log1p(-min(p, 1 - 1e-6))
+        if self.urge <= math.log(2):
+            return token_L
+        token_L = token_L.clone()
+        token_L[RESPONSE] = logits_V[END + 1 :].argmax() + END + 1 if self.silent else END
         return token_L
 
     def _draw(self, logits_LV: Tensor) -> Tensor:

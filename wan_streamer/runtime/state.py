@@ -58,6 +58,7 @@ class SessionState:
     last: Latents
     noise: Tensor
     silent: bool
+    urge: float
     audio: AudioDecoderState | None
     video: VideoDecoderState | None
     lanes: list[tuple[list[int], str]]
@@ -92,6 +93,7 @@ def session_state(session: Session) -> SessionState:
         last=session.last,
         noise=session.noise.get_state(),
         silent=session.sampler.silent,
+        urge=session.sampler.urge,
         audio=decoder.audio_state,
         video=decoder.video_state,
         lanes=[(list(lane.tokens), lane.shown) for lane in session.lanes],
@@ -113,7 +115,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.speech, live.talk = state.speech, state.talk
     live.floor, live.sight = state.floor, state.sight
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
-    session.sampler.silent = state.silent
+    session.sampler.silent, session.sampler.urge = state.silent, state.urge
     decoder.audio_state = state.audio
     if decoder.video_vae is not None:
         decoder.video_state = decoder.video_vae.fitting(state.video)
