@@ -25,7 +25,7 @@ from wan_streamer.training.loop.stage import Stage, TrainConfig
 FOLDER = "agent"
 """Where a run writes the agent with its new floor."""
 UNITS = 160  # of a stretch
-DROP = 0.2
+DROP = 0.3
 LOOKED_AT = 24  # held-out conversations of each folder
 
 
@@ -125,7 +125,7 @@ def with_floor(weights: Weights) -> Weights:
 
 
 CONFIG = TrainConfig(
-    steps=4000,
+    steps=2000,
     lr=2e-3,
     batch=32,
     warmup=50,
@@ -133,7 +133,7 @@ CONFIG = TrainConfig(
     ema=0.995,
     weight_decay=0.05,
     log_every=20,
-    validate_every=500,
+    validate_every=250,
     save_every=100,
 )
 
