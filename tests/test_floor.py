@@ -12,19 +12,18 @@ from test_reading import CONFIG as READING
 from test_reading import livened, resumed
 from test_wording import SMALL as WORDING
 from tiny import tiny_text, tiny_weights
-from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+from tiny_clips import heard_clip, noisy_latents, one_pass, unit_by_unit
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import FloorConfig, StreamerConfig, TextConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.sampler import TokenSampler, likeliest
 from wan_streamer.model.layout import ClipBatch
-from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT
+from wan_streamer.model.memory import RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.speaking.floor import KINDS, NOTHING, STOP, WORDS, Floor, Odds, kind_of, settled, talking
 from wan_streamer.training.stages.adopt import adopt
-from wan_streamer.units import SAMPLES_PER_UNIT
 
 SMALL = FloorConfig(dim=12, layers=2, token_dim=5, seen_dim=3, weight=0.6)
 CONFIG = dataclasses.replace(READING, floor=SMALL)
@@ -177,13 +176,7 @@ def model_and_clip(config: StreamerConfig = CONFIG) -> tuple[Streamer, ClipBatch
     torch.nn.init.normal_(model.floor.out.weight)
     torch.nn.init.normal_(model.video_out.weight, std=0.2)
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
-    clip, perception = random_clip(config), config.perception
-    sound = torch.randn(1, (perception.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
-    whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
-    blank = off_is_blank(whole)
-    lead = torch.zeros(1, perception.lead_units * SAMPLES_PER_UNIT)
-    memory = torch.full((1, config.cache.memory_tokens, 2), PADDING)
-    return model, dataclasses.replace(blank, user_audio=torch.cat([lead, blank.user_audio], 1), memory_BM2=memory)
+    return model, heard_clip(config)
 
 
 @pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, wording=WORDING)])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import TALKER, tiny_text, tiny_weights
-from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+from tiny_clips import K, heard_clip, noisy_latents, one_pass, unit_by_unit
 from tiny_ears import SMALL
 
 from wan_streamer.codecs.text import END, SILENCE, TextCodec
@@ -231,13 +231,7 @@ def model_and_clip() -> tuple[Streamer, ClipBatch]:
     livened(model.reading)
     torch.nn.init.normal_(model.video_out.weight, std=0.2)
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
-    clip = random_clip(CONFIG)
-    sound = torch.randn(1, (PERCEPTION.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
-    whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
-    blank = off_is_blank(whole)
-    lead = torch.zeros(1, PERCEPTION.lead_units * SAMPLES_PER_UNIT)
-    memory = torch.full((1, CACHE.memory_tokens, 2), -1)
-    return model, dataclasses.replace(blank, user_audio=torch.cat([lead, blank.user_audio], 1), memory_BM2=memory)
+    return model, heard_clip(CONFIG)
 
 
 def test_training_pass_equals_cached_rollout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from test_reading import CONFIG as READING
 from test_reading import livened
 from test_wording import SMALL as WORDING
 from tiny import tiny_text, tiny_weights
-from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+from tiny_clips import heard_clip, noisy_latents, one_pass, unit_by_unit
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
@@ -20,7 +20,7 @@ from wan_streamer.config import SightConfig, StreamerConfig
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import ClipBatch
-from wan_streamer.model.memory import PADDING, TRANSCRIPT
+from wan_streamer.model.memory import TRANSCRIPT
 from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.sight import LEAST, Sight, described
@@ -33,7 +33,7 @@ from wan_streamer.training.sight import stage as stages
 from wan_streamer.training.sight.stage import CONFIG as NUMBERS
 from wan_streamer.training.sight.stage import FOLDER, SightStage, names_of, train_sight
 from wan_streamer.training.stages.adopt import adopt
-from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
+from wan_streamer.units import UserUnit
 
 COLOURS, THINGS = (10, 11, 12), (20, 21)
 SMALL = SightConfig(colours=COLOURS, things=THINGS, dim=8, keep=0.5, weight=2.0)
@@ -114,13 +114,7 @@ def model_and_clip() -> tuple[Streamer, ClipBatch]:
         torch.nn.init.normal_(part.weight)
     torch.nn.init.normal_(model.video_out.weight, std=0.2)
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
-    clip, perception = random_clip(CONFIG), CONFIG.perception
-    sound = torch.randn(1, (perception.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
-    whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
-    blank = off_is_blank(whole)
-    lead = torch.zeros(1, perception.lead_units * SAMPLES_PER_UNIT)
-    memory = torch.full((1, CONFIG.cache.memory_tokens, 2), PADDING)
-    return model, dataclasses.replace(blank, user_audio=torch.cat([lead, blank.user_audio], 1), memory_BM2=memory)
+    return model, heard_clip(CONFIG)
 
 
 def test_training_pass_equals_cached_rollout() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_reading import CONFIG as READING
 from test_reading import livened, resumed
 from tiny import tiny_text, tiny_weights
-from tiny_clips import K, noisy_latents, off_is_blank, one_pass, random_clip, unit_by_unit
+from tiny_clips import heard_clip, noisy_latents, one_pass, unit_by_unit
 
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.config import StreamerConfig, WordingConfig
@@ -21,7 +21,6 @@ from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.speaking.wording import TURN, Likely, Wording, follows, wished
 from wan_streamer.training.stages.adopt import adopt
-from wan_streamer.units import SAMPLES_PER_UNIT
 
 SMALL = WordingConfig(dim=24, layers=2, heads=2, mlp_dim=32, token_dim=12, copy_dim=8, window=12)
 CONFIG = dataclasses.replace(READING, wording=SMALL)
@@ -156,13 +155,7 @@ def model_and_clip() -> tuple[Streamer, ClipBatch]:
     torch.nn.init.normal_(model.wording.turns.weight)
     torch.nn.init.normal_(model.video_out.weight, std=0.2)
     torch.nn.init.normal_(model.audio_out.weight, std=0.2)
-    clip, perception = random_clip(CONFIG), CONFIG.perception
-    sound = torch.randn(1, (perception.lead_units + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
-    whole = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
-    blank = off_is_blank(whole)
-    lead = torch.zeros(1, perception.lead_units * SAMPLES_PER_UNIT)
-    memory = torch.full((1, CONFIG.cache.memory_tokens, 2), PADDING)
-    return model, dataclasses.replace(blank, user_audio=torch.cat([lead, blank.user_audio], 1), memory_BM2=memory)
+    return model, heard_clip(CONFIG)
 
 
 def test_training_pass_equals_cached_rollout() -> None:

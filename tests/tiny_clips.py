@@ -10,6 +10,7 @@ from wan_streamer.flow.joint import stack
 from wan_streamer.flow.path import interpolate
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import ClipBatch, Latents, UnitLayout, unit_layout
+from wan_streamer.model.memory import PADDING
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.model.views.clip_view import ClipView, clip_view
 from wan_streamer.model.views.flat_view import FlatView, flat_view
@@ -85,6 +86,17 @@ def off_is_blank(clip: ClipBatch) -> ClipBatch:
         user_audio=torch.where(sound, clip.user_audio, 0.0),
         user_video=torch.where(picture, clip.user_video, torch.tensor(128, dtype=torch.uint8)),
     )
+
+
+def heard_clip(config: StreamerConfig) -> ClipBatch:
+    """A clip for a model with ears and a memory: sound from so long before it as they look back, nothing remembered."""
+    clip, lead = random_clip(config), config.perception.lead_units
+    sound = torch.randn(1, (lead + K) * SAMPLES_PER_UNIT, generator=torch.Generator().manual_seed(3))
+    heard = dataclasses.replace(clip, user_audio=sound[:, : K * SAMPLES_PER_UNIT], microphone_BK=clip.camera_BK)
+    blank = off_is_blank(heard)
+    sound = torch.cat([torch.zeros(1, lead * SAMPLES_PER_UNIT), blank.user_audio], dim=1)
+    memory = torch.full((1, config.cache.memory_tokens, 2), PADDING)
+    return dataclasses.replace(blank, user_audio=sound, memory_BM2=memory)
 
 
 def one_pass(model: Streamer, clip: ClipBatch, noisy: Latents, tau_BK: torch.Tensor):
