@@ -1,10 +1,12 @@
 """What `inspect` says about an agent is what a real, running one does."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import TALKER, tiny_weights
+from test_floor import CONFIG
+from tiny import TALKER, tiny_text, tiny_weights
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +17,7 @@ from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.model.cache import LiveState
 from wan_streamer.model.inspect import describe_checkpoint, describe_preset
-from wan_streamer.model.pretrained import Weights
+from wan_streamer.model.pretrained import Weights, save_weights
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 
@@ -137,3 +139,16 @@ def test_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=name):
             describe_checkpoint(str(folder))
         (folder / name).write_bytes(data)
+
+
+def test_weights_in_8_bits_are_described_like_others(tmp_path: Path) -> None:
+    """And what stands beside the Transformer has a row of its own."""
+    torch.manual_seed(0)
+    weights = dataclasses.replace(tiny_weights(config=CONFIG), text=tiny_text())
+    for name, small in (("whole", False), ("small", True)):
+        save_weights(weights, tmp_path / name, small)
+    whole, small = (describe_checkpoint(str(tmp_path / name))["parameters"] for name in ("whole", "small"))
+    assert whole == small
+    assert whole["floor"] == count(weights.streamer.floor)
+    assert whole["reading"] == count(weights.streamer.reading)
+    assert "sight" not in whole

@@ -11,6 +11,7 @@ from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.data.media import read_units
 from wan_streamer.flow.joint import each
 from wan_streamer.flow.live import UnitDecoder
+from wan_streamer.model.inspect import BESIDE, describe_checkpoint
 from wan_streamer.model.layout import Latents
 
 HELLO = Path(__file__).parent.parent / "examples" / "hello.mp4"
@@ -64,3 +65,15 @@ def test_the_light_decoder_draws_the_same_face_in_motion(
     full, light = film(weights.video_vae), film(weights.light_vae)
     assert decibels(light, full) > 34
     assert decibels(light, full) > decibels(full[:1], full) + 2, "a still picture is no film"
+
+
+@pytest.mark.parametrize("name", EMBEDDED_AGENTS)
+def test_it_can_be_looked_at(name: str) -> None:
+    """`inspect` knows its parts without loading it; they are those that it has."""
+    parts = describe_checkpoint(name)["parameters"]
+    agent = WanStreamer.from_pretrained(name)
+    streamer = agent.weights.streamer
+    assert parts["total"] > sum(p.numel() for p in streamer.parameters())
+    for part in BESIDE:
+        own = getattr(streamer, part)
+        assert parts.get(part, 0) == (0 if own is None else sum(p.numel() for p in own.parameters()))

@@ -31,8 +31,10 @@ from wan_streamer.model.pretrained import codecs_of, find_checkpoint
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.audio import HOP, AudioPerception
 from wan_streamer.presets import get_preset
+from wan_streamer.tensors import SCALE
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_FRAME, SAMPLES_PER_UNIT, UNIT_MS
 
+BESIDE = ("reading", "voice", "wording", "floor", "sight")  # networks that stand beside the Transformer
 META = torch.device("meta")
 MINUTE_UNITS = 60_000 // UNIT_MS
 
@@ -97,8 +99,8 @@ def _parameters(streamer: Streamer, audio_vae: AudioVAE, video_vae: VideoVAE) ->
         "seeing": count(streamer.seeing),
         "text_embedding": count(streamer.text_in),
     }
-    if streamer.reading is not None:
-        parts["reading"] = count(streamer.reading)
+    beside = {name: getattr(streamer, name) for name in BESIDE}
+    parts |= {name: count(part) for name, part in beside.items() if part is not None}
     parts["inputs_and_heads"] = count(streamer) - sum(parts.values())
     parts |= {"audio_vae": count(audio_vae), "video_vae": count(video_vae)}
     return parts | {"total": sum(parts.values())}
@@ -276,7 +278,8 @@ def _check_codecs(config: StreamerConfig, folder: Path) -> dict[str, str]:
     path = folder / "model.safetensors"
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (not a dict)
+            names = [name for name in file.keys() if not name.endswith(SCALE)]  # noqa: SIM118  (not a dict)
+            found = {name: file.get_slice(name).get_shape() for name in names}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not found; expected a checkpoint's weights") from error
     except (SafetensorError, OSError) as error:
