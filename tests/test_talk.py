@@ -27,7 +27,7 @@ from wan_streamer.units import UNIT_MS, AgentUnit, UserUnit
 COMMAND = str(Path(sys.executable).with_name("wan-streamer"))
 HELLO = Path(__file__).parent.parent / "examples" / "hello.mp4"
 HEIGHT, WIDTH = 192, 336
-UNITS = 26  # of the example: it is greeted and answers
+UNITS = 44  # of the example: it is asked for its name and answers
 SHORT = 15  # where nobody has to answer
 KEYS = {
     "units", "unit_ms", "seconds", "fps", "realtime_factor", "deadline_misses", "model_latency_ms", "event_latency_ms",

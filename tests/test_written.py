@@ -66,7 +66,7 @@ def test_what_words_alone_decide_is_answered_rightly() -> None:
     """Sums are right, what was told is remembered, what is to be repeated is said, with more values than elsewhere."""
     voice, sums, recalls, repeats, told_anew = SilentVoice(), 0, 0, 0, set()
     asked_for = {FACTS[kind].ask: kind for kind in FACTS}
-    for seed in range(40):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         dialogue = plan_asked(250, voice.speak, voice.speak, rng, (FREE,), "train", MANY)
         assert set(dialogue.scenarios) <= set(ASKED)
@@ -81,7 +81,8 @@ def test_what_words_alone_decide_is_answered_rightly() -> None:
                 sums += 1
             if asked.label == "say" and text not in AGENT.values():
                 assert text == FREE
-                assert asked.speech.text.endswith(f" {FREE}")
+                said = iter(normalise(asked.speech.text))  # some users hesitate in it
+                assert all(word in said for word in normalise(FREE))
                 repeats += 1
             for kind, fact in FACTS.items():
                 if asked.label == fact.tell and facts is not None:
