@@ -12,7 +12,7 @@ from wan_streamer.config import load_config
 from wan_streamer.model.layout import unit_layout
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import PRESETS, get_preset
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.repertoire import USER, agent_texts
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES
 

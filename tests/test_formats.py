@@ -16,7 +16,7 @@ from wan_streamer.cli.app import app
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.layers import PackedLinear, can_pack, pack
+from wan_streamer.model.layers import Layer, PackedLinear, can_pack, fuse, pack
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.runtime import formats as module
 from wan_streamer.runtime.agent import WanStreamer
@@ -57,6 +57,26 @@ def test_half_says_the_same_as_float32() -> None:
     for one, other in zip(*units, strict=True):
         assert one.text == other.text
         torch.testing.assert_close(torch.from_numpy(one.audio), torch.from_numpy(other.audio), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=packs)])
+@pytest.mark.parametrize("change", [{}, {"qk_norm": False}, {"qkv_bias": True}])
+def test_what_is_fused_gives_the_same(packed: bool, change: dict[str, bool]) -> None:
+    """Queries, keys and values in one product, and norms in one operation; no parameter more or less."""
+    torch.manual_seed(0)
+    layer = Layer(dataclasses.replace(tiny_weights().config.backbone, **change)).requires_grad_(False)
+    for name, value in layer.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(value, mean=1.0)
+    if packed:
+        pack(layer)
+    names, x = set(layer.state_dict()), torch.randn(2, 5, layer.attention.q_proj.in_features)
+    plain = (*layer.attention.heads(x), layer.attention_norm(x))
+    fuse(layer)
+    assert layer.attention.fused is not None
+    for one, other in zip(plain, (*layer.attention.heads(x), layer.attention_norm(x)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 if packed else 1e-5, rtol=1e-4)
+    assert set(layer.state_dict()) == names
 
 
 def test_weights_out_of_range_are_not_packed() -> None:

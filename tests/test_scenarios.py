@@ -8,7 +8,7 @@ import pytest
 
 from wan_streamer.simulation.codec_sentences import codec_sentences
 from wan_streamer.simulation.conversation.dialogue import GAP, Dialogue, Scene, Turn, episode_rng, episode_units
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.overlap import YIELD
 from wan_streamer.simulation.conversation.partners import mix_track
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, KNOWN, USER, agent_texts, any_wording

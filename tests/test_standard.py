@@ -30,7 +30,7 @@ from wan_streamer.evaluation.suite.unseen import UNSEEN, unseen_texts
 from wan_streamer.simulation.conversation.dialogue import Dialogue
 from wan_streamer.simulation.conversation.facts import FACTS
 from wan_streamer.simulation.conversation.free import free_texts, order_text
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.repertoire import FILLERS, USER, is_german, slots
 from wan_streamer.simulation.voice.speech import TimedWord
 from wan_streamer.training.ears.corpus import CorpusWriter

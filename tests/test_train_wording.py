@@ -16,7 +16,7 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import load_weights, save_weights
 from wan_streamer.simulation.conversation.facts import QUIZ, quiz
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT
 from wan_streamer.training.loop.alone import AloneOptions

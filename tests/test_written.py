@@ -16,7 +16,7 @@ from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.simulation.conversation.dialogue import split_of
 from wan_streamer.simulation.conversation.facts import FACTS, words_of
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, NUMBERS
 from wan_streamer.simulation.conversation.scenarios import ASKED, plan_asked

@@ -68,8 +68,18 @@ class MemoryBlock(nn.Module):
         hidden[:, 1:] += memory[:, :-1]
         if state is not None:
             hidden[:, :1] += state.to(hidden.dtype)
-        hidden = self.conv2(F.silu(hidden.flatten(0, 1)))
-        return x_BTCHW + hidden.unflatten(0, frames), memory[:, -1:]
+        hidden = self.conv2(activated(hidden.flatten(0, 1)))
+        return added(hidden.unflatten(0, frames), x_BTCHW), memory[:, -1:]
+
+
+def activated(x: Tensor) -> Tensor:
+    """SiLU of what is not read again: in its place, where nothing is learned. Fresh memory would take longer."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def added(x: Tensor, other: Tensor) -> Tensor:
+    """The sum, in the place of `x`, which is not read again, where nothing is learned."""
+    return x + other if torch.is_grad_enabled() else x.add_(other)
 
 
 class CodecStats(nn.Module):

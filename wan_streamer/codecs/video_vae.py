@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wan_streamer.codecs.causal import CodecStats, MemoryBlock, State
+from wan_streamer.codecs.causal import CodecStats, MemoryBlock, State, activated, added
 from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ShapeError
 from wan_streamer.units import FRAMES_PER_UNIT, as_array
@@ -173,7 +173,7 @@ class VideoVAE(nn.Module):
                 hidden, kept = block(hidden, next(flow))
                 after.append(kept)
         half = _grow(self.dec_half, hidden, self.last_frames).flatten(0, 1)
-        detail = self.dec_out(F.silu(half + self.dec_last(F.silu(half)))).movedim(1, 3)
+        detail = self.dec_out(activated(added(self.dec_last(F.silu(half)), half))).movedim(1, 3)
         pixels = detail.unflatten(3, (4, 2, 2)).permute(0, 3, 1, 4, 2, 5).float().reshape(B, T, 4, 4, 16 * h, 16 * w)
         colour = F.interpolate(flat[:, :COLOUR_CHANNELS].float(), scale_factor=16, mode="bilinear")
         fresh = pixels[:, :, :, :3] + colour.reshape(B, T, 1, 3, 16 * h, 16 * w)

@@ -98,19 +98,19 @@ class Backbone(nn.Module):
         Only peeks: the caches are the same afterwards. Runs in the precision of the layers' weights; what comes in and
         out keeps its own. Weights are read once for all sessions; each attends to its own history.
         """
-        tables_2BNd = torch.stack([cache.table_2Nd[:, index_N] for cache in caches], dim=1)
+        table_2BNd = torch.stack([cache.table_2Nd[:, index_N] for cache in caches], dim=1)
         masks = [self._mask(index_N, cache.length, x_BND.device) for cache in caches]
-        x, added = x_BND.to(self.weight.dtype), []
+        x, added, Q = x_BND.to(self.weight.dtype), [], self.config.backbone.heads
 
         def attend(layer: int, attention: Attention, normed: States) -> States:
-            q, raw_k, v = attention.project(normed)
-            added.append(torch.stack([raw_k, v]))
-            q, k = rotate(q, tables_2BNd), rotate(raw_k, tables_2BNd)
+            raw, v = attention.heads(normed)
+            turned = rotate(raw, table_2BNd)
+            added.append(torch.stack([raw[..., Q:, :], v]))
             parts = [
-                attention.mix(q[b, None], *cache.peek(layer, k[b], v[b]), mask)
+                attention.mix(turned[b, None, :, :Q], *cache.peek(layer, turned[b, :, Q:], v[b]), mask)
                 for b, (cache, mask) in enumerate(zip(caches, masks, strict=True))
             ]
-            return attention.close(torch.cat(parts), normed)
+            return attention.close(parts[0] if len(parts) == 1 else torch.cat(parts), normed)
 
         for number, layer in enumerate(self.layers):
             x = layer(x, partial(attend, number))

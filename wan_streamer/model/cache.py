@@ -74,6 +74,11 @@ class KVCache:
         self.index_M = torch.empty(shape[2], dtype=torch.long)
         self.length = 0
         self.block = -1
+        self._by_layer()
+
+    def _by_layer(self) -> None:
+        """What is read of each layer: views of rotated keys and of values."""
+        self.layers = list(zip(self.rotated, self.raw[1], strict=True))
 
     def open_block(self) -> None:
         """Start the next block: forget what left its window, move what moves along."""
@@ -132,9 +137,10 @@ class KVCache:
         end = self.length + len(key_NGd)
         while end > self.raw.shape[2]:
             self._grow()
-        self.rotated[layer, self.length : end] = key_NGd
-        self.raw[1, layer, self.length : end] = value_NGd
-        return self.rotated[layer, None, :end], self.raw[1, layer, None, :end]
+        keys, values = self.layers[layer]
+        keys[self.length : end] = key_NGd
+        values[self.length : end] = value_NGd
+        return keys[None, :end], values[None, :end]
 
     def memory(self, most: int) -> Tensor:
         """Keys (not rotated) and values [2, Z, M, G, d] of the memory's last tokens, `most` at most."""
@@ -184,6 +190,7 @@ class KVCache:
         self.rotated = torch.cat([self.rotated, torch.empty_like(self.rotated)], dim=1)
         self.block_M = torch.cat([self.block_M, torch.empty_like(self.block_M)])
         self.index_M = torch.cat([self.index_M, torch.empty_like(self.index_M)])
+        self._by_layer()
 
     @property
     def bytes(self) -> int:

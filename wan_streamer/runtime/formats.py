@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.layers import can_pack, pack, pack_if_possible
+from wan_streamer.model.layers import can_pack, fuse, pack, pack_if_possible
 from wan_streamer.model.pretrained import Weights
 
 ENVIRONMENT = "WAN_STREAMER_FORMATS"  # what `--formats` sets, for processes of ours too
@@ -96,6 +96,8 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
     if formats.backbone != "float32" and backbone.weight.device.type == "cpu":
         for part in filter(None, (weights.streamer.reading, weights.streamer.voice)):
             pack_if_possible(part)  # they take as long as their weights need for being read
+    if backbone.weight.device.type == "cpu":
+        fuse(backbone)
     weights.light = formats.decoder == "light"
     if weights.light and weights.light_vae is None:
         raise ConfigError("formats: this agent has no light decoder; take full, or train one: train codec --light")

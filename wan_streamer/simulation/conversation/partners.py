@@ -17,7 +17,7 @@ from wan_streamer.simulation.conversation.dialogue import (
     split_of,
 )
 from wan_streamer.simulation.conversation.free import free_texts
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.repertoire import SMILES, any_wording
 from wan_streamer.simulation.conversation.scenarios import plan_asked, plan_dialogue, plan_read, plan_shown
 from wan_streamer.simulation.face.motion import Motion, gesture_tracks, pose_track
@@ -33,7 +33,7 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.11"
+GENERATOR = "3.12"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture

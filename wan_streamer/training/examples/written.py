@@ -25,7 +25,7 @@ from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, latest, spoken
 from wan_streamer.simulation.conversation.facts import chatter, drill
 from wan_streamer.simulation.conversation.free import free_texts
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.talk import typing_s
 from wan_streamer.speaking.sounds import no_sounds

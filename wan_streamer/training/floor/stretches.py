@@ -27,10 +27,7 @@ RESPONSE, TRANSCRIPT = LANES.index("response"), LANES.index("transcript")
 IGNORED = -100
 MISREAD = 0.15  # share of the user's words that are read as others
 TYPED, DEAF = 0.06, 0.06  # shares of rows in which the user types, and in which only their words are known
-LATE, UNITS_LATE = (
-    0.3,
-    6,
-)  # share of the yields that come late, so that who talks on still yields; by so many units at most
+LATE, UNITS_LATE = 0.3, 6  # share of yields that come late, so that who talks on still yields; units at most
 
 
 class Stretch(NamedTuple):

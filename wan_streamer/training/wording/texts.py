@@ -15,7 +15,7 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT
 from wan_streamer.simulation.conversation.facts import chatter, drill, quiz
 from wan_streamer.simulation.conversation.free import free_texts
-from wan_streamer.simulation.conversation.many import MANY
+from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import told
 

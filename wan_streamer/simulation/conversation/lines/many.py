@@ -3,22 +3,8 @@
 `MANY`   the training world's `repertoire.KNOWN` and more of the same; nothing of the suite `standard` is in it
 """
 
+from wan_streamer.simulation.conversation.lines.frames import FRAMED
 from wan_streamer.simulation.conversation.repertoire import FILLERS, USER, Lines
-
-ASKED = ("Tell me {}.", "Do you know {}?", "Can you tell me {}?", "Could you tell me {}?", "I want to know {}.",
-         "I would like to know {}.", "Let me ask you {}.", "Do you have any idea {}?", "I wonder {}.")  # fmt: skip
-WANTED = ("Please {}.", "Can you {}?", "Could you {}?", "I want you to {}.", "I would like you to {}.", "Would you {}?",
-          "{}, please.", "So, {}.", "Will you {}?", "Go on, {}.")  # fmt: skip
-
-EITHER = ("Do you like {}?", "Would you like {}?", "Do you want {}?", "What do you like more, {}?", "{}, which one?",
-          "{}, what do you say?", "What would you choose, {}?", "Which one do you want, {}?",
-          "Tell me, {}?")  # fmt: skip
-
-
-def framed(frames: tuple[str, ...], *parts: str) -> tuple[str, ...]:
-    """Every part in every frame."""
-    return tuple(frame.replace("{}", part) for part in parts for frame in frames)
-
 
 _FILLERS: dict[str, tuple[str, ...]] = {
     "name": ("Adam", "Amy", "Andrew", "Arthur", "Barbara", "Bill", "Bob", "Brian", "Charles", "Chris", "Claire",
@@ -94,54 +80,6 @@ _USER: dict[str, tuple[str, ...]] = {
     "legs": ("Do you know how many legs a spider has?", "Spiders, how many legs do they have?"),
     "opposite": ("Do you know the opposite of hot?", "What's the opposite of hot?"),
     "say": ("Say this: {phrase}", "Can you repeat this? {phrase}", "I want you to say: {phrase}"),
-}  # fmt: skip
-
-_FRAMED: dict[str, tuple[str, ...]] = {
-    "name": framed(ASKED, "what your name is", "who you are", "what people call you", "what you are called"),
-    "can": framed(ASKED, "what you can do", "what you are good at", "what you are able to do"),
-    "robot": framed(ASKED, "whether you are a robot", "if you are a real person", "if you are a computer"),
-    "hear": framed(ASKED, "whether you can hear me", "if you hear me", "if my microphone is on"),
-    "see": framed(ASKED, "whether you can see me", "if you see me", "if my camera is on"),
-    "how": framed(ASKED, "how you are", "how you are doing"),
-    "weather": framed(ASKED, "how the weather is", "what the weather is like"),
-    "music": framed(ASKED, "what music you like", "if you like music"),
-    "france": framed(ASKED, "what the capital of France is", "the capital of France"),
-    "week": framed(ASKED, "how many days there are in a week", "how many days one week has"),
-    "ice": framed(ASKED, "what ice really is", "what kind of thing ice is"),
-    "sun": framed(ASKED, "what the sun really is", "what kind of thing the sun is"),
-    "legs": framed(ASKED, "how many legs a spider has got", "how many legs spiders have"),
-    "opposite": framed(ASKED, "what the opposite of hot is", "the opposite of the word hot"),
-    "dont_know": framed(ASKED, "who won the last game", "what I had for lunch", "how old my brother is",
-                        "when my sister comes home", "where my keys are"),
-    "rain": framed(ASKED, "why it rains", "where rain comes from", "how rain is made"),
-    "bread": framed(ASKED, "how to make bread", "how bread is made", "how one bakes bread"),
-    "moon": framed(ASKED, "something about the moon", "about the moon"),
-    "tea": framed(ASKED, "how to make tea", "how tea is made", "how one makes a cup of tea"),
-    "story": framed(WANTED, "tell me a story", "tell a short story", "tell me a nice story"),
-    "joke": framed(WANTED, "tell me a joke", "tell a joke", "make a joke", "make me laugh"),
-    "three": framed(WANTED, "count to three", "count up to three", "count from one to three"),
-    "five": framed(WANTED, "count to five", "count up to five", "count from one to five"),
-    "ten": framed(WANTED, "count to ten", "count up to ten", "count from one to ten"),
-    "back": framed(WANTED, "count down from five", "count backwards from five", "count from five down to one"),
-    "sum": framed(ASKED, "what {a} plus {b} is", "what {a} and {b} make", "how much {a} and {b} is"),
-    "colour": framed(ASKED, "what colour this is", "which colour this has", "the colour of this thing",
-                     "what colour I am holding"),
-    "thing": framed(ASKED, "what this thing is", "what I have in my hand", "what I am showing you",
-                    "the name of this thing"),
-    "digit": framed(ASKED, "which number this is", "what number you see", "the number on this card",
-                    "what number is on my card"),
-    "ask_my_name": framed(ASKED, "what my name is", "who I am", "my name", "what I am called"),
-    "ask_my_colour": framed(ASKED, "what my favourite colour is", "which colour I like best", "my favourite colour"),
-    "ask_my_pet": framed(ASKED, "what pet I have", "which animal I have at home", "what my pet is"),
-    "ask_my_town": framed(ASKED, "where I live", "which town I live in", "where my home is"),
-    "ask_my_food": framed(ASKED, "what my favourite food is", "what I like to eat", "which food I like best"),
-    "ask_my_hobby": framed(ASKED, "what my hobby is", "what I do in my free time", "which hobby I have"),
-    "ask_my_number": framed(ASKED, "what my lucky number is", "which number brings me luck", "my lucky number"),
-    "ask_my_job": framed(ASKED, "what my job is", "what I do for a living", "what I work as"),
-    "say": ("Repeat this: {phrase}", "Repeat what I say: {phrase}", "Please repeat: {phrase}",
-            "Say it like me: {phrase}",
-            "Say these words: {phrase}", "Would you say this? {phrase}", "Try to say this: {phrase}",
-            "Say: {phrase}", "Repeat: {phrase}", "After me: {phrase}"),
 }  # fmt: skip
 
 _MORE: dict[str, tuple[str, ...]] = {
@@ -232,7 +170,9 @@ _MORE: dict[str, tuple[str, ...]] = {
               "Can you see the number?", "What does the card say?", "Tell me the number.", "What number am I holding?",
               "Look at the number, what is it?", "And what number is this?"),
     "look_here": ("What is this here?", "See this, what is it?", "Look here, what is it?", "And what do I hold now?",
-                  "What do I have here?", "Look at this, what is it?", "Now what is this?"),
+                  "What do I have here?", "Look at this, what is it?", "Now what is this?",
+                  "What have I got in my hand now?", "Look, what have I got?", "Take a look, what is this?",
+                  "Look what I have, what is it?", "Can you see this, what is it?"),
     "i_am": ("I'm called {name}.", "My friends call me {name}.", "Everybody calls me {name}.", "{name} here.",
              "This is {name}.", "It's me, {name}.", "My first name is {name}.", "I go by {name}.",
              "Well, I'm {name}.", "Hi, I'm {name}.", "Hello, my name is {name}.", "So, I am {name}.",
@@ -311,11 +251,12 @@ _MORE: dict[str, tuple[str, ...]] = {
     "tea": ("How can I make tea?", "How does one make tea?", "Show me how to make tea.", "How do you cook tea?",
             "How is tea made?", "Explain tea to me."),
     "ready": ("Are you ready to start?", "Can we start?", "Ready to go?", "You ready?"),
-    "tea_please": framed(EITHER, "tea or coffee", "coffee or tea"), "red_one": framed(EITHER, "red or blue"),
-    "cat_one": framed(EITHER, "a cat or a dog", "a dog or a cat"),
-    "summer": framed(EITHER, "summer or winter"), "morning": framed(EITHER, "in the morning or at night"),
     "backchannel": ("Mhm.", "Yes.", "Yep.", "Ah.", "Aha.", "Ah yes.", "Oh yes.", "Oh.", "Hm.", "Mm.", "True.",
                     "I know.", "All right.", "Oh, right.", "Interesting.", "Wow.", "Cool.", "Sounds good.", "No way.",
+                    "Ah, right.", "Okay, I see.", "Sure.", "Makes sense.", "Oh, really.", "I understand.",
+                    "Good to know.", "That's good.", "Fine.", "Right, right.", "Oh wow.", "Lovely.", "Very nice.",
+                    "Great.", "Yes, yes.", "Okay, okay.", "I get it.", "Oh, good.", "That's nice.", "Hm, okay.",
+                    "Well, yes.",
                     "Okay, yeah.", "Yeah, right.", "Mm-hm, yeah.", "Ah, I see.", "Yeah, sure.", "Good.", "Nice.",
                     "Exactly.", "Wow, okay."),
     "aside": ("I'm coming in a minute.", "Put it over there.", "Where is my phone?", "No, I am busy right now.",
@@ -323,9 +264,13 @@ _MORE: dict[str, tuple[str, ...]] = {
               "Who is at the door?", "The milk is in the fridge.", "Not today, sorry.", "Be careful with that.",
               "Come in, it's open.", "Can you bring me a pen?", "Thanks, just leave it there.",
               "Go and ask your father."),
-    "pause_a": ("Please", "Could you please", "I want you to please", "Now can you", "Can you maybe", "Would you"),
-    "pause_three": ("count from one to three?", "count for us to three?"),
-    "pause_five": ("count from one to five?", "count for us to five?"),
+    "pause_a": ("Please", "Could you please", "I want you to please", "Now can you", "Can you maybe", "Would you",
+                "I would like you to", "Will you please", "And now can you", "Hey, could you", "I'd like you to",
+                "Would you please", "Now please", "Could you now please", "Will you now"),
+    "pause_three": ("count from one to three?", "count for us to three?", "say one to three?",
+                    "count, but only to three?"),
+    "pause_five": ("count from one to five?", "count for us to five?", "say one to five?",
+                   "count, but only to five?"),
     "long_story": ("I bought a new phone on Monday. It was not very cheap. But the pictures are really good.",
                    "This morning I missed my bus. So I had to walk all the way. I came to work an hour late.",
                    "We are painting our kitchen. First it was white. Now it is going to be yellow.",
@@ -341,7 +286,7 @@ _MORE: dict[str, tuple[str, ...]] = {
 
 def _wordings(intent: str) -> tuple[str, ...]:
     """Each once."""
-    return tuple(dict.fromkeys(text for table in (USER, _USER, _FRAMED, _MORE) for text in table.get(intent, ())))
+    return tuple(dict.fromkeys(text for table in (USER, _USER, FRAMED, _MORE) for text in table.get(intent, ())))
 
 
 MANY = Lines(
