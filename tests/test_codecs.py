@@ -246,6 +246,20 @@ def test_video_reconstruct_refuses(frames: np.ndarray) -> None:
         shared_weights("tiny").video_vae.reconstruct(frames)
 
 
+def test_what_is_computed_in_place_is_the_same() -> None:
+    """The decoder adds and activates in place where nothing is learned; what it is given stays as it is."""
+    vae = tiny_weights().video_vae
+    latent = torch.randn(1, 2, vae.config.latent_channels, vae.config.latent_height, vae.config.latent_width)
+    given = latent.clone()
+    with torch.enable_grad():
+        learned, after = vae.decode(latent)
+    with torch.no_grad():
+        live, again = vae.decode(latent)
+    assert torch.equal(learned, live)
+    assert torch.equal(latent, given)
+    assert all(torch.equal(one, other) for one, other in zip(after.blocks, again.blocks, strict=True))
+
+
 def test_partial_frames_are_refused() -> None:
     weights = shared_weights("tiny")
     with pytest.raises(ShapeError, match="960 samples"):

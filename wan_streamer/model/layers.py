@@ -141,7 +141,7 @@ class RMSNorm(nn.Module):
 
 
 def normalised(x: Tensor, eps: float, twice: Tensor | None = None) -> Tensor:
-    """`rms_norm`, as the layer norm of x and -x, whose mean is 0: one operation of a CPU, and not seven."""
+    """`rms_norm`, as the layer norm of x and -x, whose mean is 0: that has one fused operation on a CPU."""
     width = x.shape[-1]
     return F.layer_norm(torch.cat([x, -x], dim=-1), (2 * width,), twice, None, eps)[..., :width]
 
