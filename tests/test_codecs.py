@@ -260,6 +260,16 @@ def test_what_is_computed_in_place_is_the_same() -> None:
     assert all(torch.equal(one, other) for one, other in zip(after.blocks, again.blocks, strict=True))
 
 
+def test_fixed_weights_draw_the_same() -> None:
+    vae = tiny_weights().video_vae
+    latent = torch.randn(1, 2, vae.config.latent_channels, vae.config.latent_height, vae.config.latent_width)
+    with torch.inference_mode():
+        before, _ = vae.decode(latent)
+        vae.fix()
+        after, _ = vae.decode(latent)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+
+
 def test_partial_frames_are_refused() -> None:
     weights = shared_weights("tiny")
     with pytest.raises(ShapeError, match="960 samples"):

@@ -160,6 +160,16 @@ def test_rotation_is_relative():
     assert product(3, 1) != pytest.approx(product(3, 2), abs=1e-3)
 
 
+def test_positions_of_a_call_serve_training_too() -> None:
+    """They are kept, and a tensor of inference mode could not be learned through."""
+    with torch.inference_mode():
+        first = turns(11, SMALL)
+    assert turns(11, SMALL) is first
+    x = torch.randn(1, 1, 11, SMALL.head, requires_grad=True)
+    rotate(x, first).sum().backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize(
     "audio",
     [

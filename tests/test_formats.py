@@ -16,7 +16,8 @@ from wan_streamer.cli.app import app
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.layers import Layer, PackedLinear, can_pack, fuse, pack
+from wan_streamer.model.layers import Layer, fuse
+from wan_streamer.model.packing import PackedConv, PackedLinear, can_pack, pack
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.runtime import formats as module
 from wan_streamer.runtime.agent import WanStreamer
@@ -35,6 +36,40 @@ def test_packed_weights_of_a_checkpoint_are_exact(tokens: int) -> None:
     x = torch.randn(3, tokens, 96)
     with torch.inference_mode():
         torch.testing.assert_close(PackedLinear(linear)(x), linear(x), atol=1e-5, rtol=1e-5)
+
+
+@packs
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv1d(3, 8, 7, 3), (2, 3, 31)),
+        (nn.Conv1d(1, 8, 5, 4, bias=False), (1, 1, 13)),
+        (nn.Conv2d(6, 8, 4, stride=4), (2, 6, 16, 8)),
+        (nn.Conv2d(5, 8, (3, 2), stride=(2, 3)), (1, 5, 9, 11)),
+    ],
+)
+def test_packed_convolutions_are_exact(conv: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]) -> None:
+    conv.load_state_dict({name: value.bfloat16().float() for name, value in conv.state_dict().items()})
+    packed, x = nn.Sequential(conv), torch.randn(shape)
+    pack(packed)
+    assert isinstance(packed[0], PackedConv)
+    with torch.inference_mode():
+        for laid in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+            torch.testing.assert_close(packed(laid), conv(laid), atol=1e-5, rtol=1e-5)
+    assert packed.state_dict().keys() == nn.Sequential(conv).state_dict().keys()
+
+
+def test_other_convolutions_stay() -> None:
+    others = nn.Sequential(
+        nn.Conv1d(4, 4, 3),
+        nn.Conv1d(4, 4, 3, stride=2, groups=4),
+        nn.Conv1d(4, 4, 3, stride=2, padding=1),
+        nn.Conv1d(4, 4, 3, stride=2, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+    )
+    before = [*others]
+    pack(others)
+    assert [*others] == before
 
 
 @packs

@@ -14,8 +14,8 @@ from tiny_ears import SMALL
 from wan_streamer.codecs.text import END, SILENCE, TextCodec
 from wan_streamer.config import CacheConfig, StreamerConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.layers import PackedLinear
 from wan_streamer.model.layout import ClipBatch
+from wan_streamer.model.packing import PackedLinear
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import turns

@@ -15,8 +15,8 @@ from wan_streamer.codecs.folder import codec_hash, load_codecs
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.live import UserInput, live_unit
-from wan_streamer.model.layers import pack_if_possible
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
+from wan_streamer.model.packing import pack_if_possible
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.speaking.sounds import OTHER, QUIET, SOUNDS, SYMBOLS, UNKNOWN, sounds_of

@@ -58,11 +58,19 @@ class MemoryBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(2 * channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.fixed: tuple[Tensor, Tensor] | None = None
+
+    def fix(self) -> None:
+        """Put the weights of present and past apart; later changes of them are not seen."""
+        with torch.no_grad():
+            present, past = self.conv1.weight.chunk(2, dim=1)
+            order = torch.channels_last
+            self.fixed = present.contiguous(memory_format=order), past.contiguous(memory_format=order)
 
     def forward(self, x_BTCHW: Tensor, state: State) -> tuple[Tensor, State]:
         frames = x_BTCHW.shape[:2]
         active = F.silu(x_BTCHW.flatten(0, 1))
-        present, past = self.conv1.weight.chunk(2, dim=1)
+        present, past = self.fixed or self.conv1.weight.chunk(2, dim=1)
         hidden = F.conv2d(active, present, self.conv1.bias, padding=1).unflatten(0, frames)
         memory = F.conv2d(active, past, padding=1).unflatten(0, frames)
         hidden[:, 1:] += memory[:, :-1]

@@ -124,6 +124,12 @@ class VideoVAE(nn.Module):
         nn.init.normal_(self.dec_out.weight, std=0.1 * self.dec_out.weight[0].numel() ** -0.5)
         nn.init.constant_(self.dec_out.bias[12:], -2.0)  # type: ignore[index]  # at first little stays
 
+    def fix(self) -> None:
+        """Bring weights that will not change into the form in which they are used."""
+        for block in self.modules():
+            if isinstance(block, MemoryBlock):
+                block.fix()
+
     @property
     def device(self) -> torch.device:
         return self.stats.mean_C.device
@@ -212,4 +218,4 @@ def frames_to_video(frames_BTHWC: Tensor, device: torch.device) -> Tensor:
 
 def video_to_frames(video_BTCHW: Tensor) -> Tensor:
     """Float video in [-1, 1] -> uint8 frames [B, T, H, W, 3]."""
-    return ((video_BTCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(2, 4).contiguous()
+    return (video_BTCHW + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).movedim(2, 4).contiguous()

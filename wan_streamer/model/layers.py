@@ -1,7 +1,6 @@
 """The parts of a Transformer layer: RMSNorm, rotary positions on three axes, grouped-query attention, SwiGLU.
 
 `Mixed`, `ByKind`        tokens of text and of media, each with a width and weights of its own (`BackboneConfig.media`)
-`PackedLinear`, `pack`   linear layers for inference on a CPU: half precision packed once, float32 sums (FBGEMM)
 `fuse`                   fewer operations for the same numbers, for inference on a CPU
 """
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wan_streamer.config import BackboneConfig
+from wan_streamer.model.packing import PackedLinear
 
-HALF_MAX = 65_504.0
 AXES = (0, 0, 1, 2)  # which of (tick, row, column) turns frequency j, repeating: half of them are temporal
 
 
@@ -247,26 +246,6 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class PackedLinear(nn.Linear):
-    """`linear` with the same parameters, for inference on a CPU; later changes of the parameters are not seen.
-
-    A pass of few tokens does little more than read weights, and a processor without bfloat16 instructions reads half
-    the bytes this way. Weights of a checkpoint are bfloat16, which has fewer digits than half precision: packing loses
-    nothing of them but numbers below 6e-8.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        weight = linear.weight.detach().float().clone()  # which packing may change
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16(input, self._packed)
-
-
 class FusedProjection:
     """`Attention.heads` in one product of the weights of all heads; later changes of the weights are not seen."""
 
@@ -299,31 +278,3 @@ def fuse(module: nn.Module) -> None:
             part.twice = part.weight.detach().float().repeat(2)
         elif type(part) is Attention:
             part.fused = FusedProjection(part)
-
-
-def can_pack(linear: nn.Linear) -> bool:
-    """Whether this build of PyTorch can, and the weights are in range."""
-    if linear.weight.detach().abs().max() > HALF_MAX:
-        return False
-    try:
-        PackedLinear(linear)
-    except (RuntimeError, AttributeError):  # not an x86 processor
-        return False
-    return True
-
-
-def pack_if_possible(module: nn.Module) -> bool:
-    """`pack` it, unless one of its layers cannot be packed."""
-    possible = all(can_pack(part) for part in module.modules() if isinstance(part, nn.Linear))
-    if possible:
-        pack(module)
-    return possible
-
-
-def pack(module: nn.Module) -> None:
-    """Replace all linear layers inside `module`."""
-    for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, PackedLinear(child))
-        else:
-            pack(child)

@@ -13,6 +13,7 @@ Architecture: Jeffries et al., Moonshine: Speech Recognition for Live Transcript
 section 3; GroupNorm over the clip is replaced by running statistics, see `Stem`.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,12 +114,14 @@ def rotate(x_BHTD: Tensor, turn_TR: Tensor) -> Tensor:
     return torch.cat([torch.view_as_real(pairs * turn_TR).flatten(-2).to(x_BHTD.dtype), rest], dim=-1)
 
 
+@functools.lru_cache(256)  # a stream asks for the same in every unit
 def turns(count: int, config: EarsConfig, first: int = 0, device: torch.device | None = None) -> Tensor:
-    """Of the positions first .. first + count - 1: complex64 [count, R] of length one."""
-    pairs_R = torch.arange(0, config.rotary, 2, device=device, dtype=torch.float32)
-    place_T = torch.arange(first, first + count, device=device)
-    angle_TR = place_T[:, None] * config.theta ** (-pairs_R / config.rotary)
-    return torch.polar(torch.ones_like(angle_TR), angle_TR)
+    """Of the positions first .. first + count - 1: complex64 [count, R] of length one. Not to be changed."""
+    with torch.inference_mode(False):  # training may ask for it again
+        pairs_R = torch.arange(0, config.rotary, 2, device=device, dtype=torch.float32)
+        place_T = torch.arange(first, first + count, device=device)
+        angle_TR = place_T[:, None] * config.theta ** (-pairs_R / config.rotary)
+        return torch.polar(torch.ones_like(angle_TR), angle_TR)
 
 
 class Layer(nn.Module):

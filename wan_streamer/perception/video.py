@@ -94,14 +94,14 @@ class VideoPerception(nn.Module):
         self, frames_BTHWC: Tensor, state: VideoPerceptionState | None = None
     ) -> tuple[Tensor, VideoPerceptionState]:
         B, T = frames_BTHWC.shape[:2]
-        video = unit_range(frames_BTHWC)
-        last = video[:, :1] if state is None or state.last_BCHW is None else state.last_BCHW.unsqueeze(1)
+        video = frames_BTHWC.float() / 127.5 - 1
+        last = video[:, :1] if state is None or state.last_BCHW is None else state.last_BCHW.movedim(1, -1)[:, None]
         change = video - torch.cat([last, video[:, :-1]], dim=1)
-        hidden = self.layers(torch.cat([video, change], dim=2).flatten(0, 1))
+        hidden = self.layers(torch.cat([video, change], dim=-1).flatten(0, 1).movedim(-1, 1))
         cells = F.adaptive_avg_pool2d(hidden, self.grid).flatten(2).transpose(1, 2)  # [B T, N, C]
         frames = FRAMES_PER_UNIT // self.ticks
         feature = cells.unflatten(0, (B, T // frames, frames)).transpose(2, 3).flatten(3)
-        return feature, VideoPerceptionState(video[:, -1])
+        return feature, VideoPerceptionState(video[:, -1].movedim(-1, 1))
 
 
 def seeing(config: PerceptionConfig) -> VideoPerception:

@@ -6,7 +6,8 @@
 `apply_formats`   brings a loaded agent into them
 
 The same formats give the same output, bit for bit. So a thinker tells its performer which, and a choice is made once
-in a process. Ears, eyes and the audio codec, whose spectra span many magnitudes, stay in float32.
+in a process. Ears, eyes and the audio codec, whose spectra span many magnitudes, compute in float32, on a CPU with
+packed weights.
 """
 
 import functools
@@ -23,7 +24,8 @@ from torch.nn import functional as F
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoVAEConfig
 from wan_streamer.errors import ConfigError
-from wan_streamer.model.layers import can_pack, fuse, pack, pack_if_possible
+from wan_streamer.model.layers import fuse
+from wan_streamer.model.packing import can_pack, pack, pack_if_possible
 from wan_streamer.model.pretrained import Weights
 
 ENVIRONMENT = "WAN_STREAMER_FORMATS"  # what `--formats` sets, for processes of ours too
@@ -87,14 +89,15 @@ def choose_formats(weights: Weights, device: torch.device) -> Formats:
 
 def apply_formats(weights: Weights, formats: Formats) -> None:
     """Change the modules of an agent, for inference. Raises `ConfigError` if they cannot be in these formats here."""
-    backbone = weights.streamer.backbone
+    streamer, backbone = weights.streamer, weights.streamer.backbone
     if formats.backbone == "half":
         if backbone.weight.device.type != "cpu" or not pack_if_possible(backbone):
             raise ConfigError("formats: half needs an x86 CPU and weights below 65 504; take float32 or bfloat16")
     else:
         backbone.to(getattr(torch, formats.backbone))
     if formats.backbone != "float32" and backbone.weight.device.type == "cpu":
-        for part in filter(None, (weights.streamer.reading, weights.streamer.voice)):
+        senses, words = (streamer.hearing, streamer.seeing), (streamer.reading, streamer.wording, streamer.voice)
+        for part in filter(None, (*senses, *words, weights.audio_vae)):
             pack_if_possible(part)  # they take as long as their weights need for being read
     if backbone.weight.device.type == "cpu":
         fuse(backbone)
@@ -103,6 +106,7 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
         raise ConfigError("formats: this agent has no light decoder; take full, or train one: train codec --light")
     for vae in filter(None, (weights.video_vae, weights.light_vae)):
         vae.to(getattr(torch, formats.pictures), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        vae.fix()
 
 
 @functools.cache
