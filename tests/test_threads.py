@@ -95,6 +95,19 @@ def test_more_threads_than_pay_off_are_not_used(times: dict[int, float], expecte
     assert set(run(threads, clock, 10)) == {expected}
 
 
+def test_one_disturbance_does_not_choose() -> None:
+    clock, load = FakeClock(), FakeLoad(2)
+    threads, calls = Threads(load=load, clock=clock), []
+
+    def step() -> None:
+        calls.append(torch.get_num_threads())
+        clock.now += 0.9 if calls == [1, 2] else 0.4 / calls[-1]
+
+    threads.measure(step)
+    assert calls == [1, 2, 1, 2]
+    assert torch.get_num_threads() == 2
+
+
 def test_a_busy_start_is_no_measurement() -> None:
     clock, load = FakeClock(), FakeLoad(2, 1.8)
     threads = Threads(load=load, clock=clock)
