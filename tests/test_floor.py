@@ -135,6 +135,19 @@ def test_a_listener_says_what_listeners_say() -> None:
     assert settled(logits, odds_of([0.1, 0.0, 0.8, 0.1]), 0, silence, SMALL).argmax() == END + 5
 
 
+@pytest.mark.parametrize("before", [SILENCE, HOLD, END, END + 1])
+def test_a_live_agent_leans(before: int) -> None:
+    """To an end while it talks, to the words of a listener in a silence; what else there is keeps its shares."""
+    leaning, shares_K = dataclasses.replace(SMALL, weight=1.0, stop=1.5, listen=2.0), [0.5, 0.1, 0.3, 0.1]
+    talks = before in (HOLD, END + 1)
+    more = torch.tensor([0.0, 1.5, 0.0, 0.0] if talks else [0.0, 0.0, 0.0, 2.0]).exp()
+    told = torch.tensor(shares_K) * more
+    told = torch.stack([told[NOTHING], told[STOP], told[WORDS:].sum()]) / told.sum()
+    args = (torch.zeros(VOCAB), odds_of(shares_K), 0, torch.tensor(before), leaning)
+    torch.testing.assert_close(shares(settled(*args, live=True)), told)
+    torch.testing.assert_close(shares(settled(*args)), torch.tensor([0.5, 0.1, 0.4]))  # nothing of it is learned
+
+
 def test_whether_a_word_is_written_comes_before_which() -> None:
     logits = torch.full((2, VOCAB), -9.0)
     logits[:, SILENCE], logits[:, END + 1 : END + 4] = 0.0, torch.tensor([-0.5, -0.4, -0.6])

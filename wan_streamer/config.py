@@ -138,6 +138,7 @@ class FloorConfig(Ranged):
 
     token_dim  of a word or a frame of sound where it is read;   seen_dim  of a token of the pictures
     weight     how much of whether the agent says something it decides; the rest is the agent's own
+    stop, listen   log odds that a live agent adds where it may end what it says, and where it may say "mm-hm"
     """
 
     place = "floor"
@@ -146,6 +147,8 @@ class FloorConfig(Ranged):
     token_dim: int = between(24, 1, 16_384)
     seen_dim: int = between(8, 1, 16_384)
     weight: float = between(0.7, 0, 1)
+    stop: float = between(0.0, -10, 10)
+    listen: float = between(0.0, -10, 10)
 
 
 @dataclass(frozen=True)

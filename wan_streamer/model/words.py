@@ -135,7 +135,7 @@ class Words(Inputs):
         if live.odds is not None:
             assert self.config.floor is not None
             odds = live.odds._replace(kind_SBK=live.odds.kind_SBK[0, 0])
-            response = settled(response, odds, slot, before, self.config.floor)
+            response = settled(response, odds, slot, before, self.config.floor, live=True)
         return torch.stack([response, logits_LV[TRANSCRIPT]])
 
     def _before(self, live: LiveState, slot: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 `Floor`    what happened up to a unit -> `Odds` of what the agent writes in it
 `Odds`     of nothing, an end, words, or the words of a listener, in every slot
-`settled`  the logits of a slot, as the agent and its floor together find likely
+`settled`  the logits of a slot, as the agent and its floor together find likely;   `leaning`  to what, in a call
 
 Whether someone stops to think or is done, breaks in or listens on, is told by a few numbers of what is heard and by
 when what was said. A small network learns that from conversations in minutes, the Transformer among a thousand other
@@ -119,14 +119,25 @@ def talking(token: Tensor) -> Tensor:
     return (token != SILENCE) & (token != END)
 
 
-def settled(logits: Tensor, odds: Odds, slot: int, before: Tensor, config: FloorConfig) -> Tensor:
+def leaning(kind: Tensor, before: Tensor, config: FloorConfig) -> Tensor:
+    """log p [..., `KINDS`] -> log p: what is likely some time soon is in no slot as likely as that nothing changes.
+
+    Who speaks on over someone, or keeps silent where people say "mm-hm", errs more than who does either a moment early.
+    """
+    stop, listen = F.one_hot(torch.tensor([STOP, BRIEF], device=kind.device), KINDS).to(kind.dtype)
+    return (kind + torch.where(talking(before)[..., None], config.stop * stop, config.listen * listen)).log_softmax(-1)
+
+
+def settled(logits: Tensor, odds: Odds, slot: int, before: Tensor, config: FloorConfig, live: bool = False) -> Tensor:
     """Logits [..., V] of a slot -> logits [..., V], as the agent and its floor together find likely.
 
     before  tokens [...] of the slot before. How likely words, an end and nothing are is `config.weight` parts what the
     floor tells, the rest what the agent does (logarithms are averaged). Which word it is, the agent knows; but where
     the floor expects one of a listener, in a silence, it is one with which a listener begins.
+    live    somebody hears what is decided: see `leaning`
     """
-    kind = odds.of(slot, before).clamp(min=UNLIKELY)
+    kind = odds.of(slot, before)
+    kind = (leaning(kind, before, config) if live else kind).clamp(min=UNLIKELY)
     nothing, end, words = logits[..., :END], logits[..., END], logits[..., END + 1 :].log_softmax(-1)
     listens = (kind[..., BRIEF] - kind[..., WORDS])[..., None]
     listener = torch.logaddexp(words + F.logsigmoid(-listens), odds.brief[END + 1 :] + F.logsigmoid(listens))
