@@ -28,8 +28,8 @@ from wan_streamer.serving.server import serve
 
 ROOT = Path(__file__).parent.parent
 FILM = ROOT / "examples" / "hello.mp4"
-SPOKEN = 30  # letters of the agent's that are waited for
-sys.path.insert(0, str(ROOT / "tests" / "browser"))
+SPOKEN = 55  # letters of the agent's that are waited for
+sys.path[:0] = [str(ROOT / "tests" / "browser"), str(ROOT / "tests")]
 
 
 class Rehearsed:
