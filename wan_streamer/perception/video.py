@@ -94,7 +94,7 @@ class VideoPerception(nn.Module):
         self, frames_BTHWC: Tensor, state: VideoPerceptionState | None = None
     ) -> tuple[Tensor, VideoPerceptionState]:
         B, T = frames_BTHWC.shape[:2]
-        video = frames_BTHWC.float() / 127.5 - 1
+        video = unit_range(frames_BTHWC).movedim(2, -1)  # channels innermost, as they come
         last = video[:, :1] if state is None or state.last_BCHW is None else state.last_BCHW.movedim(1, -1)[:, None]
         change = video - torch.cat([last, video[:, :-1]], dim=1)
         hidden = self.layers(torch.cat([video, change], dim=-1).flatten(0, 1).movedim(-1, 1))
