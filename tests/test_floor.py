@@ -206,6 +206,17 @@ def test_training_pass_equals_cached_rollout(config: StreamerConfig) -> None:
     assert not torch.allclose(logits[..., RESPONSE, :], plain[..., RESPONSE, :], atol=1e-2)
 
 
+def test_a_call_leans_and_a_clip_does_not() -> None:
+    model, clip = model_and_clip(CONFIG)
+    noisy, tau = noisy_latents(clip)
+    plain, live = one_pass(model, clip, noisy, tau)[1], unit_by_unit(model, clip, noisy, tau)[1]
+    model.config = dataclasses.replace(CONFIG, floor=dataclasses.replace(SMALL, stop=3.0, listen=3.0))
+    assert torch.equal(one_pass(model, clip, noisy, tau)[1], plain)
+    leant = unit_by_unit(model, clip, noisy, tau)[1]
+    assert not torch.allclose(leant[..., RESPONSE, :], live[..., RESPONSE, :], atol=1e-2)
+    torch.testing.assert_close(leant[..., TRANSCRIPT, :], live[..., TRANSCRIPT, :])
+
+
 def test_a_session_goes_on_with_what_was_followed() -> None:
     weights = dataclasses.replace(tiny_weights(), config=CONFIG, streamer=model_and_clip()[0], text=tiny_text())
     assert resumed(weights).live.floor.abs().max() > 0

@@ -7,21 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_floor import CONFIG as FLOORED
 from test_session import user_units
+from test_wording import SMALL as WORDING
 from tiny import tiny_weights
 from torch import nn
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
+from wan_streamer.codecs.causal import MemoryBlock
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import VideoDecoderConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.model.layers import Layer, fuse
 from wan_streamer.model.packing import PackedConv, PackedLinear, can_pack, pack
 from wan_streamer.model.pretrained import Weights
+from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime import formats as module
 from wan_streamer.runtime.agent import WanStreamer
-from wan_streamer.runtime.formats import Formats, choose_formats
+from wan_streamer.runtime.formats import Formats, apply_formats, choose_formats
 from wan_streamer.runtime.state import load_session, save_session
 
 CPU = torch.device("cpu")
@@ -208,3 +212,16 @@ def test_packing_reaches_every_linear_layer() -> None:
     pack(backbone)
     kinds = {type(part) for part in backbone.modules() if isinstance(part, nn.Linear)}
     assert kinds == {PackedLinear}
+
+
+@packs
+def test_half_packs_what_stands_beside_the_transformer_too() -> None:
+    weights = dataclasses.replace(
+        tiny_weights(), streamer=Streamer(dataclasses.replace(FLOORED, wording=WORDING)).eval()
+    )
+    apply_formats(weights, Formats("half", "float32"))
+    for part in (streamer.hearing, streamer.seeing, streamer.wording, weights.audio_vae):
+        linears = [layer for layer in part.modules() if isinstance(layer, nn.Linear | PackedConv)]
+        assert {type(layer) for layer in linears} <= {PackedLinear, PackedConv}
+        assert linears
+    assert all(block.fixed for block in weights.video_vae.modules() if isinstance(block, MemoryBlock))
