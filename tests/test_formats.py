@@ -216,9 +216,8 @@ def test_packing_reaches_every_linear_layer() -> None:
 
 @packs
 def test_half_packs_what_stands_beside_the_transformer_too() -> None:
-    weights = dataclasses.replace(
-        tiny_weights(), streamer=Streamer(dataclasses.replace(FLOORED, wording=WORDING)).eval()
-    )
+    streamer = Streamer(dataclasses.replace(FLOORED, wording=WORDING)).eval()
+    weights = dataclasses.replace(tiny_weights(), streamer=streamer)
     apply_formats(weights, Formats("half", "float32"))
     for part in (streamer.hearing, streamer.seeing, streamer.wording, weights.audio_vae):
         linears = [layer for layer in part.modules() if isinstance(layer, nn.Linear | PackedConv)]
