@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import Checkpoint, Device, ModelThreads, NumberFormats
+from wan_streamer.cli.options import ChatModel, Checkpoint, Device, ModelThreads, NumberFormats, PersonaFile
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.runtime.trace import ENVIRONMENT
 
@@ -28,6 +28,8 @@ def serve(
     device: Device = "cpu",
     threads: ModelThreads = None,
     formats: NumberFormats = "auto",
+    chat: ChatModel = "",
+    persona: PersonaFile = None,
     sessions: Annotated[
         int, typer.Option(min=1, max=64, help="Callers at a time at most; fewer, if the model does not keep pace.")
     ] = 4,
@@ -112,6 +114,8 @@ def talk(
     ] = "eager",
     threads: ModelThreads = None,
     formats: NumberFormats = "auto",
+    chat: ChatModel = "",
+    persona: PersonaFile = None,
     trace: TraceFile = None,
 ) -> None:
     """Let the agent answer a recording; no browser needed.

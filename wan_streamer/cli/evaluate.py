@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wan_streamer.cli.options import ModelThreads, NumberFormats, Processes
+from wan_streamer.cli.options import ChatModel, ModelThreads, NumberFormats, PersonaFile, Processes
 from wan_streamer.cli.outputs import check_file
 from wan_streamer.errors import ConfigError
 
@@ -62,6 +62,8 @@ def evaluate(
     processes: Processes = None,
     threads: ModelThreads = None,
     formats: NumberFormats = "auto",
+    chat: ChatModel = "",
+    persona: PersonaFile = None,
 ) -> None:
     """Measure an agent beside blind baselines and the truth; write figures and a page.
 

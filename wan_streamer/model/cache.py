@@ -26,6 +26,7 @@ from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.reading import Expected
 from wan_streamer.perception.video import VideoPerceptionState
+from wan_streamer.speaking.chat import Reply
 from wan_streamer.speaking.floor import Odds
 from wan_streamer.speaking.voice import Speech
 from wan_streamer.speaking.wording import Talk
@@ -209,6 +210,7 @@ class LiveState:
     talk     what its wording has read; None in a model without one
     floor    what its floor knows [layers, 1, D], and   odds  what it finds likely in the unit; None in a model without
     sight    evidence for the names of what is seen [1, names]; None in a model without one
+    reply    what its chat model answers; None without one
     settled  the next block is open and has the last latents
     """
 
@@ -225,4 +227,5 @@ class LiveState:
     floor: Tensor | None = None
     odds: Odds | None = None
     sight: Tensor | None = None
+    reply: Reply | None = None
     settled: bool = False

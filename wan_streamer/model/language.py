@@ -2,6 +2,7 @@
 
 `load_language_model`   a folder, hub id or GGUF file -> `LanguageModel`: shapes, weights under our names, text codec
 `initialise_from`       a configuration and such a source -> `Streamer` whose layers, embedding and norm it is
+`chat_model`            a source -> `Chat`, which writes the answers of an agent (`speaking/chat.py`)
 `generate`              text only: goes on with a prompt
 
 The three control tokens stand in front of the model's vocabulary, so its token i is our token i + 3.
@@ -16,16 +17,20 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan_streamer.codecs.text import CONTROL, TextCodec
 from wan_streamer.config import BackboneConfig, StreamerConfig, from_dict
 from wan_streamer.errors import CheckpointError, ConfigError, ShapeError
 from wan_streamer.files import parse_json
 from wan_streamer.folders import describe
+from wan_streamer.model.backbone import Backbone
 from wan_streamer.model.gguf import PACKAGE, packaged_gguf, read_gguf
+from wan_streamer.model.layers import fuse
+from wan_streamer.model.packing import pack_if_possible
 from wan_streamer.model.pretrained import local_or_hub
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.speaking.chat import Chat, load_persona
 from wan_streamer.tensors import load_tensors
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
@@ -243,6 +248,40 @@ def _fit_scale(streamer: Streamer) -> None:
     }
     for name, output in outputs.items():
         streamer.get_parameter(f"{name}.weight").mul_(scale / output.square().mean().sqrt())
+
+
+@torch.inference_mode()
+def chat_model(
+    source: str, config: StreamerConfig, own: TextCodec, persona: Path | None, device: torch.device, form: str
+) -> Chat:
+    """The language model `source` (see `load_language_model`), to write the answers of an agent.
+
+    config, own  the agent's configuration and text codec
+    form         number format of its layers, as of an agent's: "float32", "half" or "bfloat16"
+
+    Raises what `load_language_model` and `load_persona` do, and `ConfigError` for a model that does not chat.
+    """
+    model, who = load_language_model(source), load_persona(persona)
+    backbone = Backbone(model.fit(config))
+    backbone.load_state_dict(_of(model.tensors, "backbone."))
+    embedding_VD = model.tensors["text_in.weight"].to(device)
+    head = nn.Linear(embedding_VD.shape[1], len(embedding_VD), bias=False)
+    head.load_state_dict({"weight": embedding_VD if model.tied_head else model.tensors["text_out.weight"]})
+    layers = nn.ModuleDict({"backbone": backbone, "head": head}).to(device).eval().requires_grad_(False)
+    if form != "half" or not pack_if_possible(layers):
+        layers.to(torch.bfloat16 if form == "bfloat16" else torch.float32)
+    if device.type == "cpu":
+        fuse(backbone)
+
+    def read(token_N: Tensor, past_Z2BMGd: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden_BND, past_Z2BMGd = backbone.read(embedding_VD[token_N.to(device)][None], past_Z2BMGd)
+        return head(hidden_BND[0, -1:].to(backbone.weight.dtype))[0].float(), past_Z2BMGd
+
+    return Chat(read, model.text, own, who, source)
+
+
+def _of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
 
 
 @torch.inference_mode()

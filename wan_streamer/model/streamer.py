@@ -177,6 +177,8 @@ class Streamer(Words):
             live.floor = self.floor.begin()
         if self.sight is not None:
             live.sight = self.sight.begin(1)
+        if self.chat is not None:
+            live.reply = self.chat.begin()
         return live
 
     def silence(self) -> Latents:

@@ -2,14 +2,15 @@
 
 The reader says which words the user said (`perception/reading.py`), the wording which ones answer them
 (`speaking/wording.py`), the sight which ones name what is seen (`perception/sight.py`), and the floor whose turn it is
-(`speaking/floor.py`). Training and live sessions share it (`model/streamer.py`).
+(`speaking/floor.py`). Training and live sessions share it (`model/streamer.py`). Live, a chat model may find the words of
+answers instead (`speaking/chat.py`).
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wan_streamer.codecs.text import SILENCE
+from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.model.cache import LiveState
 from wan_streamer.model.inputs import Inputs
 from wan_streamer.model.layers import States, tokens_at
@@ -17,8 +18,11 @@ from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
 from wan_streamer.perception.reading import Expected, Trust
 from wan_streamer.perception.sight import Sight, described
+from wan_streamer.speaking.chat import Chat, finished, worded
 from wan_streamer.speaking.floor import Floor, settled, talking
 from wan_streamer.speaking.wording import Likely, Wording, how_sure, wished
+
+SELDOM = 0.02  # how likely words are in a slot for which a chat model need not be asked
 
 
 class Words(Inputs):
@@ -29,6 +33,7 @@ class Words(Inputs):
     wording: Wording | None
     floor: Floor | None
     sight: Sight | None
+    chat: Chat | None = None  # of live sessions; no part of the weights
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V]."""
@@ -124,7 +129,10 @@ class Words(Inputs):
             return logits_LV
         response = logits_LV[RESPONSE]
         before = self._before(live, slot)
-        if live.talk is not None:
+        answer = self._answer(live, slot, response, before)
+        if answer is not None:
+            response = worded(response, answer)
+        elif live.talk is not None:
             assert self.config.wording is not None
             likely = self._likely(live, slot)
             response = wished(response, likely, talking(before), self.config.wording)
@@ -132,11 +140,28 @@ class Words(Inputs):
                 assert self.config.sight is not None
                 words = self.sight.words(live.sight)[0]
                 response = described(response, words, how_sure(likely), self.config.sight)
-        if live.odds is not None:
-            assert self.config.floor is not None
-            odds = live.odds._replace(kind_SBK=live.odds.kind_SBK[0, 0])
-            response = settled(response, odds, slot, before, self.config.floor, live=True)
+        response = self._settled(live, slot, response, before)
+        if answer == END:
+            response = finished(response)
         return torch.stack([response, logits_LV[TRANSCRIPT]])
+
+    def _settled(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> Tensor:
+        """Logits [V] with what its floor finds likely."""
+        if live.odds is None:
+            return response
+        assert self.config.floor is not None
+        odds = live.odds._replace(kind_SBK=live.odds.kind_SBK[0, 0])
+        return settled(response, odds, slot, before, self.config.floor, live=True)
+
+    def _answer(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> int | None:
+        """The next token of what its chat model answers, if there is one, and the agent may speak at all."""
+        if self.chat is None or live.talk is None or live.reply is None:
+            return None
+        if not talking(before):
+            words = self._settled(live, slot, response, before).softmax(-1)[END + 1 :].sum()
+            if words < SELDOM:
+                return None
+        return self.chat.next(live.reply, live.talk.said_N2, live.talk.count)
 
     def _before(self, live: LiveState, slot: int) -> Tensor:
         """The agent's token [] before a slot."""

@@ -1,5 +1,6 @@
 """`WanStreamer`: a loaded agent, the library's front door."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.video_vae import VideoVAE
 from wan_streamer.config import StreamerConfig
 from wan_streamer.device import find_device
+from wan_streamer.errors import ConfigError
+from wan_streamer.model.language import chat_model
 from wan_streamer.model.pretrained import Weights, find_checkpoint, load_weights, save_weights
 from wan_streamer.runtime.formats import Formats, apply_formats, choose_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.together import Together
+from wan_streamer.speaking.chat import Chat
 from wan_streamer.threads import Load
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
 
+CHAT, PERSONA = "WAN_STREAMER_CHAT", "WAN_STREAMER_PERSONA"  # what `--chat` and `--persona` set, for processes of ours
 MEETING = 64  # sessions on a GPU whose passes are put together
 
 
@@ -22,27 +27,44 @@ class WanStreamer:
     """An agent that can hold several sessions. The weights are shared and never change.
 
     formats  number formats; by default those that are fast on this machine
+    chat     language model that writes its answers (`load_language_model` says which there can be); "" for none, by
+             default what the environment says
+
+    Raises `ConfigError` (device, formats, a chat model that is none) or `CheckpointError` (it is missing or damaged).
     """
 
-    def __init__(self, weights: Weights, name: str, device: str = "cpu", formats: Formats | None = None) -> None:
+    def __init__(
+        self, weights: Weights, name: str, device: str = "cpu", formats: Formats | None = None, chat: str | None = None
+    ) -> None:
         self.weights, self.name = weights, name
         self.device = find_device(device)
         for module in filter(None, (weights.streamer, weights.audio_vae, weights.video_vae, weights.light_vae)):
             module.to(self.device).eval().requires_grad_(False)
         self.formats = formats or choose_formats(weights, self.device)
         apply_formats(weights, self.formats)
+        chat = os.environ.get(CHAT, "") if chat is None else chat
+        if chat:
+            weights.streamer.chat = self._chat(chat)
         if self.device.type == "cuda":
             weights.streamer.together = Together(weights.streamer.backbone.step)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "cpu", formats: Formats | None = None) -> "WanStreamer":
+    def from_pretrained(
+        cls, name: str | Path, device: str = "cpu", formats: Formats | None = None, chat: str | None = None
+    ) -> "WanStreamer":
         """Load an embedded checkpoint ("nano"), a folder, or a hub id.
 
         Raises `CheckpointError` (missing, damaged, does not fit) or `ConfigError` (config, device, formats).
         """
         folder = find_checkpoint(str(name))
         weights = load_weights(folder)
-        return cls(weights, agent_name(name, folder, weights), device, formats)
+        return cls(weights, agent_name(name, folder, weights), device, formats, chat)
+
+    def _chat(self, source: str) -> Chat:
+        if self.weights.streamer.wording is None:
+            raise ConfigError("chat: expected an agent with a wording, whose record of what was said is read")
+        persona = Path(os.environ[PERSONA]) if PERSONA in os.environ else None
+        return chat_model(source, self.config, self.weights.text, persona, self.device, self.formats.backbone)
 
     @property
     def concurrency(self) -> int:

@@ -178,7 +178,7 @@ def perform(link: Link, performer: Performer, after: Callable[[], None] = lambda
 
 def load_streamer(checkpoint: str, device: str, formats: Formats | None = None) -> Streamer:
     """The model of a checkpoint, as `WanStreamer` holds it; its codecs are not kept."""
-    return WanStreamer.from_pretrained(checkpoint, device, formats).weights.streamer
+    return WanStreamer.from_pretrained(checkpoint, device, formats, chat="").weights.streamer
 
 
 class PerformerProcess:

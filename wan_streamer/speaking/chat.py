@@ -1,0 +1,276 @@
+"""What to say about anything: a chat language model writes the agent's answers, word by word.
+
+`Persona`   who the agent is to the language model: a sentence, and exchanges to go on from;   `load_persona`
+`Chat`      a language model, its tokenizer and the agent's;   `next`: the token that comes next in an answer
+`Reply`     what a session has read and means to say
+`worded`    logits with that token in the place of all words;   `finished`  the same, where the answer is complete
+
+It sees the conversation as turns, without silences and at its own places; when the agent speaks, waits and stops is
+decided as before. So an answer is a function of what was said, and nothing of it is part of a session's state.
+(Examples before the conversation: Brown et al. 2020, section 2.)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wan_streamer.codecs.text import END, TextCodec
+from wan_streamer.errors import ConfigError
+from wan_streamer.fields import from_dict
+from wan_streamer.files import parse_json
+
+AGENT = 0  # the source of the agent's words
+HISTORY, DROPPED = 320, 160  # words of the agent's vocabulary that are read; how many are forgotten at once
+SHORT, WORDS = 5, 30  # words after which an answer ends with its sentence; most of one
+BRIEF = 2  # words of a listener, at most: they are no turn
+PIECE = 8  # tokens of a word, at most
+REPEAT = 3  # tokens in a row are not said twice in an answer
+START, STOP = "<|im_start|>", "<|im_end|>"  # ChatML
+USER, ASSISTANT = "user", "assistant"
+MARKS = ("'", "-", ",", ".", "?", "!")
+NEVER = -1e4
+
+Read = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""Tokens [N] and what was computed of those before -> logits [V] after the last, and of all [Z, 2, 1, M, G, d]."""
+Turns = tuple[tuple[str, str], ...]
+"""What each side said: "user" or "assistant", and its words."""
+
+
+@dataclass(frozen=True)
+class Persona:
+    """system  what the agent is told about itself;   exchanges  what was said to it and what it said, as examples"""
+
+    system: str
+    exchanges: tuple[tuple[str, str], ...] = ()
+
+
+def load_persona(path: Path | None = None) -> Persona:
+    """Of a JSON file; None: Joe. Raises `ConfigError`."""
+    where = resources.files("wan_streamer.speaking") / "joe.json" if path is None else path
+    try:
+        return from_dict(Persona, parse_json(where.read_bytes()), str(where))
+    except OSError as error:
+        raise ConfigError(f"{where}: expected a persona as JSON ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: expected a persona as JSON, got something else ({error})") from error
+
+
+class Utterance(NamedTuple):
+    """Words of one source up to an end of turn.
+
+    first, last  where they stand among all that was said;   open  no end yet
+    """
+
+    source: int
+    first: int
+    last: int
+    tokens: list[int]
+    open: bool
+
+
+def utterances(said: Sequence[tuple[int, int]]) -> list[Utterance]:
+    """Pairs of source and token -> what was said, by its beginning."""
+    done: list[Utterance] = []
+    begun: dict[int, Utterance] = {}
+    for place, (source, token) in enumerate(said):
+        now = begun.pop(source, None)
+        if token <= END:  # a mark of a beginning is no word
+            if now is not None:
+                done.append(now._replace(open=False))
+            continue
+        now = now or Utterance(source, place, place, [], True)
+        begun[source] = now._replace(last=place, tokens=[*now.tokens, token])
+    return sorted([*done, *begun.values()], key=lambda one: one.first)
+
+
+@dataclass
+class Reply:
+    """Of one session; can be made anew from what was said.
+
+    tokens, past    what the language model has read, and computed of it;   logits_V  after the last one
+    turns           what is answered;   begin  how many of the tokens stand before the answer
+    words           of the answer so far;   said  the same in the agent's tokens;   complete  nothing follows
+    place           where the agent says it, among all that was ever said, -1 as long as it does not
+    own             False: what is said there is something else
+    """
+
+    tokens: list[int]
+    past: Tensor
+    logits_V: Tensor
+    turns: Turns = ()
+    begin: int = 0
+    words: list[str] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)
+    complete: bool = False
+    place: int = -1
+    own: bool = True
+
+
+class Chat:
+    """read     the language model;   text  its tokenizer;   own  the agent's;   source  its name, for reports
+
+    Raises `ConfigError` if it is no chat model: the marks of ChatML are not among its tokens.
+    """
+
+    def __init__(self, read: Read, text: TextCodec, own: TextCodec, persona: Persona, source: str) -> None:
+        self.read, self.text, self.own, self.source = read, text, own, source
+        start, stop = (text.tokenizer.token_to_id(mark) for mark in (START, STOP))
+        if start is None or stop is None:
+            raise ConfigError(f"{source}: expected a chat model, with tokens {START} and {STOP}; take an instruct one")
+        self.start, self.stop = start, stop
+        pieces = [text.decode([token]) for token in range(text.tokenizer.get_vocab_size())]
+        self.begins = [piece[:1] == " " for piece in pieces]
+        self.sayable_V = torch.tensor([_sayable(piece) for piece in pieces])
+        self.sayable_V[stop] = True
+        turns = [("system", persona.system)]
+        turns += [turn for asked, answer in persona.exchanges for turn in ((USER, asked), (ASSISTANT, answer))]
+        self.prefix = [token for turn in turns for token in self._turn(*turn)]
+        self.ready = Reply([], torch.empty(0), torch.empty(0))
+        self._read(self.ready, self.prefix)
+
+    def begin(self) -> Reply:
+        """Nothing was said yet."""
+        return replace(self.ready, words=[], said=[])
+
+    def next(self, reply: Reply, said_N2: Tensor, count: int) -> int | None:
+        """The agent's token that comes next in its answer to the user, END behind the last one.
+
+        said_N2  what was said, as in a memory;   count  how many there have been of them, forgotten ones included
+        None     where there is nothing to answer, or the agent says something of its own
+        """
+        # Forgotten in large steps, because all is read anew when the beginning moves.
+        first = max(count - len(said_N2), -(-max(0, count - HISTORY) // DROPPED) * DROPPED)
+        spoken = utterances([(int(source), int(token)) for source, token in said_N2[first - count :].tolist()])
+        talking = next((one for one in reversed(spoken) if one.source == AGENT and one.open), None)
+        turns = self._turns([one for one in spoken if talking is None or one.first < talking.first])
+        if not turns or turns[-1][0] != USER:
+            return None
+        if talking is None:
+            if turns != reply.turns or reply.place >= 0:
+                self._ask(reply, turns)
+            return self._after(reply, [])
+        said, place = talking.tokens, first + talking.first
+        if reply.place != place:
+            if not reply.turns:  # in a session that was resumed
+                self._ask(reply, turns)
+            reply.own = reply.place < 0 and self._after(reply, []) == said[0]
+            reply.place = place
+        if not reply.own:
+            return None
+        words = self.own.decode(said).split()
+        if turns != reply.turns and words == reply.words[: len(words)] and self.own.encode(" ".join(words)) == said:
+            self._ask(reply, turns, words)  # the last words of the user are written down late
+            reply.place = place
+        return self._after(reply, said)
+
+    def _turns(self, spoken: list[Utterance]) -> Turns:
+        """By the side that speaks."""
+        turns: list[tuple[str, str]] = []
+        for one in spoken:
+            if self._listens(one, spoken):
+                continue
+            role, words = ASSISTANT if one.source == AGENT else USER, self.own.decode(one.tokens).strip()
+            if turns and turns[-1][0] == role:
+                words = f"{turns.pop()[1]} {words}"
+            turns.append((role, words))
+        return tuple(turns)
+
+    def _listens(self, one: Utterance, spoken: list[Utterance]) -> bool:
+        """Whether it is a listener's "mm-hm" inside what the other side says."""
+        inside = any(
+            (other.source == AGENT) != (one.source == AGENT)
+            and other.first < one.first
+            and (other.open or one.last < other.last)
+            for other in spoken
+        )
+        return inside and not one.open and len(self.own.decode(one.tokens).split()) <= BRIEF
+
+    def _turn(self, role: str, words: str) -> list[int]:
+        return [self.start, *self.text.encode(f"{role}\n{words}"), self.stop, *self.text.encode("\n")]
+
+    def _ask(self, reply: Reply, turns: Turns, words: Sequence[str] = ()) -> None:
+        """Read what was said, up to behind the first `words` of the answer."""
+        tokens = self.prefix + [token for turn in turns for token in self._turn(*turn)]
+        tokens += [self.start, *self.text.encode(f"{ASSISTANT}\n")]
+        reply.turns, reply.begin, reply.place, reply.complete = turns, len(tokens), -1, False
+        reply.words, reply.said = list(words), self.own.encode(" ".join(words)) if words else []
+        tokens += self.text.encode(" ".join(words))
+        pairs = zip(tokens[:-1], reply.tokens, strict=False)  # without the last, whose logits are asked for
+        same = next((n for n, (new, old) in enumerate(pairs) if new != old), min(len(tokens) - 1, len(reply.tokens)))
+        reply.tokens, reply.past = reply.tokens[:same], reply.past[:, :, :, :same]
+        self._read(reply, tokens[same:])
+
+    @torch.inference_mode()
+    def _read(self, reply: Reply, tokens: list[int]) -> None:
+        reply.logits_V, reply.past = self.read(torch.tensor(tokens), reply.past if reply.tokens else None)
+        reply.tokens = reply.tokens + tokens
+
+    def _after(self, reply: Reply, said: list[int]) -> int | None:
+        """The agent's token behind those that it has `said` of its answer."""
+        while len(reply.said) <= len(said) and self._goes_on(reply):
+            pass
+        if said != reply.said[: len(said)]:  # another word than was meant: go on from there
+            place, words = reply.place, self.own.decode(said).split()
+            self._ask(reply, reply.turns, words)
+            reply.place, reply.said = place, list(said)
+            self._goes_on(reply)
+        if len(said) < len(reply.said):
+            return reply.said[len(said)]
+        return END if said else None
+
+    def _goes_on(self, reply: Reply) -> bool:
+        """One more word of the answer, if there is one."""
+        ended = len(reply.words) >= SHORT and reply.words[-1][-1] in ".!?"
+        reply.complete = reply.complete or ended or len(reply.words) >= WORDS
+        if reply.complete:
+            return False
+        piece: list[int] = []
+        while len(piece) < PIECE:
+            token = self._likeliest(reply)
+            if token == self.stop or (piece and self.begins[token]):
+                break
+            piece.append(token)
+            self._read(reply, [token])
+        word = self.text.decode(piece).strip()
+        reply.complete = not word
+        if word:
+            reply.words.append(word)
+            reply.said += self.own.encode(word)
+        return bool(word)
+
+    def _likeliest(self, reply: Reply) -> int:
+        """Of what can be said, and does not say the same again."""
+        answer = reply.tokens[reply.begin :]
+        logits_V = reply.logits_V.masked_fill(~self.sayable_V.to(reply.logits_V.device), NEVER)
+        last = answer[len(answer) - REPEAT + 1 :]
+        for first in range(len(answer) - REPEAT + 1):
+            if answer[first : first + REPEAT - 1] == last:
+                logits_V[answer[first + REPEAT - 1]] = NEVER
+        return int(logits_V.argmax())
+
+
+def _sayable(piece: str) -> bool:
+    """Whether a token can be read aloud as it is: letters and the marks of a sentence, no figures."""
+    letters = piece.removeprefix(" ").replace("'", "").replace("-", "")
+    return piece.isascii() and (letters.isalpha() or piece in MARKS)
+
+
+def worded(logits_V: Tensor, token: int) -> Tensor:
+    """Logits [V] of a slot with `token`, if it is a word, in the place of all words; whether one is said stays."""
+    if token == END:
+        return logits_V
+    mass = logits_V[END + 1 :].logsumexp(-1)
+    logits_V = torch.cat([logits_V[: END + 1], torch.full_like(logits_V[END + 1 :], NEVER)])
+    logits_V[token] = mass
+    return logits_V
+
+
+def finished(logits_V: Tensor) -> Tensor:
+    """Logits [V] of a slot of an answer that is complete: what would be a word is its end."""
+    end = logits_V[END:].logsumexp(-1, keepdim=True)
+    return torch.cat([logits_V[:END], end, torch.full_like(logits_V[END + 1 :], NEVER)])
