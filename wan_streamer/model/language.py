@@ -2,6 +2,7 @@
 
 `load_language_model`   a folder, hub id or GGUF file -> `LanguageModel`: shapes, weights under our names, text codec
 `initialise_from`       a configuration and such a source -> `Streamer` whose layers, embedding and norm it is
+`PlainText`             such a model by itself
 `chat_model`            a source -> `Chat`, which writes the answers of an agent (`speaking/chat.py`)
 `generate`              text only: goes on with a prompt
 
@@ -30,6 +31,7 @@ from wan_streamer.model.layers import fuse
 from wan_streamer.model.packing import pack_if_possible
 from wan_streamer.model.pretrained import local_or_hub
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.speaking.adapter import load_adapter
 from wan_streamer.speaking.chat import Chat, load_persona
 from wan_streamer.tensors import load_tensors
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
@@ -250,38 +252,50 @@ def _fit_scale(streamer: Streamer) -> None:
         streamer.get_parameter(f"{name}.weight").mul_(scale / output.square().mean().sqrt())
 
 
+class PlainText(nn.Module):
+    """A language model by itself, of weights that it may share.
+
+    `forward`  tokens [B, N] and the past of `Backbone.read` -> hidden states [B, N, D] and the new past
+    `head`     logits [..., V] of hidden states
+    """
+
+    def __init__(self, model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.backbone = Backbone(model.fit(StreamerConfig()))
+        self.backbone.load_state_dict({name[9:]: x for name, x in tensors.items() if name.startswith("backbone.")})
+        self.words = nn.Embedding.from_pretrained(tensors["text_in.weight"])
+        self.head = nn.Linear(self.words.embedding_dim, self.words.num_embeddings, bias=False)
+        self.head.weight = self.words.weight if model.tied_head else nn.Parameter(tensors["text_out.weight"])
+
+    def forward(self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.backbone.read(self.words(token_BN), past_Z2BMGd)
+
+
 @torch.inference_mode()
-def chat_model(
-    source: str, config: StreamerConfig, own: TextCodec, persona: Path | None, device: torch.device, form: str
-) -> Chat:
+def chat_model(source: str, own: TextCodec, persona: Path | None, device: torch.device, form: str) -> Chat:
     """The language model `source` (see `load_language_model`), to write the answers of an agent.
 
-    config, own  the agent's configuration and text codec
-    form         number format of its layers, as of an agent's: "float32", "half" or "bfloat16"
+    own   the agent's text codec;   persona  see `load_persona`
+    form  number format, as of an agent's Transformer: "float32", "half" or "bfloat16"
 
-    Raises what `load_language_model` and `load_persona` do, and `ConfigError` for a model that does not chat.
+    A persona's adapter takes the place of its exchanges where it is one of these weights. Raises what
+    `load_language_model`, `load_persona` and `load_adapter` do, and `ConfigError` for a model that does not chat.
     """
     model, who = load_language_model(source), load_persona(persona)
-    backbone = Backbone(model.fit(config))
-    backbone.load_state_dict(_of(model.tensors, "backbone."))
-    embedding_VD = model.tensors["text_in.weight"].to(device)
-    head = nn.Linear(embedding_VD.shape[1], len(embedding_VD), bias=False)
-    head.load_state_dict({"weight": embedding_VD if model.tied_head else model.tensors["text_out.weight"]})
-    layers = nn.ModuleDict({"backbone": backbone, "head": head}).to(device).eval().requires_grad_(False)
-    if form != "half" or not pack_if_possible(layers):
-        layers.to(torch.bfloat16 if form == "bfloat16" else torch.float32)
+    tensors = None if who.adapter is None else load_adapter(Path(who.adapter), model.tensors)
+    if tensors is not None:
+        who = dataclasses.replace(who, exchanges=())
+    plain = PlainText(model, tensors or model.tensors).to(device).eval().requires_grad_(False)
+    if form != "half" or not pack_if_possible(plain):
+        plain.to(torch.bfloat16 if form == "bfloat16" else torch.float32)
     if device.type == "cpu":
-        fuse(backbone)
+        fuse(plain.backbone)
 
     def read(token_N: Tensor, past_Z2BMGd: Tensor | None) -> tuple[Tensor, Tensor]:
-        hidden_BND, past_Z2BMGd = backbone.read(embedding_VD[token_N.to(device)][None], past_Z2BMGd)
-        return head(hidden_BND[0, -1:].to(backbone.weight.dtype))[0].float(), past_Z2BMGd
+        hidden_BND, past_Z2BMGd = plain(token_N.to(device)[None], past_Z2BMGd)
+        return plain.head(hidden_BND[0, -1:])[0].float(), past_Z2BMGd
 
     return Chat(read, model.text, own, who, source)
-
-
-def _of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
 
 
 @torch.inference_mode()

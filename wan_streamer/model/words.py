@@ -2,8 +2,8 @@
 
 The reader says which words the user said (`perception/reading.py`), the wording which ones answer them
 (`speaking/wording.py`), the sight which ones name what is seen (`perception/sight.py`), and the floor whose turn it is
-(`speaking/floor.py`). Training and live sessions share it (`model/streamer.py`). Live, a chat model may find the words of
-answers instead (`speaking/chat.py`).
+(`speaking/floor.py`). Training and live sessions share it (`model/streamer.py`). In a call a chat model may find the
+words of answers instead (`speaking/chat.py`).
 """
 
 import torch

@@ -64,7 +64,7 @@ class WanStreamer:
         if self.weights.streamer.wording is None:
             raise ConfigError("chat: expected an agent with a wording, whose record of what was said is read")
         persona = Path(os.environ[PERSONA]) if PERSONA in os.environ else None
-        return chat_model(source, self.config, self.weights.text, persona, self.device, self.formats.backbone)
+        return chat_model(source, self.weights.text, persona, self.device, self.formats.backbone)
 
     @property
     def concurrency(self) -> int:

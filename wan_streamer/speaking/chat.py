@@ -1,7 +1,8 @@
 """What to say about anything: a chat language model writes the agent's answers, word by word.
 
 `Persona`   who the agent is to the language model: a sentence, and exchanges to go on from;   `load_persona`
-`Chat`      a language model, its tokenizer and the agent's;   `next`: the token that comes next in an answer
+`Marks`     how a chat model writes turns
+`Chat`      such a model, its tokenizer and the agent's;   `next`: the token that comes next in an answer
 `Reply`     what a session has read and means to say
 `worded`    logits with that token in the place of all words;   `finished`  the same, where the answer is complete
 
@@ -12,7 +13,6 @@ decided as before. So an answer is a function of what was said, and nothing of i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +24,16 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.fields import from_dict
 from wan_streamer.files import parse_json
 
+JOE = Path(__file__).with_name("joe.json")
 AGENT = 0  # the source of the agent's words
 HISTORY, DROPPED = 320, 160  # words of the agent's vocabulary that are read; how many are forgotten at once
 SHORT, WORDS = 5, 30  # words after which an answer ends with its sentence; most of one
 BRIEF = 2  # words of a listener, at most: they are no turn
+AHEAD = 2  # tokens that are found before they are needed
 PIECE = 8  # tokens of a word, at most
 REPEAT = 3  # tokens in a row are not said twice in an answer
 START, STOP = "<|im_start|>", "<|im_end|>"  # ChatML
-USER, ASSISTANT = "user", "assistant"
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MARKS = ("'", "-", ",", ".", "?", "!")
 NEVER = -1e4
 
@@ -43,17 +45,22 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Persona:
-    """system  what the agent is told about itself;   exchanges  what was said to it and what it said, as examples"""
+    """system     what the agent is told about itself
+    exchanges  what was said to it and what it said, as examples
+    adapter    file that a language model has learned the same from (`speaking/adapter.py`), beside that of the persona
+    """
 
     system: str
     exchanges: tuple[tuple[str, str], ...] = ()
+    adapter: str | None = None
 
 
 def load_persona(path: Path | None = None) -> Persona:
     """Of a JSON file; None: Joe. Raises `ConfigError`."""
-    where = resources.files("wan_streamer.speaking") / "joe.json" if path is None else path
+    where = JOE if path is None else path
     try:
-        return from_dict(Persona, parse_json(where.read_bytes()), str(where))
+        who = from_dict(Persona, parse_json(where.read_bytes()), str(where))
+        return who if who.adapter is None else replace(who, adapter=str(where.parent / who.adapter))
     except OSError as error:
         raise ConfigError(f"{where}: expected a persona as JSON ({error.strerror})") from error
     except ValueError as error:
@@ -88,6 +95,29 @@ def utterances(said: Sequence[tuple[int, int]]) -> list[Utterance]:
     return sorted([*done, *begun.values()], key=lambda one: one.first)
 
 
+class Marks:
+    """How a chat model of `text` writes turns.
+
+    text  its tokenizer;   source  its name
+
+    Raises `ConfigError` if it is no chat model: the marks of ChatML are not among its tokens.
+    """
+
+    def __init__(self, text: TextCodec, source: str) -> None:
+        start, stop = (text.tokenizer.token_to_id(mark) for mark in (START, STOP))
+        if start is None or stop is None:
+            raise ConfigError(f"{source}: expected a chat model, with tokens {START} and {STOP}; take an instruct one")
+        self.text, self.start, self.stop = text, start, stop
+
+    def opening(self, role: str) -> list[int]:
+        """Tokens in front of what somebody says."""
+        return [self.start, *self.text.encode(f"{role}\n")]
+
+    def turn(self, role: str, words: str) -> list[int]:
+        """Tokens of a whole turn."""
+        return [*self.opening(role), *self.text.encode(words), self.stop, *self.text.encode("\n")]
+
+
 @dataclass
 class Reply:
     """Of one session; can be made anew from what was said.
@@ -114,22 +144,19 @@ class Reply:
 class Chat:
     """read     the language model;   text  its tokenizer;   own  the agent's;   source  its name, for reports
 
-    Raises `ConfigError` if it is no chat model: the marks of ChatML are not among its tokens.
+    Raises `ConfigError` if it is no chat model.
     """
 
     def __init__(self, read: Read, text: TextCodec, own: TextCodec, persona: Persona, source: str) -> None:
         self.read, self.text, self.own, self.source = read, text, own, source
-        start, stop = (text.tokenizer.token_to_id(mark) for mark in (START, STOP))
-        if start is None or stop is None:
-            raise ConfigError(f"{source}: expected a chat model, with tokens {START} and {STOP}; take an instruct one")
-        self.start, self.stop = start, stop
+        self.marks = Marks(text, source)
         pieces = [text.decode([token]) for token in range(text.tokenizer.get_vocab_size())]
         self.begins = [piece[:1] == " " for piece in pieces]
         self.sayable_V = torch.tensor([_sayable(piece) for piece in pieces])
-        self.sayable_V[stop] = True
-        turns = [("system", persona.system)]
+        self.sayable_V[self.marks.stop] = True
+        turns = [(SYSTEM, persona.system)]
         turns += [turn for asked, answer in persona.exchanges for turn in ((USER, asked), (ASSISTANT, answer))]
-        self.prefix = [token for turn in turns for token in self._turn(*turn)]
+        self.prefix = [token for turn in turns for token in self.marks.turn(*turn)]
         self.ready = Reply([], torch.empty(0), torch.empty(0))
         self._read(self.ready, self.prefix)
 
@@ -190,13 +217,10 @@ class Chat:
         )
         return inside and not one.open and len(self.own.decode(one.tokens).split()) <= BRIEF
 
-    def _turn(self, role: str, words: str) -> list[int]:
-        return [self.start, *self.text.encode(f"{role}\n{words}"), self.stop, *self.text.encode("\n")]
-
     def _ask(self, reply: Reply, turns: Turns, words: Sequence[str] = ()) -> None:
         """Read what was said, up to behind the first `words` of the answer."""
-        tokens = self.prefix + [token for turn in turns for token in self._turn(*turn)]
-        tokens += [self.start, *self.text.encode(f"{ASSISTANT}\n")]
+        tokens = self.prefix + [token for turn in turns for token in self.marks.turn(*turn)]
+        tokens += self.marks.opening(ASSISTANT)
         reply.turns, reply.begin, reply.place, reply.complete = turns, len(tokens), -1, False
         reply.words, reply.said = list(words), self.own.encode(" ".join(words)) if words else []
         tokens += self.text.encode(" ".join(words))
@@ -212,6 +236,7 @@ class Chat:
 
     def _after(self, reply: Reply, said: list[int]) -> int | None:
         """The agent's token behind those that it has `said` of its answer."""
+        known = len(reply.said)
         while len(reply.said) <= len(said) and self._goes_on(reply):
             pass
         if said != reply.said[: len(said)]:  # another word than was meant: go on from there
@@ -219,6 +244,8 @@ class Chat:
             self._ask(reply, reply.turns, words)
             reply.place, reply.said = place, list(said)
             self._goes_on(reply)
+        elif len(reply.said) == known <= len(said) + AHEAD:
+            self._goes_on(reply)  # while nothing has to be found; words come in bursts
         if len(said) < len(reply.said):
             return reply.said[len(said)]
         return END if said else None
@@ -232,7 +259,7 @@ class Chat:
         piece: list[int] = []
         while len(piece) < PIECE:
             token = self._likeliest(reply)
-            if token == self.stop or (piece and self.begins[token]):
+            if token == self.marks.stop or (piece and self.begins[token]):
                 break
             piece.append(token)
             self._read(reply, [token])

