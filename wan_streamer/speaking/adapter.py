@@ -25,10 +25,10 @@ class Added(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.randn(rank, linear.in_features) * linear.in_features**-0.5)
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
+        self.up = nn.Parameter(torch.zeros(rank, linear.out_features))  # few long rows: packed, each has a scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.down.T @ self.up.T
+        return x @ self.down.T @ self.up
 
 
 class LowRank(nn.Module):
@@ -92,5 +92,5 @@ def load_adapter(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         weight = f"{name}.weight"
         if weight not in changed or name + UP not in parts:
             raise CheckpointError(f"{path}: expected changes of layers, got {name}, which is none; train it again")
-        changed[weight] = changed[weight] + parts[name + UP] @ parts[name + DOWN]
+        changed[weight] = changed[weight] + parts[name + UP].T @ parts[name + DOWN]
     return changed

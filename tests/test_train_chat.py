@@ -1,0 +1,165 @@
+"""A language model that learns to answer as the agent does: what from, what changes, what a run leaves."""
+
+import dataclasses
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference_lm import make_reference, random_tokens, save_reference, train_tokenizer
+from safetensors.torch import load_file
+from test_chat import OWN
+from tokenizers import AddedToken
+from typer.testing import CliRunner
+
+from wan_streamer.cli.app import app
+from wan_streamer.errors import CheckpointError, DataError
+from wan_streamer.flow.noise import RowNoise
+from wan_streamer.model.language import PlainText, chat_model, load_language_model
+from wan_streamer.speaking.adapter import adapt, fingerprint, load_adapter, save_adapter
+from wan_streamer.speaking.chat import START, STOP, SYSTEM, WORDS, Marks
+from wan_streamer.training.chat import stage as stages
+from wan_streamer.training.chat.exchanges import IGNORED, Conversations, own_exchanges, padded, talk_exchanges
+from wan_streamer.training.chat.stage import CONFIG, FILE, ChatStage
+
+TOPICAL = "split\tdialogue\tspeaker\trating\tsentiment\ttext\n"
+CHAT = "speaker\ttext\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = save_reference(make_reference("llama-gqa"), tmp_path_factory.mktemp("lm"))
+    tokenizer = train_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(START, normalized=False, special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts" / "talk"
+    folder.mkdir(parents=True)
+    rows = [
+        "a\t1\t1\tGood\tHappy\tDo you like tea?",
+        "a\t1\t2\tGood\tHappy\tYes, I like it very much.",
+        "a\t1\t1\tPoor\tHappy\tThat is not so good.",
+        "a\t1\t2\tExcellent\tHappy\tWhy 3 not?",
+        "a\t2\t1\tGood\tHappy\tWe are somewhere else now.",
+        "a\t2\t1\tGood\tHappy\tNobody has answered me yet.",
+    ]
+    (folder / "topical.tsv.gz").write_bytes(gzip.compress((TOPICAL + "\n".join(rows) + "\n").encode()))
+    (folder / "chat.tsv").write_text(CHAT + "1\tHello you!\n2\tHello to you, too.\n")
+    return folder.parent
+
+
+def test_what_joe_says_can_be_said() -> None:
+    exchanges = own_exchanges()
+    assert len(exchanges) == len({one.asked for one in exchanges}) > 150
+    for asked, answer in exchanges:
+        assert asked == asked.strip()
+        assert answer[-1] in ".?!"
+        assert 1 <= len(answer.split()) <= WORDS
+        assert not any(letter.isdigit() for letter in asked + answer)
+
+
+def test_people_answer_each_other(texts: Path) -> None:
+    found = talk_exchanges(texts)
+    assert found == {
+        "topical": [("Do you like tea?", "Yes, I like it very much.")],
+        "chat": [("Hello you!", "Hello to you, too.")],
+    }
+    (texts / "talk" / "chat.tsv").write_text(CHAT + "1\tHello you!\n")
+    with pytest.raises(DataError, match="expected conversations of two"):
+        talk_exchanges(texts)
+    (texts / "talk" / "chat.tsv").unlink()
+    with pytest.raises(DataError, match="found nothing"):
+        talk_exchanges(texts)
+
+
+def test_the_answer_is_foretold_and_nothing_else(model: str) -> None:
+    text = load_language_model(model).text
+    data = Conversations(Marks(text, model), "Be brief", None)
+    rows = [data.row(np.random.default_rng(n)) for n in range(20)]
+    assert rows == [data.row(np.random.default_rng(n)) for n in range(20)]
+    batch = padded(rows)
+    begin = data.marks.turn(SYSTEM, "Be brief")
+    assert (batch.token_BN[:, : len(begin)] == torch.tensor(begin)).all()
+    answers = {answer for _, answer in own_exchanges()}
+    for n, (tokens, _, weight) in enumerate(rows):
+        target_N, known = batch.target_BN[n], batch.target_BN[n] != IGNORED
+        assert torch.equal(target_N[known], batch.token_BN[n, 1:][known[:-1]])
+        *said, stop = target_N[known].tolist()
+        assert text.decode(said) in answers
+        assert stop == data.marks.stop == tokens[-1]
+        assert (batch.weight_BN[n] == known * weight).all()
+    held = {one.asked for one in data.valid["own"]}
+    assert 5 < len(held) < 40
+    assert not held & {one.asked for one in data.train["own"]}
+    assert data.held_out("own", 3).token_BN.shape[0] == 3
+
+
+def test_only_what_is_added_learns(model: str) -> None:
+    stage = ChatStage(model, None, dataclasses.replace(CONFIG, precision="fp32"))
+    before = {name: value.clone() for name, value in stage.plain.state_dict().items() if "added" not in name}
+    plain = PlainText(load_language_model(model), load_language_model(model).tensors).eval()
+    token_BN = random_tokens(rows=1, length=12)
+    torch.testing.assert_close(stage.plain(token_BN)[0], plain(token_BN)[0])  # nothing, to begin with
+    learned = [p for one in stage.models.values() for p in one.parameters()]
+    assert {id(p) for p in stage.plain.parameters() if p.requires_grad} == {id(p) for p in learned}
+    assert not any(name.startswith("backbone.layers.0") for name in stage.added)
+    optimizer, batch, losses = torch.optim.Adam(learned, 0.02), stage.batch(0, range(4)), []
+    for step in range(25):
+        loss, _ = stage.loss(batch, step, RowNoise(0, step, range(4)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    for name, value in before.items():
+        assert torch.equal(stage.plain.state_dict()[name], value)
+
+
+def test_an_adapter_changes_the_weights_that_it_is_of(model: str, tmp_path: Path) -> None:
+    language = load_language_model(model)
+    plain = PlainText(language, language.tensors)
+    added = adapt(plain, ["backbone.layers.1", "backbone.layers.2"], 3)
+    for one in added.values():
+        torch.nn.init.normal_(one.up, std=0.1)
+    path = tmp_path / FILE
+    save_adapter(added, fingerprint(language.tensors), path)
+    count = sum(p.numel() for one in added.values() for p in one.parameters())
+    assert sum(value.nbytes for value in load_file(path).values()) < 1.2 * count
+    changed = load_adapter(path, language.tensors)
+    token_BN = random_tokens(rows=1, length=12)
+    expected, found = plain(token_BN)[0], PlainText(language, changed)(token_BN)[0]
+    assert (found - PlainText(language, language.tensors)(token_BN)[0]).abs().max() > 0.2
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+    other = language.tensors | {"backbone.norm.weight": language.tensors["backbone.norm.weight"] + 1}
+    assert load_adapter(path, other) is None
+    save_adapter({"backbone.layers.9": next(iter(added.values()))}, fingerprint(language.tensors), path)
+    with pytest.raises(CheckpointError, match="expected changes of layers"):
+        load_adapter(path, language.tensors)
+    path.write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_adapter(path, language.tensors)
+
+
+def test_the_command_line(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on where it stopped, and a persona that names it needs no examples."""
+    monkeypatch.setattr(stages, "SAMPLED", 1)
+    monkeypatch.setattr(stages, "VALIDATED", 2)
+    out = tmp_path / "run"
+    command = ["train", "chat", "--from", model, "--out", str(out), "--batch", "2", "--device", "cpu"]
+    for arguments in (["--steps", "1"], ["--steps", "2", "--resume"]):
+        result = CliRunner().invoke(app, [*command, *arguments])
+        assert result.exit_code == 0, result.output
+    assert len(list((out / "samples").glob("*.tsv"))) == 2
+    path = tmp_path / "p.json"
+    path.write_text(f'{{"system": "x", "exchanges": [["a", "b"]], "adapter": "run/{FILE}"}}')
+    tuned = chat_model(model, OWN, path, torch.device("cpu"), "float32")
+    assert tuned.prefix == tuned.marks.turn(SYSTEM, "x")
+    path.write_text('{"system": "x", "adapter": "none.safetensors"}')
+    with pytest.raises(CheckpointError, match="not found"):
+        chat_model(model, OWN, path, torch.device("cpu"), "float32")
+    assert STOP in tuned.text.tokenizer.get_vocab()
