@@ -102,7 +102,7 @@ class ChatStage(Stage):
 
 
 CONFIG = TrainConfig(
-    steps=260,
+    steps=500,
     lr=8e-4,
     batch=6,
     warmup=20,
