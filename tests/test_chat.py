@@ -15,11 +15,13 @@ from tiny import tiny_text, tiny_weights
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wan_streamer import WanStreamer
+from wan_streamer.cli.app import main
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.model.language import chat_model
 from wan_streamer.model.memory import RESPONSE, SOURCES, TRANSCRIPT
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.runtime.agent import CHAT, PERSONA
 from wan_streamer.runtime.session import Session
 from wan_streamer.speaking.chat import (
     AHEAD,
@@ -317,3 +319,26 @@ def test_a_chat_model_reads_as_its_reference(form: str, tmp_path: Path) -> None:
     near = {"float32": 1e-4, "half": 0.05, "bfloat16": 0.3}[form]
     torch.testing.assert_close(first[SHARED:], expected[19], atol=near, rtol=0)
     torch.testing.assert_close(last[SHARED:], expected[29], atol=near, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chat", "none"], "expected a language model"),
+        (["--persona", "none.json"], "expected --chat with it"),
+        (["--chat", "none", "--persona", "none.json"], "expected a persona"),
+    ],
+)
+def test_the_command_line(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in (CHAT, PERSONA):
+        monkeypatch.setenv(name, "")  # which the command changes
+    monkeypatch.chdir(tmp_path)
+    film = Path(__file__).parent.parent / "examples" / "hello.mp4"
+    monkeypatch.setattr("sys.argv", ["wan-streamer", "talk", str(film), "--out", "reply.mp4", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "reply.mp4").exists()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from wan_streamer.data.cluster import Engine
+from wan_streamer.errors import ConfigError
 
 Checkpoint = Annotated[
     str, typer.Option(metavar="DIR", help="Folder of a trained agent, or the name of a built-in one.")
@@ -68,9 +69,11 @@ def _fix_chat(source: str) -> str:
 
 def _fix_persona(path: Path | None) -> Path | None:
     if path is not None:
-        from wan_streamer.runtime.agent import PERSONA
+        from wan_streamer.runtime.agent import CHAT, PERSONA
         from wan_streamer.speaking.chat import load_persona
 
+        if not os.environ.get(CHAT):
+            raise ConfigError("--persona: expected --chat with it, which says for which language model")
         load_persona(path)
         os.environ[PERSONA] = str(path.absolute())
     return path
@@ -87,7 +90,7 @@ ChatModel = Annotated[
 PersonaFile = Annotated[
     Path | None,
     typer.Option(
-        "--persona", metavar="P.json", callback=_fix_persona,
+        "--persona", metavar="P.json", callback=_fix_persona,  # called after that of --chat
         help="With --chat: who the agent is, and what it has answered, as examples; Joe if not given.",
     ),
 ]  # fmt: skip

@@ -63,7 +63,7 @@ class WanStreamer:
     def _chat(self, source: str) -> Chat:
         if self.weights.streamer.wording is None:
             raise ConfigError("chat: expected an agent with a wording, whose record of what was said is read")
-        persona = Path(os.environ[PERSONA]) if PERSONA in os.environ else None
+        persona = Path(os.environ[PERSONA]) if os.environ.get(PERSONA) else None
         return chat_model(source, self.weights.text, persona, self.device, self.formats.backbone)
 
     @property
