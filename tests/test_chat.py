@@ -1,7 +1,9 @@
 """A chat language model writes the agent's answers: what it is asked, when, and what is said of it."""
 
 import dataclasses
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -29,13 +31,14 @@ from wan_streamer.speaking.chat import (
     HISTORY,
     START,
     STOP,
+    UNFINISHED,
     WORDS,
     Chat,
     Persona,
     Reply,
-    finished,
     load_persona,
     utterances,
+    within,
     worded,
 )
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
@@ -242,9 +245,11 @@ def test_a_word_takes_the_place_of_all() -> None:
     torch.testing.assert_close(one[: END + 1], was[: END + 1])
     torch.testing.assert_close(one[20], was[END + 1 :].sum())
     assert torch.equal(worded(logits, END), logits)
-    done = finished(logits).softmax(-1)
-    torch.testing.assert_close(done[:END], was[:END])
-    torch.testing.assert_close(done[END], was[END:].sum())
+    more, done = (within(logits, complete=complete).softmax(-1) for complete in (False, True))
+    assert more[SILENCE] == done[SILENCE] == 0
+    torch.testing.assert_close(done[HOLD : END + 1], torch.stack([was[:END].sum(), was[END:].sum()]))
+    torch.testing.assert_close(more[HOLD] / more[20], was[:END].sum() / was[20])
+    torch.testing.assert_close(more[END] / more[20], was[END] / was[20] * math.exp(-UNFINISHED))
 
 
 class Parrot:
@@ -277,8 +282,13 @@ def test_a_call_says_what_the_chat_model_finds(token: int) -> None:
     plain = words()
     assert len(set(plain)) > 2
     streamer.chat = parrot = Parrot(token)
-    assert set(words()) - {END} <= {token}
+    found = words()
     assert parrot.asked
+    if token == END:  # behind each word
+        assert END in found
+        assert not any(END not in pair for pair in itertools.pairwise(found))
+    else:
+        assert set(found) - {END} == {token}
 
 
 def test_personas_and_models_that_are_none(tmp_path: Path) -> None:

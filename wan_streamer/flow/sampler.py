@@ -24,13 +24,11 @@ def draw_unit(velocity: Velocity, like: Latents, flow: FlowConfig, generator: to
 
 def unit_noise(like: Latents, flow: FlowConfig, generator: torch.Generator) -> list[Latents]:
     """All the noise that the solver takes for a unit, in its order, drawn on the CPU."""
-    video, audio = flow.temperature * flow.video_temperature, flow.temperature
 
-    def drawn(z: Tensor, scale: float) -> Tensor:
-        return torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * scale
+    def drawn(z: Tensor) -> Tensor:
+        return torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * flow.temperature
 
-    draws = flow.steps if flow.renoise else 1
-    return [Latents(drawn(like.video, video), drawn(like.audio, audio)) for _ in range(draws)]
+    return [Latents(*map(drawn, like)) for _ in range(flow.steps if flow.renoise else 1)]
 
 
 def solve_unit(velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> Latents:

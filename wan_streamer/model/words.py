@@ -18,7 +18,7 @@ from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
 from wan_streamer.perception.reading import Expected, Trust
 from wan_streamer.perception.sight import Sight, described
-from wan_streamer.speaking.chat import Chat, finished, worded
+from wan_streamer.speaking.chat import Chat, within, worded
 from wan_streamer.speaking.floor import Floor, settled, talking
 from wan_streamer.speaking.wording import Likely, Wording, how_sure, wished
 
@@ -141,8 +141,8 @@ class Words(Inputs):
                 words = self.sight.words(live.sight)[0]
                 response = described(response, words, how_sure(likely), self.config.sight)
         response = self._settled(live, slot, response, before)
-        if answer == END:
-            response = finished(response)
+        if answer is not None and talking(before):
+            response = within(response, complete=answer == END)
         return torch.stack([response, logits_LV[TRANSCRIPT]])
 
     def _settled(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> Tensor:

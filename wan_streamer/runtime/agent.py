@@ -42,9 +42,9 @@ class WanStreamer:
             module.to(self.device).eval().requires_grad_(False)
         self.formats = formats or choose_formats(weights, self.device)
         apply_formats(weights, self.formats)
-        chat = os.environ.get(CHAT, "") if chat is None else chat
-        if chat:
-            weights.streamer.chat = self._chat(chat)
+        self.chat = os.environ.get(CHAT, "") if chat is None else chat
+        if self.chat:
+            weights.streamer.chat = self._chat(self.chat)
         if self.device.type == "cuda":
             weights.streamer.together = Together(weights.streamer.backbone.step)
 

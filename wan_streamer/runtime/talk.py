@@ -92,6 +92,7 @@ def talk(
         "device": device,
         "schedule": schedule,
         "formats": agent.formats.as_dict(),
+        "chat": agent.chat,
         "seed": session.seed,
         "pace": pace,
     }

@@ -4,7 +4,7 @@
 `Marks`     how a chat model writes turns
 `Chat`      such a model, its tokenizer and the agent's;   `next`: the token that comes next in an answer
 `Reply`     what a session has read and means to say
-`worded`    logits with that token in the place of all words;   `finished`  the same, where the answer is complete
+`worded`    logits with that token in the place of all words;   `within`  of a slot inside an answer
 
 It sees the conversation as turns, without silences and at its own places; when the agent speaks, waits and stops is
 decided as before. So an answer is a function of what was said, and nothing of it is part of a session's state.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wan_streamer.codecs.text import END, TextCodec
+from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.errors import ConfigError
 from wan_streamer.fields import from_dict
 from wan_streamer.files import parse_json
@@ -35,6 +35,7 @@ REPEAT = 3  # tokens in a row are not said twice in an answer
 START, STOP = "<|im_start|>", "<|im_end|>"  # ChatML
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MARKS = ("'", "-", ",", ".", "?", "!")
+UNFINISHED = 3.0
 NEVER = -1e4
 
 Read = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -297,7 +298,17 @@ def worded(logits_V: Tensor, token: int) -> Tensor:
     return logits_V
 
 
-def finished(logits_V: Tensor) -> Tensor:
-    """Logits [V] of a slot of an answer that is complete: what would be a word is its end."""
-    end = logits_V[END:].logsumexp(-1, keepdim=True)
-    return torch.cat([logits_V[:END], end, torch.full_like(logits_V[END + 1 :], NEVER)])
+def within(logits_V: Tensor, complete: bool) -> Tensor:
+    """Logits [V] of a slot inside an answer. Who says nothing pauses. If the answer is complete, what would be a word
+    is its end; if it is not, its end is e ** `UNFINISHED` times less likely than Transformer and floor find, who do
+    not know that more follows.
+    """
+    logits_V = logits_V.clone()
+    logits_V[HOLD] = logits_V[:END].logsumexp(-1)
+    logits_V[SILENCE] = NEVER
+    if complete:
+        logits_V[END] = logits_V[END:].logsumexp(-1)
+        logits_V[END + 1 :] = NEVER
+    else:
+        logits_V[END] -= UNFINISHED
+    return logits_V
