@@ -212,6 +212,7 @@ class StandInAgent:
 
     name, device, default_steps, frame_size = "stand-in", "cpu", 2, (48, 80)
     formats = Formats("float32", "float32")
+    chat = ""
     seconds, interrupt_at = 0.0, 0
 
     def warmup(self) -> None: ...
