@@ -29,6 +29,7 @@ from wan_streamer.speaking.chat import (
     AHEAD,
     DROPPED,
     HISTORY,
+    PACE,
     START,
     STOP,
     UNFINISHED,
@@ -248,8 +249,8 @@ def test_a_word_takes_the_place_of_all() -> None:
     more, done = (within(logits, complete=complete).softmax(-1) for complete in (False, True))
     assert more[SILENCE] == done[SILENCE] == 0
     torch.testing.assert_close(done[HOLD : END + 1], torch.stack([was[:END].sum(), was[END:].sum()]))
-    torch.testing.assert_close(more[HOLD] / more[20], was[:END].sum() / was[20])
-    torch.testing.assert_close(more[END] / more[20], was[END] / was[20] * math.exp(-UNFINISHED))
+    torch.testing.assert_close(more[HOLD] / more[20], was[:END].sum() / was[20] * math.exp(PACE))
+    torch.testing.assert_close(more[END] / more[20], was[END] / was[20] * math.exp(PACE - UNFINISHED))
 
 
 class Parrot:

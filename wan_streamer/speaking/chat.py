@@ -36,6 +36,7 @@ START, STOP = "<|im_start|>", "<|im_end|>"  # ChatML
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MARKS = ("'", "-", ",", ".", "?", "!")
 UNFINISHED = 3.0
+PACE = 2.0
 NEVER = -1e4
 
 Read = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -301,7 +302,7 @@ def worded(logits_V: Tensor, token: int) -> Tensor:
 def within(logits_V: Tensor, complete: bool) -> Tensor:
     """Logits [V] of a slot inside an answer. Who says nothing pauses. If the answer is complete, what would be a word
     is its end; if it is not, its end is e ** `UNFINISHED` times less likely than Transformer and floor find, who do
-    not know that more follows.
+    not know that more follows, and the next word e ** `PACE`, because they hurry words that they do not expect.
     """
     logits_V = logits_V.clone()
     logits_V[HOLD] = logits_V[:END].logsumexp(-1)
@@ -311,4 +312,5 @@ def within(logits_V: Tensor, complete: bool) -> Tensor:
         logits_V[END + 1 :] = NEVER
     else:
         logits_V[END] -= UNFINISHED
+        logits_V[END + 1 :] -= PACE
     return logits_V
