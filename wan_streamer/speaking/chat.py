@@ -144,13 +144,13 @@ class Reply:
 
 
 class Chat:
-    """read     the language model;   text  its tokenizer;   own  the agent's;   source  its name, for reports
+    """read     the language model;   text  its tokenizer;   own  the agent's;   source  its name
 
     Raises `ConfigError` if it is no chat model.
     """
 
     def __init__(self, read: Read, text: TextCodec, own: TextCodec, persona: Persona, source: str) -> None:
-        self.read, self.text, self.own, self.source = read, text, own, source
+        self.read, self.text, self.own = read, text, own
         self.marks = Marks(text, source)
         pieces = [text.decode([token]) for token in range(text.tokenizer.get_vocab_size())]
         self.begins = [piece[:1] == " " for piece in pieces]
