@@ -159,6 +159,7 @@ class PerceptionConfig(Ranged):
     reading      tokens in a unit of what a reader of the ears' features expects next (`perception/reading.py`); 0: none
     reading_units  how many units of sound it looks at
     reading_due    weight of its odds that a word is due in whether the agent writes one
+    reading_again  how many units of sound it looks at when it reads a whole turn; 0: it does not
     """
 
     place = "perception"
@@ -176,6 +177,7 @@ class PerceptionConfig(Ranged):
     reading: int = between(0, 0, 64)
     reading_units: int = between(24, 4, 10_000)
     reading_due: float = between(0.0, 0, 10)
+    reading_again: int = between(0, 0, 10_000)
     ears: EarsConfig = field(default_factory=EarsConfig)
 
     def __post_init__(self) -> None:

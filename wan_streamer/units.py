@@ -109,6 +109,8 @@ class AgentUnit:
     transcript  what the agent heard the user say, likewise
     stage_ms    milliseconds of each stage of this step
     ended       lanes ("response", "transcript") whose turn the model has ended in this unit, after its text
+    whole       what the user said in the turn that has ended in this unit, read again as a whole: counts instead of
+                what `transcript` told piece by piece; "" where that stands
     held        True if the unit is a repeat because the deadline could not be met
     broken      True if it is a repeat because the model's latents were no numbers
     """
@@ -122,3 +124,4 @@ class AgentUnit:
     held: bool = False
     broken: bool = False
     ended: tuple[str, ...] = ()
+    whole: str = ""

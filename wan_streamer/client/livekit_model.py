@@ -162,7 +162,8 @@ class WanStreamerSession(DuplexSession[str]):
             case CaptionEvent(lane=lane, text=text):
                 self._heard[lane] = self._heard.get(lane, "") + text
                 self._report(lane, is_final=False)
-            case TurnEvent(lane=lane) if lane in self._heard:
+            case TurnEvent(lane=lane, text=text) if lane in self._heard:
+                self._heard[lane] = text or self._heard[lane]
                 self._report(lane, is_final=True)
                 del self._heard[lane]
                 self._items += 1

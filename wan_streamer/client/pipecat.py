@@ -149,8 +149,8 @@ class WanStreamerService(AIService):
                 self._said["transcript"] += text
                 heard = InterimTranscriptionFrame(self._said["transcript"].strip(), USER, time_now_iso8601())
                 await self.push_frame(heard, FrameDirection.UPSTREAM)
-            case TurnEvent(lane=lane) if self._said[lane]:
-                said, self._said[lane] = self._said[lane].strip(), ""
+            case TurnEvent(lane=lane, text=text) if self._said[lane]:
+                said, self._said[lane] = (text or self._said[lane]).strip(), ""
                 if lane == "response":
                     await self.push_frame(LLMFullResponseEndFrame())
                 else:

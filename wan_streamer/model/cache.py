@@ -25,6 +25,7 @@ from wan_streamer.model.memory import SOURCES, memory_ids
 from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
 from wan_streamer.perception.reading import Expected
+from wan_streamer.perception.turn import Turn
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.speaking.chat import Reply
 from wan_streamer.speaking.floor import Odds
@@ -205,6 +206,8 @@ class LiveState:
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
     heard    what a reader looks at of the latest units (`live_hints`)
+    turn     where in it the user's turn stands; None in a model that does not read it again;   again  it has, in this unit
+    whole_N  what the turn was that has ended in this unit; None if none has
     expected what it expects in the unit, of which words are being written
     speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one
     talk     what its wording has read; None in a model without one
@@ -220,6 +223,9 @@ class LiveState:
     told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     said: deque[Tensor] = field(default_factory=deque)
     heard: deque[Tensor] = field(default_factory=deque)
+    turn: Turn | None = None
+    again: bool = False
+    whole_N: Tensor | None = None
     expected: Expected | None = None
     speech: Speech | None = None
     guessed: Tensor | None = None

@@ -25,6 +25,7 @@ from wan_streamer.model.words import Words
 from wan_streamer.perception.audio import hearing
 from wan_streamer.perception.reading import Trust, as_expected, hints, live_hints, reading
 from wan_streamer.perception.sight import Sight
+from wan_streamer.perception.turn import no_turn
 from wan_streamer.perception.video import seeing
 from wan_streamer.speaking.floor import Floor
 from wan_streamer.speaking.sounds import UNKNOWN
@@ -169,6 +170,8 @@ class Streamer(Words):
         live = LiveState(KVCache(self.config, self.layout, self.device, self.backbone.weight.dtype))
         if memory_N2 is not None:
             live.told_N2 = memory_N2.cpu()
+        if self.reading is not None and self.config.perception.reading_again:
+            live.turn = no_turn(self.device)
         if self.voice is not None:
             live.speech = self.voice.begin()
         if self.wording is not None:
@@ -217,6 +220,7 @@ class Streamer(Words):
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
         written = [said[:, TRANSCRIPT] for said in live.said]
         live.expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written, live.expected)
+        live.again, live.whole_N, live.turn = False, None, None if live.turn is None else live.turn.later()
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S, live.expected)
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))
@@ -239,6 +243,7 @@ class Streamer(Words):
             live.said[-1][slot, first : len(LANES)] = token_L[first:]
         if live.talk is not None:
             self._follow(live, live.said[-1][slot, None, : len(LANES)])
+        self._take_down(live, token_L[TRANSCRIPT])
         if live.expected is not None:
             alike = token_L[TRANSCRIPT] == live.expected.token[slot]
             live.expected = live.expected._replace(score=live.expected.score * alike)

@@ -6,6 +6,8 @@ The reader says which words the user said (`perception/reading.py`), the wording
 words of answers instead (`speaking/chat.py`).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,19 +18,21 @@ from wan_streamer.model.inputs import Inputs
 from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
-from wan_streamer.perception.reading import Expected, Trust
+from wan_streamer.perception.reading import Expected, Reader, Trust, latest_sound
 from wan_streamer.perception.sight import Sight, described
+from wan_streamer.perception.turn import longest
 from wan_streamer.speaking.chat import Chat, within, worded
 from wan_streamer.speaking.floor import Floor, settled, talking
-from wan_streamer.speaking.wording import Likely, Wording, how_sure, wished
+from wan_streamer.speaking.wording import Likely, Talk, Wording, how_sure, wished
 
-SELDOM = 0.02  # how likely words are in a slot for which a chat model need not be asked
+SELDOM = 0.02  # how likely words are in a slot for which neither a turn is read again nor a chat model asked
 
 
 class Words(Inputs):
     """Of a `Streamer`, which makes the weights."""
 
     text_out: nn.Linear | None  # None: the head is `text_in`
+    reading: Reader | None
     trust: Trust | None
     wording: Wording | None
     floor: Floor | None
@@ -129,12 +133,14 @@ class Words(Inputs):
             return logits_LV
         response = logits_LV[RESPONSE]
         before = self._before(live, slot)
-        answer = self._answer(live, slot, response, before)
+        speaks = talking(before) or self._settled(live, slot, response, before).softmax(-1)[END + 1 :].sum() >= SELDOM
+        talk = self._read_again(live) if speaks else None
+        answer = self._answer(live, live.talk if talk is None else talk) if speaks else None
         if answer is not None:
             response = worded(response, answer)
         elif live.talk is not None:
             assert self.config.wording is not None
-            likely = self._likely(live, slot)
+            likely = self._likely(live, slot) if talk is None else self._likely_after(talk)
             response = wished(response, likely, talking(before), self.config.wording)
             if self.sight is not None and live.sight is not None:
                 assert self.config.sight is not None
@@ -153,15 +159,11 @@ class Words(Inputs):
         odds = live.odds._replace(kind_SBK=live.odds.kind_SBK[0, 0])
         return settled(response, odds, slot, before, self.config.floor, live=True)
 
-    def _answer(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> int | None:
-        """The next token of what its chat model answers, if there is one, and the agent may speak at all."""
-        if self.chat is None or live.talk is None or live.reply is None:
+    def _answer(self, live: LiveState, talk: Talk | None) -> int | None:
+        """The next token of what its chat model, if there is one, answers."""
+        if self.chat is None or talk is None or live.reply is None:
             return None
-        if not talking(before):
-            words = self._settled(live, slot, response, before).softmax(-1)[END + 1 :].sum()
-            if words < SELDOM:
-                return None
-        return self.chat.next(live.reply, live.talk.said_N2, live.talk.count)
+        return self.chat.next(live.reply, talk.said_N2, talk.count)
 
     def _before(self, live: LiveState, slot: int) -> Tensor:
         """The agent's token [] before a slot."""
@@ -170,10 +172,46 @@ class Words(Inputs):
 
     def _likely(self, live: LiveState, slot: int) -> Likely:
         """What the wording finds likely before a slot."""
-        assert self.wording is not None
         assert live.talk is not None
         ahead_N2 = torch.empty(0, 2, dtype=torch.long, device=self.device)
         if live.expected is not None and not live.expected.token.is_meta:
             ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
             ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
-        return self.wording.likely(live.talk, ahead_N2)
+        return self._likely_after(live.talk, ahead_N2)
+
+    def _likely_after(self, talk: Talk, ahead_N2: Tensor | None = None) -> Likely:
+        assert self.wording is not None
+        return self.wording.likely(talk, talk.said_N2[:0] if ahead_N2 is None else ahead_N2)
+
+    # ---- turns that are read again
+
+    def _whole(self, live: LiveState) -> Tensor | None:
+        """The user's turn, heard up to now, as its reader finds it [N]; None where there is nothing."""
+        turn, most = live.turn, self.config.perception.reading_again
+        if self.reading is None or turn is None or live.heard[-1].is_meta:
+            return None
+        due = live.expected is not None and int(live.expected.token[0]) > END
+        units = turn.units(len(live.heard), most) if turn.begun or due else 0
+        if not units:
+            return None
+        if not live.again:
+            found_N = self.reading.again(latest_sound(live.heard, units), turn.found_N, longest(units))
+            turn = replace(turn, found_N=found_N)
+            live.turn, live.again = turn, True
+        return turn.found_N if len(turn.found_N) else None
+
+    def _read_again(self, live: LiveState) -> Talk | None:
+        """What the wording has read, with the user's turn as it was said; None where it stays as it is."""
+        if live.talk is None or self.wording is None or (whole_N := self._whole(live)) is None:
+            return None
+        return self.wording.revised(live.talk, TRANSCRIPT, whole_N, ended=False)
+
+    def _take_down(self, live: LiveState, token: Tensor) -> None:
+        """A token stands in the transcript: where it ends a turn, the whole of it counts from now on."""
+        if live.turn is None or token.is_meta:
+            return
+        if token == END:
+            live.whole_N = self._whole(live) if live.turn.begun else None
+            if live.whole_N is not None and live.talk is not None and self.wording is not None:
+                live.talk = self.wording.revised(live.talk, TRANSCRIPT, live.whole_N, ended=True)
+        live.turn = live.turn.written(int(token))

@@ -4,6 +4,7 @@
 `reading`      it, if a configuration has one
 `hints`        what it expects in all units of a clip;   `live_hints`  in the unit that a session has just heard
 `read_so_far`  what it goes on from
+`Reader.again` a whole text, from all the sound of it
 `Trust`        how much that counts in which word the agent writes, and whether it writes one
 
 The words are hints, tokens of the user beside those of the sound. The agent decides what stands in its transcript, and
@@ -22,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.codecs.text import END, SILENCE
+from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.perception.ears import rotate, turns
 from wan_streamer.shapes import EarsConfig, PerceptionConfig
 
 Pair = tuple[Tensor, Tensor]
-BEGIN = SILENCE  # whose row of the embedding is that of the mark before a text; END is the mark behind it
+BEGIN, WHOLE = SILENCE, HOLD  # whose rows are the marks before what is read as it comes, and as a whole; END: behind
 UNLIKELY, CERTAIN = -12.0, -1e-4  # logarithms of the lowest and the highest probability: nothing is ruled out
 TRUST = 0.7  # before training: the best one for all words on test voices, of an agent that had not learned with it
 WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
@@ -200,6 +201,33 @@ class Reader(nn.Module):
         found_RC, score_RCV = found_RC.masked_fill(ended_RC, SILENCE), score_RCV.masked_fill(ended_RC[..., None], 0)
         return Expected(found_RC.unflatten(0, (B, -1)), score_RCV.unflatten(0, (B, -1)))
 
+    @torch.no_grad()
+    def again(self, sound: list[Pair], guess_G: Tensor, most: int) -> Tensor:
+        """The text of one stretch of sound, heard to its end: tokens [N], `most` of them.
+
+        sound    as `sound` gives it, of one row
+        guess_G  what it may be: changes nothing but the time, if it is right (speculative decoding)
+        """
+        device = guess_G.device
+        heard = torch.ones(1, 1, 1, sound[0][0].shape[2], dtype=torch.bool, device=device)
+        turn_MR = turns(most + 1, self.config, device=device)
+        text_N = F.pad(guess_G[:most], (1, 0), value=WHOLE)
+        hidden_1ND, past = self.read(text_N[None], turn_MR[: len(text_N)], sound, heard)
+        found_N = self._likeliest(hidden_1ND[0])
+        right = int((found_N[:-1] == text_N[1:]).long().cumprod(0).sum())
+        text, past = text_N[1 : right + 1].tolist(), [(k[:, :, : right + 1], v[:, :, : right + 1]) for k, v in past]
+        token = found_N[right]
+        while int(token) != END and len(text) < most:
+            text.append(int(token))
+            hidden_1ND, past = self.read(token.view(1, 1), turn_MR[len(text), None], sound, heard, past)
+            token = self._likeliest(hidden_1ND[0])[0]
+        return torch.tensor(text, dtype=torch.long, device=device)
+
+    def _likeliest(self, hidden: Tensor) -> Tensor:
+        logits = self.scores(hidden)
+        logits[..., :END] = float("-inf")
+        return logits.argmax(-1)
+
 
 def read_so_far(written_BKS: Tensor, unit_Q: Tensor, window: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
     """What a reader goes on from in units Q of K with `frames` frames each.
@@ -269,7 +297,8 @@ def live_hints(
 ) -> Expected | None:
     """[R] of a unit with the features `heard_TD`, as `hints` gives them in a clip.
 
-    past     what is looked at of the units before, [layers, 2, heads, T, head] each; the new one is added here
+    past     what is looked at of the units before, [layers, 2, heads, T, head] each; the new one is added here. A text
+             that is read as a whole may be longer than what is looked at in a unit
     written  tokens [S] of the latest units before
     before   what was expected in the last one: most of it still is, and need not be found anew one by one
     """
@@ -277,16 +306,21 @@ def live_hints(
         return None
     with torch.no_grad():
         past.append(torch.stack([torch.cat(pair) for pair in reader.sound(heard_TD.float()[None])]))
-    while len(past) > config.reading_units:
+    while len(past) > max(config.reading_units, config.reading_again):
         past.popleft()
-    count = len(past) - 1
+    count = min(len(past), config.reading_units) - 1
     known = written[-count:] if count else []
     silent_S = torch.full_like(written[0], SILENCE) if written else torch.tensor([SILENCE], device=heard_TD.device)
     written_KS = torch.stack([*[silent_S] * (count - len(known)), *known, silent_S])
-    sound = [(key[None], value[None]) for key, value in torch.cat(list(past), dim=3)]
+    sound = latest_sound(past, count + 1)
     guess_G = still_expected(before, known[-1]) if known and not heard_TD.is_meta else None
     found_11R = reader.ahead(sound, written_KS[None], config.reading, config.reading_units, True, guess_G)
     return _if_on(microphone, Expected(found_11R.token[0, 0], found_11R.score[0, 0]))
+
+
+def latest_sound(past: deque[Tensor], units: int) -> list[Pair]:
+    """What a reader looks at of the last `units`."""
+    return [(key[None], value[None]) for key, value in torch.cat(list(past)[-units:], dim=3)]
 
 
 def still_expected(before: Expected | None, written_S: Tensor) -> Tensor | None:

@@ -25,6 +25,7 @@ from wan_streamer.flow.live import UnitDecoder, UserInput, live_unit
 from wan_streamer.flow.sampler import TokenSampler, draw_unit
 from wan_streamer.flow.solver import Velocity
 from wan_streamer.model.layout import LANES, Latents
+from wan_streamer.model.memory import TRANSCRIPT
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.video import scale_frames
 from wan_streamer.runtime.still import Still
@@ -34,10 +35,15 @@ from wan_streamer.units import AgentUnit, UserUnit
 
 
 class Said(NamedTuple):
-    """What one lane says in a unit. ended: its turn is over; a unit has too few slots to end one and begin the next."""
+    """What one lane says in a unit.
+
+    ended  its turn is over; a unit has too few slots to end one and begin the next
+    whole  what was said in that turn, if it was read again as a whole
+    """
 
     text: str
     ended: bool
+    whole: str = ""
 
 
 class Session:
@@ -135,6 +141,9 @@ class Session:
                 Said(lane.push(tokens), END in tokens)
                 for lane, tokens in zip(self.lanes, token_SL.T.tolist(), strict=True)
             ]
+            if self.live.whole_N is not None:
+                whole = self.text.decode(self.live.whole_N.tolist()).strip()
+                said[TRANSCRIPT] = said[TRANSCRIPT]._replace(whole=whole)
         return said, latents
 
     def _take(self, latents: Latents) -> None:
@@ -145,16 +154,17 @@ class Session:
 
     def _show(self, index: int, said: list[Said]) -> AgentUnit:
         """The unit of the latents that were taken last."""
-        text, transcript = (lane.text for lane in said)
+        (text, transcript), whole = (lane.text for lane in said), said[TRANSCRIPT].whole
         ended = tuple(name for name, lane in zip(LANES, said, strict=True) if lane.ended)
         if self._broken:
             unit = self._still.unit(
-                index, text=text, transcript=transcript, stage_ms=self.watch.ms, broken=True, ended=ended
+                index, text=text, transcript=transcript, stage_ms=self.watch.ms, broken=True, ended=ended, whole=whole
             )
         else:
             with self.watch("decode"):
                 audio, video = self.decoder.decode(stack([self.last]))
-            unit = AgentUnit(index, self._still.fade_in(audio), video, text, transcript, self.watch.ms, ended=ended)
+            audio = self._still.fade_in(audio)
+            unit = AgentUnit(index, audio, video, text, transcript, self.watch.ms, ended=ended, whole=whole)
         self._still.follow(unit)
         return unit
 

@@ -22,6 +22,7 @@ from wan_streamer.model.layout import Latents
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
+from wan_streamer.perception.turn import Turn
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.runtime.session import Session
 from wan_streamer.speaking.voice import Speech
@@ -29,7 +30,7 @@ from wan_streamer.speaking.wording import Talk
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "6"
+VERSION = "7"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class SessionState:
     told_N2: Tensor
     said: list[Tensor]
     heard: list[Tensor]
+    turn: Turn | None
     speech: Speech | None
     talk: Talk | None
     floor: Tensor | None
@@ -67,7 +69,7 @@ class SessionState:
 
 STATES = (
     SessionState, CacheState, AudioPerceptionState, EarsState, VideoPerceptionState, Latents, AudioDecoderState,
-    VideoDecoderState, Speech, Talk,
+    VideoDecoderState, Speech, Talk, Turn,
 )  # fmt: skip
 
 
@@ -86,6 +88,7 @@ def session_state(session: Session) -> SessionState:
         told_N2=live.told_N2,
         said=[said.clone() for said in live.said],
         heard=list(live.heard),
+        turn=live.turn,
         speech=live.speech,
         talk=live.talk,
         floor=live.floor,
@@ -112,7 +115,7 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
-    live.speech, live.talk = state.speech, state.talk
+    live.turn, live.speech, live.talk = state.turn, state.speech, state.talk
     live.floor, live.sight = state.floor, state.sight
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes
     session.sampler.silent, session.sampler.urge = state.silent, state.urge

@@ -122,6 +122,7 @@ class _Run:
         self.reader, self.driver, self.writer, self.pace, self.console = reader, driver, writer, pace, console
         self.typed = typed
         self.transcript: list[dict] = []
+        self.turn: list[dict] = []  # what is in it of the user's turn
         self.late_reads = 0  # units that the recording delivered after their time
         self.elapsed_s = 0.0
         self.interrupted = False
@@ -155,6 +156,14 @@ class _Run:
         for lane, text in (("transcript", answer.transcript), ("response", answer.text)):
             if text:
                 self.transcript.append({"unit": index, "lane": lane, "text": text})
+        if answer.transcript:
+            self.turn.append(next(entry for entry in reversed(self.transcript) if entry["lane"] == "transcript"))
+        if answer.whole and self.turn:
+            self.turn[0]["text"] = answer.whole
+            gone = [id(entry) for entry in self.turn[1:]]
+            self.transcript = [entry for entry in self.transcript if id(entry) not in gone]
+        if "transcript" in answer.ended:
+            self.turn = []
 
     def result(self) -> dict:
         stats = self.driver.stats

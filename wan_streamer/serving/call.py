@@ -200,7 +200,7 @@ class Call:
             if text:
                 self._emit(CaptionEvent(lane, message.index, text))
             if lane in unit.ended:
-                self._emit(TurnEvent(lane, message.index))
+                self._emit(TurnEvent(lane, message.index, unit.whole if lane == "transcript" else ""))
 
     async def _recover(self, error: ServingError) -> None:
         kind = ": ".join(str(error).split(": ")[:2])  # without the message of what was raised, which may quote a caller

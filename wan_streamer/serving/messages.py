@@ -74,11 +74,13 @@ class CaptionEvent(_Event):
 
 @dataclass(frozen=True)
 class TurnEvent(_Event):
-    """The model has ended a turn of a lane in this unit, after its text."""
+    """The model has ended a turn of a lane in this unit, after its text. text: what was said in it, where that counts
+    instead of the captions, because it was read again as a whole; else ""."""
 
     type: Literal["turn"] = field(default="turn", init=False)
     lane: Lane
     unit: int
+    text: str = ""
 
 
 @dataclass(frozen=True)

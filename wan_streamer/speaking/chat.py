@@ -127,7 +127,7 @@ class Reply:
     tokens, past    what the language model has read, and computed of it;   logits_V  after the last one
     turns           what is answered;   begin  how many of the tokens stand before the answer
     words           of the answer so far;   said  the same in the agent's tokens;   complete  nothing follows
-    place           where the agent says it, among all that was ever said, -1 as long as it does not
+    spoken          how many tokens of it the agent has said, -1 as long as it does not
     own             False: what is said there is something else
     """
 
@@ -139,7 +139,7 @@ class Reply:
     words: list[str] = field(default_factory=list)
     said: list[int] = field(default_factory=list)
     complete: bool = False
-    place: int = -1
+    spoken: int = -1
     own: bool = True
 
 
@@ -180,21 +180,21 @@ class Chat:
         if not turns or turns[-1][0] != USER:
             return None
         if talking is None:
-            if turns != reply.turns or reply.place >= 0:
+            if turns != reply.turns or reply.spoken >= 0:
                 self._ask(reply, turns)
             return self._after(reply, [])
-        said, place = talking.tokens, first + talking.first
-        if reply.place != place:
+        said = talking.tokens
+        if not 0 <= reply.spoken <= len(said):
             if not reply.turns:  # in a session that was resumed
                 self._ask(reply, turns)
-            reply.own = reply.place < 0 and self._after(reply, []) == said[0]
-            reply.place = place
+            reply.own = reply.spoken < 0 and self._after(reply, []) == said[0]
+        reply.spoken = len(said)
         if not reply.own:
             return None
         words = self.own.decode(said).split()
         if turns != reply.turns and words == reply.words[: len(words)] and self.own.encode(" ".join(words)) == said:
             self._ask(reply, turns, words)  # the last words of the user are written down late
-            reply.place = place
+            reply.spoken = len(said)
         return self._after(reply, said)
 
     def _turns(self, spoken: list[Utterance]) -> Turns:
@@ -223,7 +223,7 @@ class Chat:
         """Read what was said, up to behind the first `words` of the answer."""
         tokens = self.prefix + [token for turn in turns for token in self.marks.turn(*turn)]
         tokens += self.marks.opening(ASSISTANT)
-        reply.turns, reply.begin, reply.place, reply.complete = turns, len(tokens), -1, False
+        reply.turns, reply.begin, reply.spoken, reply.complete = turns, len(tokens), -1, False
         reply.words, reply.said = list(words), self.own.encode(" ".join(words)) if words else []
         tokens += self.text.encode(" ".join(words))
         pairs = zip(tokens[:-1], reply.tokens, strict=False)  # without the last, whose logits are asked for
@@ -242,9 +242,9 @@ class Chat:
         while len(reply.said) <= len(said) and self._goes_on(reply):
             pass
         if said != reply.said[: len(said)]:  # another word than was meant: go on from there
-            place, words = reply.place, self.own.decode(said).split()
+            words = self.own.decode(said).split()
             self._ask(reply, reply.turns, words)
-            reply.place, reply.said = place, list(said)
+            reply.spoken, reply.said = len(said), list(said)
             self._goes_on(reply)
         elif len(reply.said) == known <= len(said) + AHEAD:
             self._goes_on(reply)  # while nothing has to be found; words come in bursts

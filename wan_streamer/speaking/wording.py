@@ -2,7 +2,7 @@
 
 `Talk`      what was said so far, as read
 `Likely`    which word may be the agent's next, and whether it is the agent's turn
-`Wording`   `read`: more words;  `likely`: what then is likely
+`Wording`   `read`: more words;  `revised`: other words than were read;  `likely`: what then is likely
 `wished`    what is said, as the agent and its wording together find likely;   `how_sure`  it is of a word
 
 The Transformer has to find the words among sounds and pictures, and sees few of them in a step of training. A network
@@ -149,6 +149,20 @@ class Wording(nn.Module):
             hidden_BND[0, -1],
             talk.count + N,
         )
+
+    def revised(self, talk: Talk, source: int, token_N: Tensor, ended: bool) -> Talk:
+        """The latest words of `source`, behind which it has `ended` or not, were these."""
+        said_N2, place_N = talk.said_N2, torch.arange(len(talk.said_N2), device=talk.said_N2.device)
+        of_source_N = said_N2[:, 0] == source
+        ends = place_N[of_source_N & (said_N2[:, 1] == END)].tolist()
+        before = ends[-1 - ended] if len(ends) > ended else -1
+        old_N = of_source_N & (said_N2[:, 1] > END) & (place_N > before)
+        first = min([*place_N[old_N].tolist(), ends[-1] if ended else len(said_N2)])
+        new_N2 = torch.stack([torch.full_like(token_N, source), token_N], dim=1)
+        known = max(0, first - 1)  # whose last word is read again: there may be none behind it
+        rest_N2 = torch.cat([said_N2[known:first], new_N2, said_N2[first:][~old_N[first:]]])
+        past = (talk.said_N2[:known], talk.pair_L2ND[:, :, :known], talk.copied_NC[:known])
+        return self._read(Talk(*past, talk.last_D, talk.count - len(said_N2) + known), rest_N2)
 
     def likely(self, talk: Talk, ahead_N2: Tensor) -> Likely:
         """What is likely, [V] and [], if what is `ahead` [N, 2] is said before."""

@@ -20,10 +20,14 @@ def play(session: Session, user: Iterable[UserUnit], pictures: bool = True) -> R
     said: list[tuple[float, str]] = []
     heard: list[tuple[float, str]] = []
     sound, film, stage_ms = [np.zeros(0, np.float32)], [], list[dict[str, float]]()
+    turn = 0  # where in what it heard the user's turn begins
     for k, unit in enumerate(map(session.step, user)):
         for text, pieces in ((unit.text, said), (unit.transcript, heard)):
             if text:
                 pieces.append((round(k * UNIT_S, 3), text))
+        if unit.whole:
+            heard[turn:] = [(heard[turn][0], f" {unit.whole}")]
+        turn = len(heard) if "transcript" in unit.ended else turn
         sound.append(unit.audio)
         stage_ms.append(unit.stage_ms)
         if pictures:

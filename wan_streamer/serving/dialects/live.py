@@ -82,11 +82,13 @@ class Transcript(Wire):
 
 @dataclass(frozen=True)
 class TranscriptDone(Wire):
-    """The model has ended a turn of the visitor (input) or of the agent (output)."""
+    """The model has ended a turn of the visitor (input) or of the agent (output). text: all of it, if it was read again
+    as a whole; counts instead of the deltas."""
 
     event_id: str
     type: Literal["session.input_transcript.done", "session.output_transcript.done"]
     end_ms: int
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -258,10 +260,10 @@ class LiveDialect(Dialect):
                 start = unit * UNIT_MS
                 kind: Any = f"session.{side}_transcript.delta"
                 return [Transcript(self._id(), kind, event.text, start, start + UNIT_MS)]
-            case TurnEvent(lane=lane, unit=unit):
+            case TurnEvent(lane=lane, unit=unit, text=text):
                 side = "output" if lane == "response" else "input"
                 ended: Any = f"session.{side}_transcript.done"
-                return [TranscriptDone(self._id(), ended, (unit + 1) * UNIT_MS)]
+                return [TranscriptDone(self._id(), ended, (unit + 1) * UNIT_MS, text or None)]
             case PlaybackEvent(dropped_ms=None):
                 return [OutputPosition(self._id(), event.position_ms, event.queued_ms)]
             case PlaybackEvent(dropped_ms=int(dropped)):

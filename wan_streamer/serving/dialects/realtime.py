@@ -266,7 +266,7 @@ class RealtimeDialect(Dialect):
         if event.lane == "response":
             return [OutputDone(self._id(), turn.response, turn.item, turn.text)]
         seconds = round((event.unit + 1 - turn.first) * UNIT_S, 2)
-        return [InputCompleted(self._id(), turn.item, turn.text, Duration(seconds))]
+        return [InputCompleted(self._id(), turn.item, event.text or turn.text, Duration(seconds))]
 
     def read(self, data: str | bytes) -> Message:
         self._asked = None

@@ -6,7 +6,8 @@
 The decoder has learned from whole clips, with five times as many tokens. In a call it is asked in every unit, hears
 nothing beyond it, and spells most of the longer words in pieces it has never written. What is due are the words that
 stand in the unit of the transcript (`data/lanes.py`), then END. In every second step it goes on from its own mistakes.
-Speech is that of a corpus and, in half of the steps, of users in encoded conversations.
+Texts that are over are read once more as a whole (`whole.py`). Speech is that of a corpus and, in half of the steps, of
+users in encoded conversations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,12 @@ from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.reader.streams import IGNORED, Due, DueStreams, DueTalks, misread
+from wan_streamer.training.reader.whole import whole_texts
 
 FOLDER = "agent"
 """Where a run writes the agent with its new reader."""
 ASKED = 36  # units of a stream, those in which words are due first
+TEXTS = 4  # of a stream, that are read as a whole
 MISREAD = 0.6  # of the words that are found as others, in every second step
 DUE = 1.0  # how much it counts in whether the agent writes a word, from now on
 WAIT = 0.5  # weight of END: most units have no word
@@ -86,6 +89,7 @@ class ReaderStage(Stage):
                 found_BQG = self._scores(sound, written_BKS, due_BKG, asked_BQ).argmax(-1)
             found_BKG = due_BKG.scatter(1, asked_BQ[..., None].expand_as(found_BQG), found_BQG)
             written_BKS = misread(written_BKS, due_BKG, found_BKG, MISREAD, torch.Generator().manual_seed(step))
+        whole = self._whole(sound, batch.written_BKS, torch.Generator().manual_seed(step))
         scores_BQGV = self._scores(sound, written_BKS, due_BKG, asked_BQ)
         due_BQG = due_BKG.gather(1, asked_BQ[..., None].expand(-1, -1, due_BKG.shape[2]))
         error_BQG = F.cross_entropy(scores_BQGV.movedim(-1, 1), due_BQG, ignore_index=IGNORED, reduction="none")
@@ -94,8 +98,22 @@ class ReaderStage(Stage):
         numbers = {
             "words_right": (right_BQG & word_BQG).sum() / word_BQG.sum().clamp(min=1),
             "waits_right": (right_BQG & end_BQG).sum() / end_BQG.sum().clamp(min=1),
+            "whole": whole,
         }
-        return (error_BQG * weight_BQG).sum() / weight_BQG.sum(), numbers
+        return (error_BQG * weight_BQG).sum() / weight_BQG.sum() + whole, numbers
+
+    def _whole(self, sound: list[Pair], written_BKS: Tensor, rng: torch.Generator) -> Tensor:
+        """Cross-entropy of whole texts, of which all is heard."""
+        text_BEN, near_BEK = (self.move(part) for part in whole_texts(written_BKS, TEXTS, rng))
+        text_RN, frames = text_BEN.flatten(0, 1), sound[0][0].shape[2] // near_BEK.shape[2]
+        heard_B1TF = near_BEK.repeat_interleave(frames, 2).repeat_interleave(text_RN.shape[1] - 1, 1)[:, None]
+        with self.autocast():
+            turn_NR = turns(text_RN.shape[1] - 1, self.reader.config, device=text_RN.device)
+            hidden_RND, _ = self.reader.read(text_RN[:, :-1].clamp(min=0), turn_NR, sound, heard_B1TF)
+        scores_RNV = self.reader.scores(hidden_RND)
+        next_RN = text_RN[:, 1:]
+        error = F.cross_entropy(scores_RNV.flatten(0, 1), next_RN.flatten(), ignore_index=IGNORED, reduction="sum")
+        return error / (next_RN != IGNORED).sum().clamp(min=1)
 
     def _scores(self, sound: list[Pair], written_BKS: Tensor, due_BKG: Tensor, asked_BQ: Tensor) -> Tensor:
         """Logits [B, Q, G, V] of what is due in the units `asked_BQ`, each after those before it."""

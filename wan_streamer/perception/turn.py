@@ -1,0 +1,56 @@
+"""A turn of the user, read as a whole once the agent may answer it.
+
+`Turn`  where the latest turn stands in the sound, and what it was found to be
+
+What is written down as it comes cannot wait for what would make a word clear. When a turn may be over all of it has
+been heard, so it is read once more (`perception/reading.py`, `Reader.again`).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wan_streamer.codecs.text import END
+from wan_streamer.perception.reading import ENDED_LATE
+
+BEFORE = 8  # units of sound before the one in which the first word is written
+PACE = 1.2  # tokens in a unit of sound
+SPARE = 6  # tokens more, at most
+
+
+@dataclass(frozen=True)
+class Turn:
+    """since  units since the turn before it ended, or the session began
+    begun    units since its first word was written, that one included; 0: none is
+    found_N  what it was found to be the last time
+    """
+
+    since: int
+    begun: int
+    found_N: Tensor
+
+    def later(self) -> "Turn":
+        """One unit later."""
+        return replace(self, since=self.since + 1, begun=self.begun + (self.begun > 0))
+
+    def written(self, token: int) -> "Turn":
+        """A token stands in the transcript."""
+        if token == END:
+            return no_turn(self.found_N.device)
+        return replace(self, begun=1) if token > END and not self.begun else self
+
+    def units(self, known: int, most: int) -> int:
+        """How many of the latest units hold it, of so many that are known, `most` at any time; 0: it is longer."""
+        units = min(self.since + ENDED_LATE, max(1, self.begun) + BEFORE)
+        return 0 if units > most else min(units, known)
+
+
+def no_turn(device: torch.device) -> Turn:
+    """Nothing is said yet."""
+    return Turn(0, 0, torch.empty(0, dtype=torch.long, device=device))
+
+
+def longest(units: int) -> int:
+    """Tokens of a text in so much sound, at most: one that runs longer has lost its way."""
+    return int(PACE * units) + SPARE
