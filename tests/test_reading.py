@@ -27,10 +27,9 @@ from wan_streamer.perception.reading import (
     WRITTEN_LATE,
     Expected,
     Reader,
-    Trust,
-    as_expected,
     still_expected,
 )
+from wan_streamer.perception.trust import Trust, as_expected
 from wan_streamer.runtime.formats import Formats, apply_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.state import resume_session, session_state

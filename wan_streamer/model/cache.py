@@ -206,7 +206,7 @@ class LiveState:
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
     heard    what a reader looks at of the latest units (`live_hints`)
-    turn     where in it the user's turn stands; None in a model that does not read it again;   again  it has, in this unit
+    turn     where in it the user's turn stands; None in a model that does not read it again;   again  it has been, now
     whole_N  what the turn was that has ended in this unit; None if none has
     expected what it expects in the unit, of which words are being written
     speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one

@@ -23,8 +23,9 @@ from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
 from wan_streamer.model.words import Words
 from wan_streamer.perception.audio import hearing
-from wan_streamer.perception.reading import Trust, as_expected, hints, live_hints, reading
+from wan_streamer.perception.reading import hints, live_hints, reading
 from wan_streamer.perception.sight import Sight
+from wan_streamer.perception.trust import Trust, as_expected
 from wan_streamer.perception.turn import no_turn
 from wan_streamer.perception.video import seeing
 from wan_streamer.speaking.floor import Floor

@@ -18,8 +18,9 @@ from wan_streamer.model.inputs import Inputs
 from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
-from wan_streamer.perception.reading import Expected, Reader, Trust, latest_sound
+from wan_streamer.perception.reading import Expected, Reader, latest_sound
 from wan_streamer.perception.sight import Sight, described
+from wan_streamer.perception.trust import Trust
 from wan_streamer.perception.turn import longest
 from wan_streamer.speaking.chat import Chat, within, worded
 from wan_streamer.speaking.floor import Floor, settled, talking

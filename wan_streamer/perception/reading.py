@@ -5,14 +5,11 @@
 `hints`        what it expects in all units of a clip;   `live_hints`  in the unit that a session has just heard
 `read_so_far`  what it goes on from
 `Reader.again` a whole text, from all the sound of it
-`Trust`        how much that counts in which word the agent writes, and whether it writes one
 
 The words are hints, tokens of the user beside those of the sound. The agent decides what stands in its transcript, and
 when; what it has written is what the reader goes on from.
 
-Architecture: the decoder of Moonshine (Jeffries et al. 2024, section 3; MIT licence). Two models that know different
-things of the next word are one with the product of their probabilities (shallow fusion, Gulcehre et al. 2015, section
-4.1), here with a weight that the agent finds in what it reads.
+Architecture: the decoder of Moonshine (Jeffries et al. 2024, section 3; MIT licence).
 """
 
 import itertools
@@ -30,7 +27,6 @@ from wan_streamer.shapes import EarsConfig, PerceptionConfig
 Pair = tuple[Tensor, Tensor]
 BEGIN, WHOLE = SILENCE, HOLD  # whose rows are the marks before what is read as it comes, and as a whole; END: behind
 UNLIKELY, CERTAIN = -12.0, -1e-4  # logarithms of the lowest and the highest probability: nothing is ruled out
-TRUST = 0.7  # before training: the best one for all words on test voices, of an agent that had not learned with it
 WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
 ENDED_LATE = 2  # units from the end of a text to that being written
 
@@ -335,38 +331,3 @@ def still_expected(before: Expected | None, written_S: Tensor) -> Tensor | None:
 def _if_on(microphone: Tensor, expected: Expected) -> Expected:
     token = torch.where(microphone[..., None], expected.token, SILENCE)
     return Expected(token, expected.score * microphone[..., None, None])
-
-
-class Trust(nn.Module):
-    """What is written, as the agent and the reader together find likely.
-
-    width  of a hidden state;   due  weight of the reader in whether a word is written; 0: the agent alone decides
-    """
-
-    def __init__(self, width: int, due: float = 0.0) -> None:
-        super().__init__()
-        self.weight, self.due = nn.Linear(width, 1), due
-
-    def reset(self) -> None:
-        nn.init.zeros_(self.weight.weight)
-        nn.init.constant_(self.weight.bias, TRUST)
-
-    def forward(self, logits: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D], and the reader's scores [..., V] -> logits [..., V].
-
-        Those of the tokens of control stay as they are.
-        """
-        control, word = logits[..., : END + 1], logits[..., END + 1 :]
-        both = word + self.weight(hidden).float() * score[..., END + 1 :]
-        both = both + word.logsumexp(-1, keepdim=True) - both.logsumexp(-1, keepdim=True)
-        if self.due:
-            none = score[..., END, None]
-            both = both + self.due * torch.where(none < 0, torch.log1p(-none.clamp(max=CERTAIN).exp()) - none, 0)
-        return torch.cat([control, both], dim=-1)
-
-
-def as_expected(expected: Expected, written_KS: Tensor) -> Tensor:
-    """Scores [..., S, V] of the slots in which `written_KS` [..., S] is written: 0 after another word than expected."""
-    S = written_KS.shape[-1]
-    alike = (written_KS == expected.token[..., :S])[..., :-1].long().cumprod(-1)
-    return expected.score[..., :S, :] * F.pad(alike, (1, 0), value=1)[..., None]
