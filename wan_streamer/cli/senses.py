@@ -95,6 +95,13 @@ def train_reader(
             help="Conversations encoded with the agent's ears, of which half of the steps are made; may be repeated.",
         ),
     ] = None,
+    original: Annotated[
+        bool,
+        typer.Option(
+            "--original",
+            help="Begin half-way to the recogniser's decoder as it was made, and learn from it to read whole turns.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     threads: ModelThreads = None,
 ) -> None:
@@ -109,7 +116,7 @@ def train_reader(
     from wan_streamer.training.reader.stage import train_reader as train
 
     with training_in(out, run.resume, overwrite):
-        scores = train(data, start, out, AloneOptions(**vars(run)), tuple(talks or ()))
+        scores = train(data, start, out, AloneOptions(**vars(run)), tuple(talks or ()), original)
     print_scores(scores)
     typer.echo("the agent has to learn what the words now mean:")
     typer.echo(f"  wan-streamer train duplex --data DIR --out DIR --from {shlex.quote(str(out / 'agent'))}")

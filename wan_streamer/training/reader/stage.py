@@ -10,6 +10,7 @@ Texts that are over are read once more as a whole (`whole.py`). Speech is that o
 users in encoded conversations.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from wan_streamer.training.loop.means import means
 from wan_streamer.training.loop.stage import Stage, TrainConfig
 from wan_streamer.training.reader.streams import IGNORED, Due, DueStreams, DueTalks, misread
 from wan_streamer.training.reader.whole import whole_texts
+from wan_streamer.training.stages.adopt import original_reader
 
 FOLDER = "agent"
 """Where a run writes the agent with its new reader."""
@@ -43,6 +45,8 @@ VALID_BATCHES, VALID_ROWS = 4, 4
 
 class ReaderStage(Stage):
     """folder  the corpus;  start  folder of the agent whose reader learns;  talks  encoded conversations, if there are
+    original  weights of a reader that reads whole texts well: learning begins half-way to them, and whole texts are
+              learned from it, too
 
     Raises `CheckpointError` for an agent without one, `DataError` for a corpus without training or validation clips
     and for conversations that other ears heard.
@@ -50,13 +54,25 @@ class ReaderStage(Stage):
 
     name = "reader"
 
-    def __init__(self, folder: Path, start: Path, config: TrainConfig, talks: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start: Path,
+        config: TrainConfig,
+        talks: Sequence[Path] = (),
+        original: dict[str, Tensor] | None = None,
+    ) -> None:
         self.config, self.weights = config, load_weights(start)
         streamer = self.weights.streamer
         if streamer.reading is None:
             raise CheckpointError(f"{start}: expected an agent with a reader, got {streamer.config.name!r} without one")
         self.ears = streamer.hearing.float().eval().requires_grad_(False)
         self.reader: Reader = streamer.reading.float().train().requires_grad_(True)
+        self.original: Reader | None = None
+        if original is not None:
+            self.original = copy.deepcopy(self.reader).eval().requires_grad_(False)
+            self.original.load_state_dict(original)
+            half_way(self.reader, self.original)
         self.models: dict[str, nn.Module] = {"reader": self.reader}
         self.perception = streamer.config.perception
         ears = senses_of(self.perception, streamer.hearing, streamer.seeing)["ears"] if talks else ""
@@ -83,13 +99,14 @@ class ReaderStage(Stage):
             if heard_BX.ndim == 2:
                 with torch.no_grad():
                     heard_BX, _ = self.ears.to(self.device)(heard_BX)
-            sound = self.reader.sound(heard_BX.view(len(heard_BX), -1, heard_BX.shape[-1]))
+            heard_BTD = heard_BX.view(len(heard_BX), -1, heard_BX.shape[-1])
+            sound = self.reader.sound(heard_BTD)
         if step % 2:
             with torch.no_grad():
                 found_BQG = self._scores(sound, written_BKS, due_BKG, asked_BQ).argmax(-1)
             found_BKG = due_BKG.scatter(1, asked_BQ[..., None].expand_as(found_BQG), found_BQG)
             written_BKS = misread(written_BKS, due_BKG, found_BKG, MISREAD, torch.Generator().manual_seed(step))
-        whole = self._whole(sound, batch.written_BKS, torch.Generator().manual_seed(step))
+        whole = self._whole(heard_BTD, sound, batch.written_BKS, torch.Generator().manual_seed(step))
         scores_BQGV = self._scores(sound, written_BKS, due_BKG, asked_BQ)
         due_BQG = due_BKG.gather(1, asked_BQ[..., None].expand(-1, -1, due_BKG.shape[2]))
         error_BQG = F.cross_entropy(scores_BQGV.movedim(-1, 1), due_BQG, ignore_index=IGNORED, reduction="none")
@@ -102,18 +119,28 @@ class ReaderStage(Stage):
         }
         return (error_BQG * weight_BQG).sum() / weight_BQG.sum() + whole, numbers
 
-    def _whole(self, sound: list[Pair], written_BKS: Tensor, rng: torch.Generator) -> Tensor:
-        """Cross-entropy of whole texts, of which all is heard."""
+    def _whole(self, heard_BTD: Tensor, sound: list[Pair], written_BKS: Tensor, rng: torch.Generator) -> Tensor:
+        """Cross-entropy of whole texts, of which all is heard; half of it, and how far it is from who knows them."""
         text_BEN, near_BEK = (self.move(part) for part in whole_texts(written_BKS, TEXTS, rng))
         text_RN, frames = text_BEN.flatten(0, 1), sound[0][0].shape[2] // near_BEK.shape[2]
         heard_B1TF = near_BEK.repeat_interleave(frames, 2).repeat_interleave(text_RN.shape[1] - 1, 1)[:, None]
-        with self.autocast():
-            turn_NR = turns(text_RN.shape[1] - 1, self.reader.config, device=text_RN.device)
-            hidden_RND, _ = self.reader.read(text_RN[:, :-1].clamp(min=0), turn_NR, sound, heard_B1TF)
-        scores_RNV = self.reader.scores(hidden_RND)
-        next_RN = text_RN[:, 1:]
-        error = F.cross_entropy(scores_RNV.flatten(0, 1), next_RN.flatten(), ignore_index=IGNORED, reduction="sum")
-        return error / (next_RN != IGNORED).sum().clamp(min=1)
+
+        def scored(reader: Reader, sound: list[Pair]) -> Tensor:
+            with self.autocast():
+                turn_NR = turns(text_RN.shape[1] - 1, reader.config, device=text_RN.device)
+                hidden_RND, _ = reader.read(text_RN[:, :-1].clamp(min=0), turn_NR, sound, heard_B1TF)
+            return reader.scores(hidden_RND).flatten(0, 1)[text_RN[:, 1:].flatten() != IGNORED][:, END:]
+
+        next_X = text_RN[:, 1:][text_RN[:, 1:] != IGNORED] - END
+        score_XV = scored(self.reader, sound)
+        error, count = F.cross_entropy(score_XV, next_X, reduction="sum"), max(1, len(next_X))
+        if self.original is None:
+            return error / count
+        with torch.no_grad(), self.autocast():
+            original = self.original.to(self.device)
+            known_XV = scored(original, original.sound(heard_BTD))
+        away = F.kl_div(score_XV.log_softmax(-1), known_XV.log_softmax(-1), reduction="sum", log_target=True)
+        return (error / 2 + away) / count
 
     def _scores(self, sound: list[Pair], written_BKS: Tensor, due_BKG: Tensor, asked_BQ: Tensor) -> Tensor:
         """Logits [B, Q, G, V] of what is due in the units `asked_BQ`, each after those before it."""
@@ -156,6 +183,13 @@ class ReaderStage(Stage):
         save_weights(replace(self.weights, config=config), out_dir / FOLDER)
 
 
+@torch.no_grad()
+def half_way(reader: Reader, other: Reader) -> None:
+    """Weights between two, one of which began as the other, know what both know (Wortsman et al. 2022, section 4)."""
+    for mine, its in zip(reader.parameters(), other.parameters(), strict=True):
+        mine.lerp_(its, 0.5)
+
+
 def _of(x_BKX: Tensor, unit_BQ: Tensor) -> Tensor:
     """The entries of units Q: [B, Q, ...]."""
     index = unit_BQ if x_BKX.ndim == 2 else unit_BQ[..., None].expand(-1, -1, x_BKX.shape[2])
@@ -181,12 +215,20 @@ def train_reader(
     out_dir: str | Path,
     options: AloneOptions = AloneOptions(),
     talks: Sequence[Path] = (),
+    original: bool = False,
 ) -> dict[str, float]:
     """Train the reader of the agent `start` on the corpus in `folder`; the agent is written to `out_dir`/agent.
 
     talks  folders of conversations encoded with the agent's ears, of which half of the steps are made
+    original  begin half-way to the decoder as it was made, and learn whole texts from it, too
 
     Returns the last validation. Raises `ConfigError`, `DataError`, `CheckpointError`, `TrainingError`.
     """
     agent = find_checkpoint(str(start))
-    return train_alone(lambda config: ReaderStage(Path(folder), agent, config, talks), CONFIG, out_dir, options)
+
+    def stage(config: TrainConfig) -> ReaderStage:
+        weights = load_weights(agent) if original else None
+        known = None if weights is None else original_reader(weights.text, weights.config.text.vocab_size)
+        return ReaderStage(Path(folder), agent, config, talks, known)
+
+    return train_alone(stage, CONFIG, out_dir, options)

@@ -9,14 +9,15 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from wan_streamer.codecs.text import CONTROL, END, SPACE, TextCodec
+from wan_streamer.codecs.text import CONTROL, SPACE, TextCodec
 from wan_streamer.config import PerceptionConfig, load_config
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.model.layout import UnitLayout, unit_layout
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.ears import load_ears
-from wan_streamer.perception.reading import BEGIN
+from wan_streamer.perception.reading import BEGIN, WHOLE
 from wan_streamer.perception.video import load_eyes, same_eyes
 from wan_streamer.tensors import load_tensors
 from wan_streamer.training.ears import moonshine
@@ -130,13 +131,21 @@ def adopt_reader(streamer: Streamer, text: TextCodec) -> None:
     """
     if streamer.reading is None or text.pieces is None:
         raise ConfigError(f"perception.reading: expected a reader and its tokens in preset {streamer.config.name!r}")
+    streamer.reading.load_state_dict(original_reader(text, streamer.config.text.vocab_size))
+
+
+def original_reader(text: TextCodec, vocab_size: int) -> dict[str, Tensor]:
+    """Weights of a `Reader`: those of the decoder of Moonshine tiny, with the rows of the tokens of `text`.
+
+    Raises `ConfigError` without the package that has it.
+    """
     weights, vocabulary = moonshine.decoder_weights(), moonshine.Tokenizer()
     numbers = {vocabulary.named(number): number for number in range(moonshine.FIRST_TEXT, len(vocabulary.pieces))}
-    row_V = torch.full((streamer.config.text.vocab_size,), moonshine.END)  # of a token that is never written, too
-    row_V[BEGIN], row_V[END] = moonshine.BEGIN, moonshine.END
-    for token, piece in enumerate(text.pieces, start=len(CONTROL)):
+    row_V = torch.full((vocab_size,), moonshine.END)  # of a token that is never written, too
+    row_V[[BEGIN, WHOLE]] = moonshine.BEGIN
+    for token, piece in enumerate(text.pieces or (), start=len(CONTROL)):
         row_V[token] = numbers[piece]
-    streamer.reading.load_state_dict(weights | {"words.weight": weights["words.weight"][row_V]})
+    return weights | {"words.weight": weights["words.weight"][row_V]}
 
 
 def _size(where: slice) -> int:
