@@ -35,6 +35,14 @@ def tune_process() -> None:
             mallopt(M_TOP_PAD, 64 << 20)
 
 
+def hand_back() -> None:
+    """Give free memory back to the kernel, in spite of `tune_process`: after something large was loaded."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl
+        if trim:
+            trim(0)
+
+
 def log_as(form: str) -> None:
     """Write logs to standard error, a line each. form: "text", or "json" for one object a line."""
     os.environ[LOG_FORMAT] = form

@@ -28,9 +28,10 @@ from wan_streamer.folders import describe
 from wan_streamer.model.backbone import Backbone
 from wan_streamer.model.gguf import PACKAGE, packaged_gguf, read_gguf
 from wan_streamer.model.layers import fuse
-from wan_streamer.model.packing import pack_if_possible
+from wan_streamer.model.packing import drop_unpacked, pack_if_possible
 from wan_streamer.model.pretrained import local_or_hub
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.process import hand_back
 from wan_streamer.speaking.adapter import load_adapter
 from wan_streamer.speaking.chat import Chat, load_persona
 from wan_streamer.tensors import load_tensors
@@ -268,7 +269,7 @@ class PlainText(nn.Module):
         self.head.weight = self.words.weight if model.tied_head else nn.Parameter(tensors["text_out.weight"])
 
     def forward(self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.backbone.read(self.words(token_BN), past_Z2BMGd)
+        return self.backbone.read(self.words(token_BN).to(self.backbone.weight.dtype), past_Z2BMGd)
 
 
 @torch.inference_mode()
@@ -286,16 +287,22 @@ def chat_model(source: str, own: TextCodec, persona: Path | None, device: torch.
     if tensors is not None:
         who = dataclasses.replace(who, exchanges=())
     plain = PlainText(model, tensors or model.tensors).to(device).eval().requires_grad_(False)
-    if form != "half" or not pack_if_possible(plain):
+    packed, text = form == "half" and pack_if_possible(plain), model.text
+    if not packed:
         plain.to(torch.bfloat16 if form == "bfloat16" else torch.float32)
     if device.type == "cpu":
         fuse(plain.backbone)
+    if packed:
+        plain.words = plain.words.half()  # as packed ones are
+        drop_unpacked(plain)
+    del model, tensors
+    hand_back()
 
     def read(token_N: Tensor, past_Z2BMGd: Tensor | None) -> tuple[Tensor, Tensor]:
         hidden_BND, past_Z2BMGd = plain(token_N.to(device)[None], past_Z2BMGd)
         return plain.head(hidden_BND[0, -1:])[0].float(), past_Z2BMGd
 
-    return Chat(read, model.text, own, who, source)
+    return Chat(read, text, own, who, source)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 `PackedLinear`, `PackedConv`  what stands in for a layer
 `pack`                        replaces all of them inside a module;   `pack_if_possible`, `can_pack`  if they can be
+`drop_unpacked`               to save memory
 """
 
 from collections.abc import Callable
@@ -87,6 +88,13 @@ def pack(module: nn.Module) -> None:
             setattr(module, name, kind(child))
         else:
             pack(child)
+
+
+def drop_unpacked(module: nn.Module) -> None:
+    """Forget the weights from which the linear layers inside `module` were packed: it cannot be saved any more."""
+    for part in module.modules():
+        if isinstance(part, PackedLinear):
+            part.weight = nn.Parameter(part.weight.new_empty(0), requires_grad=False)
 
 
 def _kind(layer: nn.Module) -> Callable[[Any], nn.Module] | None:
