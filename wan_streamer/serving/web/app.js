@@ -1207,6 +1207,7 @@ var Transcript = class {
 	lines = [];
 	agent = "Agent";
 	#open = {};
+	#turn = {};
 	#began = 0;
 	#connected = 0;
 	/** Units are counted from here; now: of the page's clock. */
@@ -1214,6 +1215,7 @@ var Transcript = class {
 		this.#connected = now;
 		this.#began ||= now;
 		this.#open = {};
+		this.#turn = {};
 	}
 	/** Adds a piece of text to its line. */
 	caption({ lane, unit, text }) {
@@ -1228,11 +1230,19 @@ var Transcript = class {
 			line,
 			unit
 		};
+		(this.#turn[lane] ??= []).push(line);
 		return line;
 	}
-	/** The next text of this lane is another utterance. */
-	ended(lane) {
+	/** The next text of this lane is another utterance. `text`, if any, is what was said in this one: of its lines the
+	* first has it, the others go. Returns them. */
+	ended(lane, text) {
+		const [first, ...others] = this.#turn[lane] ?? [];
 		delete this.#open[lane];
+		delete this.#turn[lane];
+		if (!first || !text) return [];
+		first.text = text;
+		for (const line of others) this.lines.splice(this.lines.indexOf(line), 1);
+		return [first, ...others];
 	}
 	typed(text, now) {
 		return this.#add("typed", now - this.#began, text);
@@ -1300,8 +1310,14 @@ var Captions = class {
 		this.#show(line);
 		if (event.lane === "response") this.subtitle(line.text);
 	}
-	ended(lane) {
-		this.#transcript.ended(lane);
+	/** `text`, if any, is what was said in the turn. */
+	ended(lane, text) {
+		const [first, ...gone] = this.#transcript.ended(lane, text);
+		if (first) this.#show(first);
+		for (const line of gone) {
+			this.#elements.get(line)?.parentElement?.remove();
+			this.#elements.delete(line);
+		}
 	}
 	typed(text) {
 		this.#show(this.#transcript.typed(text, performance.now()));
@@ -1848,7 +1864,7 @@ function listen(current) {
 		recording.listen("right", stream);
 	}));
 	current.on("caption", mine((event) => captions.add(event)));
-	current.on("turn", mine(({ lane }) => captions.ended(lane)));
+	current.on("turn", mine(({ lane, text }) => captions.ended(lane, text)));
 	current.on("notice", mine(({ message }) => showNotice(message)));
 	current.on("error", mine(({ message }) => showError("The agent did not get that", message)));
 	current.on("stats", mine((stats) => latency.showStats(stats)));

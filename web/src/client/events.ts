@@ -31,6 +31,8 @@ export interface TurnEvent {
   type: "turn";
   lane: Lane;
   unit: number;
+  /** What was said in the turn, where that counts instead of the captions; else "". */
+  text: string;
 }
 
 export interface PlaybackEvent {

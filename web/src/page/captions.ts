@@ -52,8 +52,14 @@ export class Captions {
     if (event.lane === "response") this.subtitle(line.text);
   }
 
-  ended(lane: Lane): void {
-    this.#transcript.ended(lane);
+  /** `text`, if any, is what was said in the turn. */
+  ended(lane: Lane, text: string): void {
+    const [first, ...gone] = this.#transcript.ended(lane, text);
+    if (first) this.#show(first);
+    for (const line of gone) {
+      this.#elements.get(line)?.parentElement?.remove();
+      this.#elements.delete(line);
+    }
   }
 
   typed(text: string): void {

@@ -126,7 +126,7 @@ function listen(current: Call): void {
     recording.listen("right", stream);
   }));
   current.on("caption", mine((event) => captions.add(event)));
-  current.on("turn", mine(({ lane }) => captions.ended(lane)));
+  current.on("turn", mine(({ lane, text }) => captions.ended(lane, text)));
   current.on("notice", mine(({ message }) => showNotice(message)));
   current.on("error", mine(({ message }) => showError("The agent did not get that", message)));
   current.on("stats", mine((stats) => latency.showStats(stats)));

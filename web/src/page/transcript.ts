@@ -24,6 +24,7 @@ export class Transcript {
   readonly lines: Line[] = [];
   agent = "Agent";
   #open: Partial<Record<Lane, { line: Line; unit: number }>> = {};
+  #turn: Partial<Record<Lane, Line[]>> = {}; // lines since the last end
   #began = 0; // when the conversation began, and when this connection's first unit did
   #connected = 0;
 
@@ -32,6 +33,7 @@ export class Transcript {
     this.#connected = now;
     this.#began ||= now;
     this.#open = {};
+    this.#turn = {};
   }
 
   /** Adds a piece of text to its line. */
@@ -44,12 +46,20 @@ export class Transcript {
     }
     const line = this.#add(lane, this.#connected - this.#began + unit * UNIT_MS, text.trimStart());
     this.#open[lane] = { line, unit };
+    (this.#turn[lane] ??= []).push(line);
     return line;
   }
 
-  /** The next text of this lane is another utterance. */
-  ended(lane: Lane): void {
+  /** The next text of this lane is another utterance. `text`, if any, is what was said in this one: of its lines the
+   * first has it, the others go. Returns them. */
+  ended(lane: Lane, text: string): Line[] {
+    const [first, ...others] = this.#turn[lane] ?? [];
     delete this.#open[lane];
+    delete this.#turn[lane];
+    if (!first || !text) return [];
+    first.text = text;
+    for (const line of others) this.lines.splice(this.lines.indexOf(line), 1);
+    return [first, ...others];
   }
 
   typed(text: string, now: number): Line {
