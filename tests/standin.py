@@ -38,6 +38,7 @@ class StandInSession:
 
     def __init__(self) -> None:
         self.index = 0
+        self.again = False
 
     def step(self, user: UserUnit, steps: int | None = None) -> AgentUnit:
         time.sleep(WORK_S)
@@ -45,6 +46,7 @@ class StandInSession:
             os._exit(3)
         if user.text == "error":
             raise RuntimeError("asked to fail")
+        self.again |= user.text == "again"
         if user.text == "slow":
             time.sleep(1.5)
         if user.text == "hang":
@@ -62,7 +64,8 @@ class StandInSession:
         transcript = self._senses(user) if k % 6 == 3 else ""
         stages = {"encode": 4.0, "text": 3.0, "solve": 9.0, "decode": 4.0}
         ended = tuple(lane for lane, words in (("response", text), ("transcript", transcript)) if words)
-        return AgentUnit(k, audio, video, text=text, transcript=transcript, stage_ms=stages, ended=ended)
+        whole = "All that was said." if self.again and transcript else ""
+        return AgentUnit(k, audio, video, text=text, transcript=transcript, stage_ms=stages, ended=ended, whole=whole)
 
     @staticmethod
     def _senses(user: UserUnit) -> str:

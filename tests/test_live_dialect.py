@@ -108,6 +108,8 @@ def test_transcripts_have_the_times_of_their_units() -> None:
         assert (delta["start_ms"], delta["end_ms"]) == (800, 960)
         done = json.loads(dialect.write(TurnEvent(lane, 6))[0])  # type: ignore[arg-type]
         assert (done["type"], done["end_ms"]) == (f"session.{side}_transcript.done", 1120)
+        assert "text" not in done
+    assert json.loads(dialect.write(TurnEvent("transcript", 6, "Hi!"))[0])["text"] == "Hi!"
 
 
 def test_clear_drops_what_is_queued(model: ModelProcess) -> None:

@@ -53,6 +53,11 @@ def test_a_realtime_call(model: ModelProcess) -> None:
                 turn["transcript"]
             ]
 
+            peer.send("conversation.item.create", **typed("again"))
+            await until(
+                lambda: [e for e in peer.told(f"{heard}.completed") if e["transcript"] == "All that was said."],
+                "the turn as a whole",
+            )
             peer.send("output_audio_buffer.clear")
             await until(lambda: peer.told("output_audio_buffer.cleared"), "the news")
             peer.send("response.create", event_id="mine")

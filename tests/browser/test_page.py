@@ -126,6 +126,10 @@ def test_captions_are_bubbles_in_order_that_can_be_copied_and_saved(standin_serv
     page.keyboard.press("Enter")
     bubbles = page.get_by_test_id("captions").locator("li")
     expect(bubbles.nth(6)).to_be_visible(timeout=READY_MS)
+    page.get_by_label("Type to the agent").fill("again")
+    page.keyboard.press("Enter")
+    whole = page.get_by_test_id("captions").locator("[data-lane=transcript]").last
+    expect(whole).to_have_text(re.compile(r"^You \d+:\d\d\s*All that was said\.$"), timeout=READY_MS)
     page.get_by_test_id("stop").click()
     expect(page.get_by_test_id("status")).to_have_text("Call ended")
 
