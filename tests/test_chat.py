@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +30,6 @@ from wan_streamer.speaking.chat import (
     AHEAD,
     DROPPED,
     HISTORY,
-    PACE,
     START,
     STOP,
     UNFINISHED,
@@ -42,6 +42,7 @@ from wan_streamer.speaking.chat import (
     within,
     worded,
 )
+from wan_streamer.speaking.pace import Pace
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
 
 MARK, TYPED = len(SOURCES), SOURCES.index("typed")
@@ -241,16 +242,45 @@ def test_it_says_what_can_be_said_and_not_for_ever() -> None:
 
 def test_a_word_takes_the_place_of_all() -> None:
     logits = torch.randn(30)
-    was = logits.softmax(-1)
+    was, zero = logits.softmax(-1), torch.tensor(0.0)
     one = worded(logits, 20).softmax(-1)
     torch.testing.assert_close(one[: END + 1], was[: END + 1])
     torch.testing.assert_close(one[20], was[END + 1 :].sum())
     assert torch.equal(worded(logits, END), logits)
-    more, done = (within(logits, complete=complete).softmax(-1) for complete in (False, True))
-    assert more[SILENCE] == done[SILENCE] == 0
-    torch.testing.assert_close(done[HOLD : END + 1], torch.stack([was[:END].sum(), was[END:].sum()]))
-    torch.testing.assert_close(more[HOLD] / more[20], was[:END].sum() / was[20] * math.exp(PACE))
-    torch.testing.assert_close(more[END] / more[20], was[END] / was[20] * math.exp(PACE - UNFINISHED))
+    for due in (False, True):
+        done, more = (within(logits, complete, due).softmax(-1) for complete in (True, False))
+        torch.testing.assert_close(done[: END + 1], torch.stack([zero, was[:END].sum(), was[END:].sum()]))
+        rest = 1 - was[END]
+        torch.testing.assert_close(more[END], 1 / (1 + rest / was[END] * math.exp(UNFINISHED)))
+        torch.testing.assert_close(more[SILENCE], zero)
+        torch.testing.assert_close(more[HOLD], zero if due else 1 - more[END])
+        torch.testing.assert_close(more[END + 1 :].sum(), 1 - more[END] if due else zero)
+    torch.testing.assert_close(more[END + 1 :] / more[20], was[END + 1 :] / was[20])
+
+
+def test_the_next_word_waits_until_the_last_ones_are_said() -> None:
+    text = TextCodec.of_pieces(["\u2581so", "\u2581hello", "\u2581hello,", "re", "\u2581", *map(chr, range(97, 123))])
+    so, hello, pause, re = (
+        text.tokenizer.token_to_id(piece) for piece in ("\u2581so", "\u2581hello", "\u2581hello,", "re")
+    )
+    pace, quiet = Pace(text), [SILENCE] * 4
+
+    def waits(*said: int, token: int = so, slots: int = 2) -> int:
+        """Slots until it is time, from the one behind what is said."""
+        for count in range(30):
+            if pace.due(token, torch.tensor([*quiet, *said, *[HOLD] * count]), slots):
+                return count
+        return 30
+
+    assert waits() == waits(hello, END) == 0  # a begin is not for it to say
+    short, long, comma = waits(so), waits(hello), waits(pause)
+    assert 0 < short < long < comma
+    assert waits(hello, token=re) == 0  # inside a word
+    assert waits(hello, re) >= long
+    assert waits(hello, slots=8) >= 4 * long - 1
+    assert waits(hello, END, so) == short
+    both = waits(so, *[HOLD] * short, hello)
+    assert abs(both - long) <= 1  # the clock runs from the begin: what was early or late does not add up
 
 
 class Parrot:
@@ -258,6 +288,7 @@ class Parrot:
 
     def __init__(self, token: int) -> None:
         self.token, self.asked = token, 0
+        self.pace = SimpleNamespace(due=lambda *_: True)
 
     def begin(self) -> Reply:
         return Reply([], torch.empty(0), torch.empty(0))

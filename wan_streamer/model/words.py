@@ -148,8 +148,10 @@ class Words(Inputs):
                 words = self.sight.words(live.sight)[0]
                 response = described(response, words, how_sure(likely), self.config.sight)
         response = self._settled(live, slot, response, before)
-        if answer is not None and talking(before):
-            response = within(response, complete=answer == END)
+        if self.chat is not None and answer is not None and talking(before):
+            lane_T = torch.cat([said[:, RESPONSE] for said in live.said])[: slot - self.config.text.slots]
+            due = self.chat.pace.due(answer, lane_T, self.config.text.slots)
+            response = within(response, complete=answer == END, due=due)
         return torch.stack([response, logits_LV[TRANSCRIPT]])
 
     def _settled(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.errors import ConfigError
 from wan_streamer.fields import from_dict
 from wan_streamer.files import parse_json
+from wan_streamer.speaking.pace import Pace
 
 JOE = Path(__file__).with_name("joe.json")
 AGENT = 0  # the source of the agent's words
@@ -36,7 +37,6 @@ START, STOP = "<|im_start|>", "<|im_end|>"  # ChatML
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MARKS = ("'", "-", ",", ".", "?", "!")
 UNFINISHED = 3.0
-PACE = 2.0
 NEVER = -1e4
 
 Read = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -151,6 +151,7 @@ class Chat:
 
     def __init__(self, read: Read, text: TextCodec, own: TextCodec, persona: Persona, source: str) -> None:
         self.read, self.text, self.own = read, text, own
+        self.pace = Pace(own)
         self.marks = Marks(text, source)
         pieces = [text.decode([token]) for token in range(text.tokenizer.get_vocab_size())]
         self.begins = [piece[:1] == " " for piece in pieces]
@@ -299,18 +300,23 @@ def worded(logits_V: Tensor, token: int) -> Tensor:
     return logits_V
 
 
-def within(logits_V: Tensor, complete: bool) -> Tensor:
+def within(logits_V: Tensor, complete: bool, due: bool) -> Tensor:
     """Logits [V] of a slot inside an answer. Who says nothing pauses. If the answer is complete, what would be a word
-    is its end; if it is not, its end is e ** `UNFINISHED` times less likely than Transformer and floor find, who do
-    not know that more follows, and the next word e ** `PACE`, because they hurry words that they do not expect.
+    is its end. If it is not, its end is e ** `UNFINISHED` times less likely than Transformer and floor find, who do
+    not know that more follows, and else there is a word if one is `due`, and a pause if not.
     """
+    silent, words = logits_V[:END].logsumexp(-1), logits_V[END + 1 :].logsumexp(-1)
+    rest = torch.logaddexp(silent, words)
     logits_V = logits_V.clone()
-    logits_V[HOLD] = logits_V[:END].logsumexp(-1)
     logits_V[SILENCE] = NEVER
     if complete:
-        logits_V[END] = logits_V[END:].logsumexp(-1)
-        logits_V[END + 1 :] = NEVER
-    else:
+        logits_V[END] = torch.logaddexp(logits_V[END], words)
+        logits_V[HOLD], logits_V[END + 1 :] = silent, NEVER
+    elif due:
+        logits_V[HOLD] = NEVER
+        logits_V[END + 1 :] += rest - words
         logits_V[END] -= UNFINISHED
-        logits_V[END + 1 :] -= PACE
+    else:
+        logits_V[HOLD], logits_V[END + 1 :] = rest, NEVER
+        logits_V[END] -= UNFINISHED
     return logits_V
