@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from wan_streamer import WanStreamer
+from wan_streamer.data.captions import Heard
 from wan_streamer.data.media import read_sound
 from wan_streamer.simulation.voice.natural import NaturalVoices
 from wan_streamer.simulation.voice.speech import level_speech
@@ -40,16 +41,17 @@ def ask(agent: WanStreamer, question_T: np.ndarray, seed: int) -> dict:
     rests = [np.zeros(round(seconds * SAMPLE_RATE)) for seconds in (LEAD, REST)]
     sound_T = np.concatenate([rests[0], question_T, rests[1]])
     sound_T = (sound_T + NOISE * rng.standard_normal(len(sound_T))).astype(np.float32)
-    session, heard, answer, voice = agent.session(seed=seed, pictures=False), "", "", []
+    session, heard, answer, voice = agent.session(seed=seed, pictures=False), Heard(), "", []
     for first in range(0, len(sound_T) - SAMPLES_PER_UNIT + 1, SAMPLES_PER_UNIT):
         out = session.step(UserUnit(audio=sound_T[first : first + SAMPLES_PER_UNIT]))
-        heard, answer = heard + out.transcript, answer + out.text
+        heard.add(out.index, out)
+        answer += out.text
         voice.append(out.audio)
     voice_T = np.concatenate(voice)
     level = np.sqrt((voice_T.reshape(-1, FRAME).astype(np.float64) ** 2).mean(1))
     loud_s = np.flatnonzero(level > LOUD) * FRAME / SAMPLE_RATE - (LEAD + len(question_T) / SAMPLE_RATE)
     after = loud_s[loud_s > -2 * UNIT_S]
-    return {"heard": heard, "answer": answer, "begins_s": round(float(after[0]), 2) if len(after) else None}
+    return {"heard": heard.text, "answer": answer, "begins_s": round(float(after[0]), 2) if len(after) else None}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from wan_streamer.benchmarks.cascade import Answer, Cascade
 from wan_streamer.benchmarks.machine import where_and_when
 from wan_streamer.benchmarks.moshi import bench_steps
+from wan_streamer.data.captions import Heard
 from wan_streamer.runtime.agent import WanStreamer
 from wan_streamer.runtime.clock import UnitDriver
 from wan_streamer.runtime.split.agents import open_agent
@@ -83,7 +84,7 @@ def answer_live(agent: WanStreamer, sound_T: np.ndarray, end_s: float, threads: 
     driver = UnitDriver(agent.session(seed=0), agent.default_steps, agent.frame_size, threads=threads)
     frame = FaceRenderer(FaceIdentity(), *agent.frame_size).render(FacePose())
     video = np.broadcast_to(frame, (FRAMES_PER_UNIT, *frame.shape)).copy()
-    heard = said = ""
+    heard, said = Heard(), ""
     loud = False
     found: tuple[float, float] | None = None
     start = time.monotonic()
@@ -93,14 +94,15 @@ def answer_live(agent: WanStreamer, sound_T: np.ndarray, end_s: float, threads: 
         out = driver.step(UserUnit(audio, video), due)
         out_s = time.monotonic() - start
         driver.settle()
-        heard, said = heard + out.transcript, said + out.text
+        heard.add(k, out)
+        said += out.text
         onsets, loud = begins(out.audio, loud)
         onset_s = next((out_s + at for at in onsets if out_s + at > end_s), None)
         if found is None and onset_s is not None:
             found = onset_s, out_s + int((onset_s - out_s) * FPS) / FPS
     if found is None:
-        return Answer(None, None, heard, said)
-    return Answer((found[0] - end_s) * 1000, (found[1] - end_s) * 1000, heard, said)
+        return Answer(None, None, heard.text, said)
+    return Answer((found[0] - end_s) * 1000, (found[1] - end_s) * 1000, heard.text, said)
 
 
 def begins(audio_T: np.ndarray, loud: bool) -> tuple[list[float], bool]:

@@ -1,5 +1,6 @@
 """What was said, as lines: for the summary of a run and for the subtitles of its film.
 
+`Heard`      what an agent has heard, as it reads its units
 `Line`       what one lane says in one go
 `to_lines`   words by unit -> lines
 `to_cues`    the lines of both lanes -> subtitles, one after the other
@@ -9,10 +10,37 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from wan_streamer.units import AgentUnit
+
 PAUSE_UNITS = 8  # 1.3 s without text ends a line
 HOLD_UNITS = 6  # a subtitle stays for a second after its last word
 LONGEST = 84  # characters of a subtitle: two rows of 42
 SPEAKERS = {"response": "agent", "transcript": "heard"}  # lane -> who
+
+
+class Heard:
+    """What an agent has heard of its user: as it was written piece by piece, or as a whole where it was read again.
+
+    pieces  (unit, text) in order
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, str]] = []
+        self._turn = 0  # where in them the user's turn begins
+
+    def add(self, index: int, unit: AgentUnit) -> None:
+        """The agent's unit with this number."""
+        if unit.transcript:
+            self.pieces.append((index, unit.transcript))
+        if unit.whole:
+            first = self.pieces[self._turn][0] if self._turn < len(self.pieces) else index
+            self.pieces[self._turn :] = [(first, f" {unit.whole}")]
+        if "transcript" in unit.ended:
+            self._turn = len(self.pieces)
+
+    @property
+    def text(self) -> str:
+        return "".join(text for _, text in self.pieces).strip()
 
 
 class Line(NamedTuple):

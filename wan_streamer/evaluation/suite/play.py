@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from wan_streamer.data.captions import Heard
 from wan_streamer.evaluation.records import Recording
 from wan_streamer.runtime.clock import Session
 from wan_streamer.units import UNIT_S, UserUnit
@@ -18,16 +19,12 @@ def play(session: Session, user: Iterable[UserUnit], pictures: bool = True) -> R
     pictures  False: nobody looks, so long trials fit into memory
     """
     said: list[tuple[float, str]] = []
-    heard: list[tuple[float, str]] = []
+    heard = Heard()
     sound, film, stage_ms = [np.zeros(0, np.float32)], [], list[dict[str, float]]()
-    turn = 0  # where in what it heard the user's turn begins
     for k, unit in enumerate(map(session.step, user)):
-        for text, pieces in ((unit.text, said), (unit.transcript, heard)):
-            if text:
-                pieces.append((round(k * UNIT_S, 3), text))
-        if unit.whole:
-            heard[turn:] = [(heard[turn][0], f" {unit.whole}")]
-        turn = len(heard) if "transcript" in unit.ended else turn
+        if unit.text:
+            said.append((round(k * UNIT_S, 3), unit.text))
+        heard.add(k, unit)
         sound.append(unit.audio)
         stage_ms.append(unit.stage_ms)
         if pictures:
@@ -37,6 +34,6 @@ def play(session: Session, user: Iterable[UserUnit], pictures: bool = True) -> R
         np.concatenate(sound),
         np.concatenate(film) if film else None,
         said,
-        heard,
+        [(round(k * UNIT_S, 3), text) for k, text in heard.pieces],
         {name: [ms.get(name, 0.0) for ms in stage_ms] for name in names},
     )
