@@ -23,6 +23,7 @@ from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.model.language import chat_model
 from wan_streamer.model.memory import RESPONSE, SOURCES, TRANSCRIPT
+from wan_streamer.model.packing import drop_unpacked, pack_if_possible
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.runtime.agent import CHAT, PERSONA
 from wan_streamer.runtime.session import Session
@@ -321,6 +322,17 @@ def test_a_call_says_what_the_chat_model_finds(token: int) -> None:
         assert not any(END not in pair for pair in itertools.pairwise(found))
     else:
         assert set(found) - {END} == {token}
+
+
+def test_packed_layers_do_without_their_weights() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).requires_grad_(False)
+    if not pack_if_possible(net):
+        pytest.skip("no x86 processor")
+    x = torch.randn(3, 16)
+    before = net(x)
+    drop_unpacked(net)
+    assert torch.equal(net(x), before)
+    assert sum(weight.numel() for weight in net.parameters()) == 8 + 4  # the biases
 
 
 def test_personas_and_models_that_are_none(tmp_path: Path) -> None:

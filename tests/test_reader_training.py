@@ -1,5 +1,6 @@
 """A reader that learns to follow speech: what is due in which unit, what it may know of, what a run leaves."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from wan_streamer.perception.senses import Senses
 from wan_streamer.training.examples.heard import labels_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.reader import streams
+from wan_streamer.training.reader.stage import AGAIN, DUE, FOLDER, ReaderStage, train_reader
 from wan_streamer.training.reader.stage import CONFIG as NUMBERS
-from wan_streamer.training.reader.stage import DUE, FOLDER, ReaderStage, train_reader
 from wan_streamer.training.reader.streams import IGNORED, TRANSCRIPT, DueStreams, misread
 from wan_streamer.units import SAMPLES_PER_UNIT
 
@@ -131,7 +132,7 @@ def test_a_run_changes_the_reader_alone_and_goes_on_exactly(corpus: Path, agent:
     scores = train_reader(corpus, agent, tmp_path / "parts", dataclasses.replace(options, resume=True))
     assert {"loss", "words_right", "waits_right"} <= scores.keys()
     trained = load_weights(tmp_path / "whole" / FOLDER)
-    perception = dataclasses.replace(started.config.perception, reading_due=DUE)
+    perception = dataclasses.replace(started.config.perception, reading_due=DUE, reading_again=AGAIN)
     assert trained.config == dataclasses.replace(started.config, perception=perception) != started.config
     assert trained.streamer.trust.due == DUE
     whole, parts = (load_weights(tmp_path / name / FOLDER).streamer.state_dict() for name in ("whole", "parts"))
@@ -151,6 +152,34 @@ def test_steps_lower_the_loss(corpus: Path, agent: Path) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_whole_texts_are_learned_from_who_knows_them(corpus: Path, agent: Path) -> None:
+    """A run begins between both; who reads like the one that knows them has no more to learn than the texts."""
+    plain = stage(corpus, agent)
+    knows = copy.deepcopy(plain.reader).requires_grad_(False)
+    for weight in knows.parameters():
+        weight.copy_(weight + 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    original = knows.state_dict()
+    training = ReaderStage(corpus, agent, plain.config, original=original)
+    for name, weight in training.reader.state_dict().items():
+        torch.testing.assert_close(weight, (original[name] + plain.reader.state_dict()[name]) / 2)
+    batch, errors = plain.batch(0, range(2)), []
+    for weights in (original, plain.reader.state_dict()):
+        pair = []
+        for one in (plain, training):
+            one.reader.load_state_dict(weights)
+            loss, numbers = one.loss(batch, 0, RowNoise(0, 0, range(2)))
+            pair.append(float(numbers["whole"]))
+            one.reader.zero_grad()
+            loss.backward()
+            assert one.reader.norm.weight.grad.abs().sum() > 0
+        errors.append(pair)
+        plain.reader.load_state_dict(load_weights(agent).streamer.reading.state_dict())
+    (alone, same), (other, away) = errors
+    assert same == pytest.approx(alone / 2, rel=1e-3)
+    assert away > other / 2 + 0.01
+    assert all(weight.grad is None for weight in training.original.parameters())
 
 
 def talks_of(folder: Path, agent: Path) -> Path:

@@ -39,6 +39,7 @@ ASKED = 36  # units of a stream, those in which words are due first
 TEXTS = 4  # of a stream, that are read as a whole
 MISREAD = 0.6  # of the words that are found as others, in every second step
 DUE = 1.0  # how much it counts in whether the agent writes a word, from now on
+AGAIN = 64  # units of sound from which it reads a turn as a whole, from now on
 WAIT = 0.5  # weight of END: most units have no word
 VALID_BATCHES, VALID_ROWS = 4, 4
 
@@ -115,7 +116,7 @@ class ReaderStage(Stage):
         numbers = {
             "words_right": (right_BQG & word_BQG).sum() / word_BQG.sum().clamp(min=1),
             "waits_right": (right_BQG & end_BQG).sum() / end_BQG.sum().clamp(min=1),
-            "whole": whole,
+            "whole": whole.detach(),
         }
         return (error_BQG * weight_BQG).sum() / weight_BQG.sum() + whole, numbers
 
@@ -179,7 +180,7 @@ class ReaderStage(Stage):
         return means(numbers)
 
     def export(self, out_dir: Path) -> None:
-        config = replace(self.weights.config, perception=replace(self.perception, reading_due=DUE))
+        config = replace(self.weights.config, perception=replace(self.perception, reading_due=DUE, reading_again=AGAIN))
         save_weights(replace(self.weights, config=config), out_dir / FOLDER)
 
 
