@@ -28,6 +28,7 @@ Pair = tuple[Tensor, Tensor]
 BEGIN, WHOLE = SILENCE, HOLD  # whose rows are the marks before what is read as it comes, and as a whole; END: behind
 UNLIKELY, CERTAIN = -12.0, -1e-4  # logarithms of the lowest and the highest probability: nothing is ruled out
 WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
+REPEATED = 4  # tokens in a row that stand in a turn once only
 ENDED_LATE = 2  # units from the end of a text to that being written
 
 
@@ -209,20 +210,32 @@ class Reader(nn.Module):
         turn_MR = turns(most + 1, self.config, device=device)
         text_N = F.pad(guess_G[:most], (1, 0), value=WHOLE)
         hidden_1ND, past = self.read(text_N[None], turn_MR[: len(text_N)], sound, heard)
-        found_N = self._likeliest(hidden_1ND[0])
-        right = int((found_N[:-1] == text_N[1:]).long().cumprod(0).sum())
-        text, past = text_N[1 : right + 1].tolist(), [(k[:, :, : right + 1], v[:, :, : right + 1]) for k, v in past]
-        token = found_N[right]
-        while int(token) != END and len(text) < most:
-            text.append(int(token))
-            hidden_1ND, past = self.read(token.view(1, 1), turn_MR[len(text), None], sound, heard, past)
-            token = self._likeliest(hidden_1ND[0])[0]
+        guess, text = text_N[1:].tolist(), list[int]()
+        for score_V in self.scores(hidden_1ND[0]):
+            token = _likeliest(score_V, text)
+            if len(text) == len(guess) or token != guess[len(text)]:
+                break
+            text.append(token)
+        past = [(k[:, :, : len(text) + 1], v[:, :, : len(text) + 1]) for k, v in past]
+        while token != END and len(text) < most:
+            text.append(token)
+            token_11 = torch.tensor([[token]], device=device)
+            hidden_1ND, past = self.read(token_11, turn_MR[len(text), None], sound, heard, past)
+            token = _likeliest(self.scores(hidden_1ND[0, 0]), text)
         return torch.tensor(text, dtype=torch.long, device=device)
 
-    def _likeliest(self, hidden: Tensor) -> Tensor:
-        logits = self.scores(hidden)
-        logits[..., :END] = float("-inf")
-        return logits.argmax(-1)
+
+def _likeliest(score_V: Tensor, text: list[int]) -> int:
+    """The token after a text, no `REPEATED` in a row twice: a decoder that looks at one place in the sound for ever
+    would not end (Paulus et al. 2018, section 2.5).
+    """
+    score_V = score_V.clone()
+    score_V[:END] = float("-inf")
+    last = text[len(text) - REPEATED + 1 :]
+    for first in range(len(text) - REPEATED + 1):
+        if text[first : first + REPEATED - 1] == last:
+            score_V[text[first + REPEATED - 1]] = float("-inf")
+    return int(score_V.argmax())
 
 
 def read_so_far(written_BKS: Tensor, unit_Q: Tensor, window: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
