@@ -134,7 +134,7 @@ class Words(Inputs):
             return logits_LV
         response = logits_LV[RESPONSE]
         before = self._before(live, slot)
-        speaks = talking(before) or self._settled(live, slot, response, before).softmax(-1)[END + 1 :].sum() >= SELDOM
+        speaks = self._may_speak(live, slot, response, before)
         talk = self._read_again(live) if speaks else None
         answer = self._answer(live, live.talk if talk is None else talk) if speaks else None
         if answer is not None:
@@ -153,6 +153,14 @@ class Words(Inputs):
             due = self.chat.pace.due(answer, lane_T, self.config.text.slots)
             response = within(response, complete=answer == END, due=due)
         return torch.stack([response, logits_LV[TRANSCRIPT]])
+
+    def _may_speak(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> bool:
+        """Whether it has to be known what the user's turn is as a whole, and what a chat model answers."""
+        if before.is_meta or (live.turn is None and self.chat is None):
+            return False
+        if talking(before):
+            return True
+        return bool(self._settled(live, slot, response, before).softmax(-1)[END + 1 :].sum() >= SELDOM)
 
     def _settled(self, live: LiveState, slot: int, response: Tensor, before: Tensor) -> Tensor:
         """Logits [V] with what its floor finds likely."""
