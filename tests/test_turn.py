@@ -18,12 +18,14 @@ from tiny_ears import SMALL
 from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.data.lanes import fill_lane
 from wan_streamer.evaluation.suite.play import play
+from wan_streamer.model import words as words_module
 from wan_streamer.model.memory import RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
+from wan_streamer.perception.again import REPEATED, likelihood, read_again
 from wan_streamer.perception.ears import turns
-from wan_streamer.perception.reading import ENDED_LATE, REPEATED, WHOLE, Reader, latest_sound
-from wan_streamer.perception.turn import BEFORE, no_turn
+from wan_streamer.perception.reading import ENDED_LATE, WHOLE, Reader, latest_sound
+from wan_streamer.perception.turn import BEFORE, SURE, no_turn
 from wan_streamer.runtime.session import Session
 from wan_streamer.speaking.wording import Talk
 from wan_streamer.training.reader import whole as whole_module
@@ -63,9 +65,23 @@ def test_a_text_is_read_as_a_whole_whatever_is_guessed(right: int, wrong: int) -
     guess = torch.tensor(text[:right] + [7] * wrong, dtype=torch.long)
     passes, read = [], reader.read
     reader.read = lambda *given, **named: passes.append(1) or read(*given, **named)
-    assert reader.again(sound, guess, 14).tolist() == text
+    assert read_again(reader, sound, guess, 14).tolist() == text
     assert len(passes) <= 1 + len(text) - min(right, len(text))
-    assert reader.again(sound, guess, 3).tolist() == text[:3]
+    assert read_again(reader, sound, guess, 3).tolist() == text[:3]
+
+
+def test_how_likely_texts_are() -> None:
+    """Token by token, and that nothing follows."""
+    reader = livened(Reader(SMALL, VOCABULARY))
+    sound, seen = reader.sound(heard_and_written()[0][:1].flatten(1, 2)), torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    texts = [torch.tensor(text, dtype=torch.long) for text in ([5, 9, 9, 30], [7], [])]
+    for text, found in zip(texts, likelihood(reader, sound, texts), strict=True):
+        expected, tokens = 0.0, [WHOLE]
+        for token in [*text.tolist(), END]:
+            hidden, _ = reader.read(torch.tensor([tokens]), turns(len(tokens), SMALL), sound, seen)
+            expected += float(reader.scores(hidden[0, -1])[END:].log_softmax(-1)[token - END])
+            tokens.append(token)
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_turn_is_found_in_the_sound() -> None:
@@ -187,7 +203,7 @@ def spoken_to(weights: Weights, tokens: list[list[int]], monkeypatch: pytest.Mon
 
 def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes the place of what was written piece by piece, for the wording and for who listens."""
-    weights, asked = agent(), []
+    weights, asked, sure = agent(), [], SURE + 0.1
     text = weights.text
     wrong, right = text.encode("go there"), text.encode("hello")
     whole = torch.tensor(right)
@@ -196,7 +212,8 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
         asked.append((sound[0][0].shape[2] // FRAMES, guess_N.tolist()))
         return whole
 
-    monkeypatch.setattr(Reader, "again", again)
+    monkeypatch.setattr(words_module, "read_again", again)
+    monkeypatch.setattr(words_module, "likelihood", lambda *_: [-3.0, -3.0 - sure])
     silent = [[SILENCE, SILENCE]] * 2
     said = [*silent * 2, [SILENCE, wrong[0]], [SILENCE, wrong[1]], [5, HOLD], [6, END], *silent]
     units = spoken_to(weights, said, monkeypatch)
@@ -206,10 +223,13 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
     assert told == [[TRANSCRIPT, t] for t in right] + [[RESPONSE, 5], [RESPONSE, 6], [TRANSCRIPT, END]]
     assert max(units for units, _ in asked) == 4  # all sound since the session began
     assert not weights.streamer.live.turn.begun
-    whole = torch.tensor([], dtype=torch.long)  # nothing is found: what was written stays
-    units = spoken_to(weights, said, monkeypatch)
-    assert not any(unit.whole for unit in units)
-    assert [TRANSCRIPT, wrong[0]] in weights.streamer.live.talk.said_N2.tolist()
+    for margin, found in ((SURE - 0.1, right), (SURE + 0.1, [])):  # hardly likelier, or nothing: what was written stays
+        sure, whole = margin, torch.tensor(found, dtype=torch.long)
+        assert not any(unit.whole for unit in spoken_to(weights, said, monkeypatch))
+        assert [TRANSCRIPT, wrong[0]] in weights.streamer.live.talk.said_N2.tolist()
+    monkeypatch.setattr(weights.streamer, "chat", SimpleNamespace(begin=lambda: None))  # who may talk about anything
+    sure, whole = 0.1, torch.tensor(right)
+    assert [unit.whole for unit in spoken_to(weights, said, monkeypatch)] == ["", "", "", "hello", ""]
     weights.streamer.config = dataclasses.replace(
         AGAIN, perception=dataclasses.replace(AGAIN.perception, reading_again=0)
     )
@@ -222,7 +242,8 @@ def test_who_may_answer_knows_the_turn_as_a_whole(monkeypatch: pytest.MonkeyPatc
     """Before its end is written, and only then; it is read once in a unit."""
     weights, known, passes = agent(), [], []
     whole = torch.tensor([40, 41])
-    monkeypatch.setattr(Reader, "again", lambda *_: passes.append(1) or whole)
+    monkeypatch.setattr(words_module, "read_again", lambda *_: passes.append(1) or whole)
+    monkeypatch.setattr(words_module, "likelihood", lambda *_: [0.0, -9.0])
     likely = type(weights.streamer.wording).likely
     monkeypatch.setattr(
         type(weights.streamer.wording),

@@ -18,10 +18,11 @@ from wan_streamer.model.inputs import Inputs
 from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
+from wan_streamer.perception.again import likelihood, read_again
 from wan_streamer.perception.reading import Expected, Reader, latest_sound
 from wan_streamer.perception.sight import Sight, described
 from wan_streamer.perception.trust import Trust
-from wan_streamer.perception.turn import longest
+from wan_streamer.perception.turn import SURE, longest
 from wan_streamer.speaking.chat import Chat, within, worded
 from wan_streamer.speaking.floor import Floor, settled, talking
 from wan_streamer.speaking.wording import Likely, Talk, Wording, how_sure, wished
@@ -135,7 +136,7 @@ class Words(Inputs):
         response = logits_LV[RESPONSE]
         before = self._before(live, slot)
         speaks = self._may_speak(live, slot, response, before)
-        talk = self._read_again(live) if speaks else None
+        talk = self._read_again(live, slot) if speaks else None
         answer = self._answer(live, live.talk if talk is None else talk) if speaks else None
         if answer is not None:
             response = worded(response, answer)
@@ -184,11 +185,14 @@ class Words(Inputs):
     def _likely(self, live: LiveState, slot: int) -> Likely:
         """What the wording finds likely before a slot."""
         assert live.talk is not None
-        ahead_N2 = torch.empty(0, 2, dtype=torch.long, device=self.device)
-        if live.expected is not None and not live.expected.token.is_meta:
-            ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
-            ahead_N2 = ahead_N2[ahead_N2[:, 0] != PADDING]
-        return self._likely_after(live.talk, ahead_N2)
+        return self._likely_after(live.talk, self._ahead(live, slot))
+
+    def _ahead(self, live: LiveState, slot: int) -> Tensor:
+        """What is about to be written from a slot on, [N, 2]."""
+        if live.expected is None or live.expected.token.is_meta:
+            return torch.empty(0, 2, dtype=torch.long, device=self.device)
+        ahead_N2 = foretold(live.expected.token, live.said[-1][:slot, TRANSCRIPT], slot)
+        return ahead_N2[ahead_N2[:, 0] != PADDING]
 
     def _likely_after(self, talk: Talk, ahead_N2: Tensor | None = None) -> Likely:
         assert self.wording is not None
@@ -196,8 +200,11 @@ class Words(Inputs):
 
     # ---- turns that are read again
 
-    def _whole(self, live: LiveState) -> Tensor | None:
-        """The user's turn, heard up to now, as its reader finds it [N]; None where there is nothing."""
+    def _whole(self, live: LiveState, ahead_N: Tensor) -> Tensor | None:
+        """The user's turn, heard up to now, as its reader finds it [N].
+
+        None where that is not much likelier than what is written and, `ahead`, about to be.
+        """
         turn, most = live.turn, self.config.perception.reading_again
         if self.reading is None or turn is None or live.heard[-1].is_meta:
             return None
@@ -205,15 +212,23 @@ class Words(Inputs):
         units = turn.units(len(live.heard), most) if turn.begun or due else 0
         if not units:
             return None
+        sound = latest_sound(live.heard, units)
         if not live.again:
-            found_N = self.reading.again(latest_sound(live.heard, units), turn.found_N, longest(units))
-            turn = replace(turn, found_N=found_N)
+            turn = replace(turn, found_N=read_again(self.reading, sound, turn.found_N, longest(units)))
             live.turn, live.again = turn, True
-        return turn.found_N if len(turn.found_N) else None
+        written_N = torch.cat([turn.written_N, ahead_N])
+        if not len(turn.found_N) or torch.equal(turn.found_N, written_N):
+            return None
+        found, written = likelihood(self.reading, sound, [turn.found_N, written_N])
+        # Where a chat model talks about anything, the agent's own sense of what is said in its world counts no more.
+        return turn.found_N if found > written + SURE * (self.chat is None) else None
 
-    def _read_again(self, live: LiveState) -> Talk | None:
+    def _read_again(self, live: LiveState, slot: int) -> Talk | None:
         """What the wording has read, with the user's turn as it was said; None where it stays as it is."""
-        if live.talk is None or self.wording is None or (whole_N := self._whole(live)) is None:
+        if live.talk is None or self.wording is None:
+            return None
+        whole_N = self._whole(live, self._ahead(live, slot)[:, 1])
+        if whole_N is None:
             return None
         return self.wording.revised(live.talk, TRANSCRIPT, whole_N, ended=False)
 
@@ -222,7 +237,7 @@ class Words(Inputs):
         if live.turn is None or token.is_meta:
             return
         if token == END:
-            live.whole_N = self._whole(live) if live.turn.begun else None
+            live.whole_N = self._whole(live, live.turn.written_N[:0]) if live.turn.begun else None
             if live.whole_N is not None and live.talk is not None and self.wording is not None:
                 live.talk = self.wording.revised(live.talk, TRANSCRIPT, live.whole_N, ended=True)
         live.turn = live.turn.written(int(token))

@@ -4,7 +4,6 @@
 `reading`      it, if a configuration has one
 `hints`        what it expects in all units of a clip;   `live_hints`  in the unit that a session has just heard
 `read_so_far`  what it goes on from
-`Reader.again` a whole text, from all the sound of it
 
 The words are hints, tokens of the user beside those of the sound. The agent decides what stands in its transcript, and
 when; what it has written is what the reader goes on from.
@@ -28,7 +27,6 @@ Pair = tuple[Tensor, Tensor]
 BEGIN, WHOLE = SILENCE, HOLD  # whose rows are the marks before what is read as it comes, and as a whole; END: behind
 UNLIKELY, CERTAIN = -12.0, -1e-4  # logarithms of the lowest and the highest probability: nothing is ruled out
 WRITTEN_LATE = 3  # units from the end of a word to those after it being written, at most: older ones may be unheard
-REPEATED = 4  # tokens in a row that stand in a turn once only
 ENDED_LATE = 2  # units from the end of a text to that being written
 
 
@@ -197,45 +195,6 @@ class Reader(nn.Module):
         ended_RC = (found_RC == END).cumsum(1) - (found_RC == END).long() > 0
         found_RC, score_RCV = found_RC.masked_fill(ended_RC, SILENCE), score_RCV.masked_fill(ended_RC[..., None], 0)
         return Expected(found_RC.unflatten(0, (B, -1)), score_RCV.unflatten(0, (B, -1)))
-
-    @torch.no_grad()
-    def again(self, sound: list[Pair], guess_G: Tensor, most: int) -> Tensor:
-        """The text of one stretch of sound, heard to its end: tokens [N], `most` of them.
-
-        sound    as `sound` gives it, of one row
-        guess_G  what it may be: changes nothing but the time, if it is right (speculative decoding)
-        """
-        device = guess_G.device
-        heard = torch.ones(1, 1, 1, sound[0][0].shape[2], dtype=torch.bool, device=device)
-        turn_MR = turns(most + 1, self.config, device=device)
-        text_N = F.pad(guess_G[:most], (1, 0), value=WHOLE)
-        hidden_1ND, past = self.read(text_N[None], turn_MR[: len(text_N)], sound, heard)
-        guess, text = text_N[1:].tolist(), list[int]()
-        for score_V in self.scores(hidden_1ND[0]):
-            token = _likeliest(score_V, text)
-            if len(text) == len(guess) or token != guess[len(text)]:
-                break
-            text.append(token)
-        past = [(k[:, :, : len(text) + 1], v[:, :, : len(text) + 1]) for k, v in past]
-        while token != END and len(text) < most:
-            text.append(token)
-            token_11 = torch.tensor([[token]], device=device)
-            hidden_1ND, past = self.read(token_11, turn_MR[len(text), None], sound, heard, past)
-            token = _likeliest(self.scores(hidden_1ND[0, 0]), text)
-        return torch.tensor(text, dtype=torch.long, device=device)
-
-
-def _likeliest(score_V: Tensor, text: list[int]) -> int:
-    """The token after a text, no `REPEATED` in a row twice: a decoder that looks at one place in the sound for ever
-    would not end (Paulus et al. 2018, section 2.5).
-    """
-    score_V = score_V.clone()
-    score_V[:END] = float("-inf")
-    last = text[len(text) - REPEATED + 1 :]
-    for first in range(len(text) - REPEATED + 1):
-        if text[first : first + REPEATED - 1] == last:
-            score_V[text[first + REPEATED - 1]] = float("-inf")
-    return int(score_V.argmax())
 
 
 def read_so_far(written_BKS: Tensor, unit_Q: Tensor, window: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:

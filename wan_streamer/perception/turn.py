@@ -3,12 +3,13 @@
 `Turn`  where the latest turn stands in the sound, and what it was found to be
 
 What is written down as it comes cannot wait for what would make a word clear. When a turn may be over all of it has
-been heard, so it is read once more (`perception/reading.py`, `Reader.again`).
+been heard, so it is read once more (`perception/reading.py`, `again.py`).
 """
 
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wan_streamer.codecs.text import END
@@ -16,6 +17,7 @@ from wan_streamer.perception.reading import ENDED_LATE
 
 BEFORE = 8  # units of sound before the one in which the first word is written
 PACE = 1.2  # tokens in a unit of sound
+SURE = 6.0  # how much likelier than what the agent has written another text has to be, as a logarithm, to count
 SPARE = 6  # tokens more, at most
 
 
@@ -23,11 +25,12 @@ SPARE = 6  # tokens more, at most
 class Turn:
     """since  units since the turn before it ended, or the session began
     begun    units since its first word was written, that one included; 0: none is
-    found_N  what it was found to be the last time
+    written_N  what is written of it, and   found_N  what it was found to be the last time
     """
 
     since: int
     begun: int
+    written_N: Tensor
     found_N: Tensor
 
     def later(self) -> "Turn":
@@ -38,7 +41,9 @@ class Turn:
         """A token stands in the transcript."""
         if token == END:
             return no_turn(self.found_N.device)
-        return replace(self, begun=1) if token > END and not self.begun else self
+        if token < END:
+            return self
+        return replace(self, begun=max(1, self.begun), written_N=F.pad(self.written_N, (0, 1), value=token))
 
     def units(self, known: int, most: int) -> int:
         """How many of the latest units hold it, of so many that are known, `most` at any time; 0: it is longer."""
@@ -48,7 +53,8 @@ class Turn:
 
 def no_turn(device: torch.device) -> Turn:
     """Nothing is said yet."""
-    return Turn(0, 0, torch.empty(0, dtype=torch.long, device=device))
+    nothing = torch.empty(0, dtype=torch.long, device=device)
+    return Turn(0, 0, nothing, nothing)
 
 
 def longest(units: int) -> int:
