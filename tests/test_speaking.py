@@ -19,7 +19,7 @@ from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.packing import pack_if_possible
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.speaking.sounds import OTHER, QUIET, SOUNDS, SYMBOLS, UNKNOWN, sounds_of
+from wan_streamer.speaking.sounds import OTHER, QUIET, SOUNDS, SOUNDS_PER_UNIT, SYMBOLS, UNKNOWN, sounds_of
 from wan_streamer.speaking.voice import Speech, Voice
 from wan_streamer.training.examples.clips import ClipReader
 from wan_streamer.training.examples.written import SpokenClips
@@ -48,22 +48,23 @@ def number(symbol: str) -> int:
     return SYMBOLS.index(symbol) + 1
 
 
-def test_a_tick_has_the_sound_in_its_middle() -> None:
-    """Ticks of 40 ms, whose middles are at 20, 60, 100 ms and so on."""
-    sounds = sounds_of(labelled(("h", 0.05, 0.1), ("aɪ", 0.1, 0.19), ("!", 0.21, 0.23), ("s", 0.3, 0.5)))
+def test_a_part_has_the_sound_in_its_middle() -> None:
+    """Parts of 10 ms, whose middles are at 5, 15, 25 ms and so on."""
+    sounds = sounds_of(labelled(("h", 0.014, 0.04), ("aɪ", 0.04, 0.07), ("!", 0.08, 0.09), ("s", 0.15, 0.5)))
     first, second = sounds.tolist()
-    assert first == [QUIET, number("h"), number("a"), number("a")]
-    assert second == [number("a"), OTHER, QUIET, number("s")]
+    assert first[:10] == [QUIET, *map(number, "hhhaaa"), QUIET, OTHER, QUIET]
+    assert first[10:] == [*[QUIET] * 5, number("s")]
+    assert second == [number("s")] * 16
     assert len(set(SYMBOLS)) == len(SYMBOLS)
     assert max(number(s) for s in SYMBOLS) < OTHER < SOUNDS
 
 
 def test_a_short_sound_is_not_lost() -> None:
-    """Between two middles: it has the tick that it lies in, unless that is all the other sound has."""
-    sounds = sounds_of(labelled(("h", 0.0, 0.105), ("b", 0.105, 0.135), ("a", 0.135, 0.3)))
-    assert sounds.flatten().tolist() == [*map(number, "hhhbaaa"), QUIET]
-    sounds = sounds_of(labelled(("h", 0.0, 0.1), ("b", 0.105, 0.135), ("a", 0.135, 0.175)))
-    assert sounds.flatten().tolist() == [*map(number, "hh"), QUIET, number("a"), *[QUIET] * 4]
+    """Between two middles: it has the part that it lies in, unless that is all the other sound has."""
+    sounds = sounds_of(labelled(("h", 0.0, 0.026), ("b", 0.026, 0.034), ("a", 0.034, 0.07)))
+    assert sounds.flatten().tolist() == [*map(number, "hhhbaaa"), *[QUIET] * 25]
+    sounds = sounds_of(labelled(("h", 0.0, 0.025), ("b", 0.026, 0.034), ("a", 0.034, 0.044)))
+    assert sounds.flatten().tolist() == [*map(number, "hh"), QUIET, number("a"), *[QUIET] * 28]
 
 
 @pytest.mark.parametrize("labels", [{"units": 2}, {"units": 2, "phonemes": {"user": [], "agent": []}}])
@@ -80,13 +81,13 @@ def test_clips_know_the_sounds_of_the_agent(tmp_path: Path) -> None:
     store.labels[0] |= labelled(*((s, 0.16 * i, 0.16 * (i + 1)) for i, s in enumerate(symbols))) | {"units": 6}
     reader = ClipReader(store, TALKER, tiny_weights().text, 4)
     for first, expected in ((0, [UNKNOWN, *map(number, "hswt")]), (3, [*map(number, "wtpk"), UNKNOWN])):
-        sounds = reader.read(0, first).clips.sound_BKT
-        assert sounds.shape == (1, 5, 4)
+        sounds = reader.read(0, first).clips.sound_BKP
+        assert sounds.shape == (1, 5, SOUNDS_PER_UNIT)
         assert sounds[0, :, 0].tolist() == expected
         assert (sounds == sounds[..., :1]).all()
     # the agent does everything a unit later: what the user does is cut
     spoken = SpokenClips(reader)._later(0, 1, 1, ())
-    assert spoken.clips.sound_BKT[0, :, 0].tolist() == [*map(number, "hswtp")]
+    assert spoken.clips.sound_BKP[0, :, 0].tolist() == [*map(number, "hswtp")]
 
 
 @torch.no_grad()
@@ -94,14 +95,14 @@ def test_each_sound_follows_the_one_before() -> None:
     voice = voice_of(saying())
     torch.nn.init.normal_(voice.before.weight)
     words = torch.randint(0, 272, (5, 3, 2))
-    sounds = torch.randint(0, SOUNDS, (5, 2, 4))
+    sounds = torch.randint(0, SOUNDS, (5, 2, SOUNDS_PER_UNIT))
     chosen = voice.choose(words, sounds)
     before = torch.cat([sounds[:, -1, -1:], chosen[:, :-1]], dim=1)
     read = voice.read(words, sounds)
-    for tick in range(4):
-        logits = voice.logits(read, tick, before[:, tick])
-        assert torch.equal(logits.argmax(-1), chosen[:, tick])
-        assert not torch.equal(voice.logits(read, tick, before[:, tick].flip(0)), logits)
+    for part in range(SOUNDS_PER_UNIT):
+        logits = voice.logits(read, part, before[:, part])
+        assert torch.equal(logits.argmax(-1), chosen[:, part])
+        assert not torch.equal(voice.logits(read, part, before[:, part].flip(0)), logits)
     assert torch.equal(torch.stack([voice.choose(*row) for row in zip(words, sounds, strict=True)]), chosen)
 
 
@@ -109,7 +110,7 @@ def test_each_sound_follows_the_one_before() -> None:
 def test_a_voice_looks_at_its_windows_and_no_further() -> None:
     voice, config = voice_of(saying()), SAYING.voice
     assert config is not None
-    long = torch.randint(0, SOUNDS, (1, K + 1, 4)), torch.randn(1, K, 4, CHANNELS)
+    long = torch.randint(0, SOUNDS, (1, K + 1, SOUNDS_PER_UNIT)), torch.randn(1, K, 4, CHANNELS)
     whole = voice.guess_clip(*long)
     last = voice.guess_clip(long[0][:, -config.sound_units :], long[1][:, -1:])
     near = voice.guess_clip(long[0][:, -config.sound_units - 1 :], long[1][:, -config.past_units :])
@@ -118,6 +119,20 @@ def test_a_voice_looks_at_its_windows_and_no_further() -> None:
     later = long[0].clone()
     later[:, -1] = UNKNOWN
     torch.testing.assert_close(voice.guess_clip(later, long[1])[:, :-1], whole[:, :-1])
+
+
+@torch.no_grad()
+def test_each_tick_follows_the_ones_before_and_hears_where_in_it_a_sound_begins() -> None:
+    """All ticks are said by the same weights, so a unit that is a tick later says the same a tick later."""
+    voice = voice_of(saying())
+    sounds, audio = torch.randint(0, SOUNDS, (1, 2, SOUNDS_PER_UNIT)), torch.randn(1, 2, 4, CHANNELS)
+    guess = voice.guess(sounds, audio)
+    later = torch.cat([audio.flatten(1, 2), guess[:, :1]], dim=1)[:, 1:].unflatten(1, (2, 4))
+    moved = torch.cat([sounds.flatten(1)[:, 4:], torch.full((1, 4), UNKNOWN)], dim=1).unflatten(1, (2, -1))
+    torch.testing.assert_close(voice.guess(moved, later)[:, :3], guess[:, 1:])
+    swapped = sounds.clone()
+    swapped[0, 1, 4:6] = sounds[0, 1, 4:6].flip(0) + torch.tensor([1, 0])
+    assert not torch.allclose(voice.guess(swapped, audio)[:, 1], guess[:, 1])
 
 
 @torch.no_grad()
@@ -133,11 +148,11 @@ def test_what_is_said_is_remembered_in_order() -> None:
         assert guess.shape == (4, CHANNELS)
     assert speech.words_US.tolist() == [[0, 1], [10, 11], [20, 21]]
     assert speech.audio_UTC[:, 0, 0].tolist() == [1, 2]
-    assert (speech.sounds_UT[0] == UNKNOWN).all()  # of the unit whose words are hidden
-    assert (speech.sounds_UT[1] != UNKNOWN).all()
-    other, guess = voice.say_instead(speech, torch.full((4,), 5))
-    assert other.sounds_UT.tolist() == [speech.sounds_UT[0].tolist(), [5] * 4]
-    torch.testing.assert_close(guess, voice.guess(other.sounds_UT, other.audio_UTC))
+    assert (speech.sounds_UP[0] == UNKNOWN).all()  # of the unit whose words are hidden
+    assert (speech.sounds_UP[1] != UNKNOWN).all()
+    other, guess = voice.say_instead(speech, torch.full((SOUNDS_PER_UNIT,), 5))
+    assert other.sounds_UP.tolist() == [speech.sounds_UP[0].tolist(), [5] * SOUNDS_PER_UNIT]
+    torch.testing.assert_close(guess, voice.guess(other.sounds_UP, other.audio_UTC))
 
 
 @torch.no_grad()
@@ -148,7 +163,7 @@ def test_a_packed_voice_says_the_same() -> None:
         assert not packed or pack_if_possible(voice)
         speech = voice.begin().heard(torch.ones(4, CHANNELS)).written(0, 7)
         said.append(voice.say(speech))
-    assert torch.equal(said[0][0].sounds_UT, said[1][0].sounds_UT)
+    assert torch.equal(said[0][0].sounds_UP, said[1][0].sounds_UP)
     torch.testing.assert_close(said[0][1], said[1][1], atol=2e-3, rtol=2e-3)
 
 
@@ -179,20 +194,20 @@ def test_training_hears_what_is_said_live() -> None:
 
         live_unit(streamer, live, last, UserInput(audio, frames, clip.user_text_BKS[0, k]), lambda _: next(slots), draw)  # noqa: B023
         assert isinstance(live.speech, Speech)
-        chosen.append(live.speech.sounds_UT[-1])
+        chosen.append(live.speech.sounds_UP[-1])
         assert torch.equal(live.speech.words_US[-1], clip.slot_BKSL[0, k, :, LANES.index("response")])
         last = given
     assert len({tuple(sounds.tolist()) for sounds in chosen}) > 1
-    clip = dataclasses.replace(clip, sound_BKT=torch.stack([torch.full((4,), UNKNOWN), *chosen])[None])
+    clip = dataclasses.replace(clip, sound_BKP=torch.stack([torch.full((SOUNDS_PER_UNIT,), UNKNOWN), *chosen])[None])
     both = Latents(*(torch.stack([z[i] for z in noisy])[None] for i in range(2)))
     passed = _pass(streamer, clip, both)
     for i in range(2):
         torch.testing.assert_close(passed[i][0], torch.stack([v[i] for v in drawn]), atol=2e-4, rtol=2e-4)
-    other = _pass(streamer, dataclasses.replace(clip, sound_BKT=torch.full_like(clip.sound_BKT, 5)), both)
+    other = _pass(streamer, dataclasses.replace(clip, sound_BKP=torch.full_like(clip.sound_BKP, 5)), both)
     assert not torch.allclose(other.audio, passed.audio, atol=1e-2)
     assert torch.equal(other.video, passed.video)
     hidden = dataclasses.replace(clip, written_BK=torch.zeros_like(clip.written_BK))
-    same = dataclasses.replace(hidden, sound_BKT=torch.full_like(clip.sound_BKT, UNKNOWN))
+    same = dataclasses.replace(hidden, sound_BKP=torch.full_like(clip.sound_BKP, UNKNOWN))
     # who does not know the words is not told the sounds
     assert torch.equal(_pass(streamer, hidden, both).audio, _pass(streamer, same, both).audio)
 

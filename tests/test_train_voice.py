@@ -17,7 +17,7 @@ from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import load_weights, save_weights
-from wan_streamer.speaking.sounds import QUIET, SOUNDS, SYMBOLS, UNKNOWN, sounds_of
+from wan_streamer.speaking.sounds import QUIET, SOUNDS, SOUNDS_PER_TICK, SOUNDS_PER_UNIT, SYMBOLS, UNKNOWN, sounds_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.voice import stage
 from wan_streamer.training.voice.place import Place
@@ -60,7 +60,7 @@ def test_a_stretch_is_what_was_said(stretches: Stretches) -> None:
         words, sounds, audio, heard = stretches._cut(whole, first, 4)
         for part, full, back, nothing in (
             (words, whole.words_US, VOICE.word_units - 1, 0),
-            (sounds, whole.sounds_UT, VOICE.sound_units, UNKNOWN),
+            (sounds, whole.sounds_UP, VOICE.sound_units, UNKNOWN),
             (audio, whole.audio_UTC.float(), VOICE.past_units, 0),
         ):
             assert len(part) == back + 4
@@ -75,7 +75,7 @@ def test_rows_are_pure_functions_of_their_numbers(stretches: Stretches) -> None:
     again = [stretches.rows(0, 7, range(a, b), 4, 0.5) for a, b in ((0, 2), (2, 6))]
     for part, *parts in zip(both, *again, strict=True):
         assert torch.equal(part, torch.cat(parts))
-    assert not torch.equal(both.sounds_RUT, stretches.rows(0, 8, range(6), 4, 0.5).sounds_RUT)
+    assert not torch.equal(both.sounds_RUP, stretches.rows(0, 8, range(6), 4, 0.5).sounds_RUP)
 
 
 def test_words_keep_their_sounds_in_sentences_made_anew(stretches: Stretches) -> None:
@@ -91,7 +91,7 @@ def test_words_keep_their_sounds_in_sentences_made_anew(stretches: Stretches) ->
     assert {"one", "two"} == set(texts)
     assert "one two" * 10 not in " ".join(texts)  # in any order
     sounds = sounds_of(labels)
-    assert sounds.shape == (POOL_UNITS, 4)
+    assert sounds.shape == (POOL_UNITS, SOUNDS_PER_UNIT)
     said = collapsed(torch.from_numpy(sounds))
     expected = [SYMBOLS.index(WORDS[text]) + 1 for text in texts]
     assert distance(said, expected) <= sum(a == b for a, b in pairwise(expected))  # two in one
@@ -145,7 +145,7 @@ def test_a_voice_learns_how_sounds_sound(data: Path, tmp_path: Path) -> None:
     training = VoiceStage(data, _start(data, tmp_path / "start", SAYING), dataclasses.replace(stage.CONFIG, steps=80))
     table = torch.randn(SOUNDS, SAYING.audio_vae.latent_dim, generator=torch.Generator().manual_seed(0))
     for part in (training.train_part, training.valid_part):
-        part.spoken = [spoken._replace(audio_UTC=table[spoken.sounds_UT].half()) for spoken in part.spoken]
+        part.spoken = [spoken._replace(audio_UTC=table[spoken.sounds_UP[:, ::SOUNDS_PER_TICK]].half()) for spoken in part.spoken]
     optimiser = torch.optim.AdamW(training.voice.parameters(), lr=1e-2)
     for step in range(80):
         rows = range(24)
@@ -153,8 +153,8 @@ def test_a_voice_learns_how_sounds_sound(data: Path, tmp_path: Path) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    due = table[training.valid_part.spoken[0].sounds_UT]
-    said = training.say(training.valid_part.spoken[0].sounds_UT)
+    due = table[training.valid_part.spoken[0].sounds_UP[:, ::SOUNDS_PER_TICK]]
+    said = training.say(training.valid_part.spoken[0].sounds_UP)
     assert (said - due).square().mean() < due.square().mean() / 4
 
 
@@ -204,15 +204,15 @@ def test_a_voice_that_goes_on_from_itself_learns_what_is_due(data: Path, tmp_pat
     """One that only ever says nothing: after itself it is told the next sound, after true ones that of the moment."""
     training = VoiceStage(data, _start(data, tmp_path / "agent", SAYING), dataclasses.replace(stage.CONFIG, steps=1))
     voice, seen = training.voice, training.voice.config.sound_units
-    with torch.no_grad():  # the error of a tick tells which sound is due
+    with torch.no_grad():  # the error of a part tells which sound is due
         voice.choice.weight.zero_()
         voice.choice.bias.copy_(-0.1 * torch.arange(SOUNDS))
     words, sounds, _, _ = training.train_part.rows(0, 0, range(1), UNITS, 1.0)
     error, _ = training._choosing(words, sounds[:, :seen], sounds, own)
-    place, told = Place(sounds.flatten(1), 4 * seen), sounds[:, seen:].flatten().tolist()
+    place, told = Place(sounds.flatten(1), SOUNDS_PER_UNIT * seen), sounds[:, seen:].flatten().tolist()
     due = []
-    for tick in range(4 * seen, sounds.shape[1] * 4):
-        due.append(int(place.due(tick)))
+    for part in range(SOUNDS_PER_UNIT * seen, sounds.shape[1] * SOUNDS_PER_UNIT):
+        due.append(int(place.due(part)))
         place.says(torch.tensor([QUIET]))
     assert due != told
     expected = torch.nn.functional.cross_entropy(

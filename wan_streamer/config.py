@@ -90,17 +90,26 @@ class VoiceConfig(Ranged):
 
     sounds       of speech that are told apart
     word_units, sound_units, past_units   how far back they look at words, at sounds and at the voice itself
-    dim, layers  of each;   token_dim  of a word or a sound where they read it
+    near_units   how far back the second looks at sounds: no further than the first
+    dim, layers  of each;   token_dim  of a word, or of the sounds of a tick, where they read it
     """
 
     place = "voice"
     sounds: int = between(49, 1, 1000)
     word_units: int = between(10, 1, 100)
     sound_units: int = between(6, 1, 100)
+    near_units: int = between(3, 2, 100)
     past_units: int = between(2, 1, 100)
     dim: int = between(512, 1, 16_384)
     layers: int = between(3, 1, 64)
     token_dim: int = between(64, 1, 16_384)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.near_units > self.sound_units:
+            raise ConfigError(
+                f"voice.near_units: expected no more than voice.sound_units = {self.sound_units}, got {self.near_units}"
+            )
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import SOURCES
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.presets import get_preset
-from wan_streamer.speaking.sounds import SOUNDS
+from wan_streamer.speaking.sounds import SOUNDS, SOUNDS_PER_UNIT
 from wan_streamer.training.examples.clips import Example
 from wan_streamer.training.stages.objective import streamer_loss
-from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, TICKS_PER_UNIT
+from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
 WARMUP_STEPS = 2
 PEAK_SIZE = 2048  # rows and columns of the matrix product that sets the peak
@@ -58,7 +58,7 @@ def random_example(config: StreamerConfig, units: int, rows: int, seed: int = 0)
         torch.randint(0, config.text.vocab_size, (B, K, slots, len(LANES)), generator=g),
         on,
         torch.randint(0, len(SOURCES), (B, config.cache.memory_tokens, 2), generator=g),
-        torch.randint(0, SOUNDS, (B, K + 1, TICKS_PER_UNIT), generator=g),
+        torch.randint(0, SOUNDS, (B, K + 1, SOUNDS_PER_UNIT), generator=g),
     )
     return Example(clips, torch.ones(B, K), torch.ones(B, K), torch.ones(B, K, len(LANES)), on)
 

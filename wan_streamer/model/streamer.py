@@ -136,8 +136,8 @@ class Streamer(Words):
             return None, logits
         guessed = None
         if self.voice is not None and history is not None:
-            told_BKT = torch.where(batch.written_BK.all(1)[:, None, None], batch.sound_BKT, UNKNOWN)
-            guessed = self.voice.guess_clip(told_BKT, history.audio)
+            told_BKP = torch.where(batch.written_BK.all(1)[:, None, None], batch.sound_BKP, UNKNOWN)
+            guessed = self.voice.guess_clip(told_BKP, history.audio)
         return self._velocity(tokens_at(hidden, layout.noisy), noisy, tau_BK2, guessed), logits
 
     def _perceive(self, batch: ClipBatch) -> tuple[Tensor | None, Tensor | None]:

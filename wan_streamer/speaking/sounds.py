@@ -1,4 +1,4 @@
-"""Sounds of speech: one for each tick (40 ms) of what the agent says.
+"""Sounds of speech: one for each hundredth of a second of what the agent says.
 
 `sounds_of`   labels of phonemes -> sounds;   `no_sounds`  where they are not known
 """
@@ -11,6 +11,10 @@ from torch import Tensor
 
 from wan_streamer.units import TICKS_PER_UNIT, UNIT_S
 
+SOUNDS_PER_TICK = 4
+SOUNDS_PER_UNIT = TICKS_PER_UNIT * SOUNDS_PER_TICK
+"""Where in a tick a sound begins decides how the tick sounds."""
+
 SYMBOLS = "iɪyᵻuʊeɛoɔaɑɒæʌɐəɜɚøpbtdkɡɾʔfvθðszʃʒʲxhmnŋlɹrjw"
 """The letters of IPA that are told apart; of a symbol of several the first counts, and any other is one more."""
 QUIET, OTHER = 0, len(SYMBOLS) + 1
@@ -19,27 +23,27 @@ UNKNOWN = -1
 
 
 def sounds_of(labels: dict) -> np.ndarray:
-    """int64 [units, ticks]: what is heard in the middle of every tick; `UNKNOWN` where no phonemes are labelled.
+    """int64 [units, 16]: what is heard in the middle of every part; `UNKNOWN` where no phonemes are labelled.
 
-    A short one that no middle lies in takes the tick that it lies in, if the other sound of that tick has more.
+    A short one that no middle lies in takes the part that it lies in, if the other sound of that part has more.
     """
-    ticks, phonemes = labels["units"] * TICKS_PER_UNIT, labels.get("phonemes", {}).get("agent")
+    parts, phonemes = labels["units"] * SOUNDS_PER_UNIT, labels.get("phonemes", {}).get("agent")
     if not phonemes:
-        return np.full(ticks, UNKNOWN).reshape(-1, TICKS_PER_UNIT)
-    sounds, owner = np.full(ticks, QUIET), np.full(ticks, -1)  # of a tick: the number of its phoneme
-    spans = [[p["start"] / UNIT_S * TICKS_PER_UNIT, p["end"] / UNIT_S * TICKS_PER_UNIT] for p in phonemes]
+        return np.full(parts, UNKNOWN).reshape(-1, SOUNDS_PER_UNIT)
+    sounds, owner = np.full(parts, QUIET), np.full(parts, -1)  # of a part: the number of its phoneme
+    spans = [[p["start"] / UNIT_S * SOUNDS_PER_UNIT, p["end"] / UNIT_S * SOUNDS_PER_UNIT] for p in phonemes]
     for number, (start, end) in enumerate(spans):
         owner[max(0, math.ceil(start - 0.5)) : max(0, math.ceil(end - 0.5))] = number
     for number, (start, end) in enumerate(spans):
-        tick = int((start + end) / 2)
-        if number not in owner[max(0, tick - 1) : tick + 2] and tick < ticks and np.sum(owner == owner[tick]) > 1:
-            owner[tick] = number
+        part = int((start + end) / 2)
+        if number not in owner[max(0, part - 1) : part + 2] and part < parts and np.sum(owner == owner[part]) > 1:
+            owner[part] = number
     for number, phoneme in enumerate(phonemes):
         place = SYMBOLS.find(phoneme["symbol"][:1]) if phoneme["symbol"] else -1
         sounds[owner == number] = place + 1 if place >= 0 else OTHER
-    return sounds.reshape(-1, TICKS_PER_UNIT)
+    return sounds.reshape(-1, SOUNDS_PER_UNIT)
 
 
 def no_sounds(clips: int, units: int) -> Tensor:
-    """int64 [clips, units, ticks]"""
-    return torch.full((clips, units, TICKS_PER_UNIT), UNKNOWN)
+    """int64 [clips, units, 16]"""
+    return torch.full((clips, units, SOUNDS_PER_UNIT), UNKNOWN)

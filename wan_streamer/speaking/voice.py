@@ -1,4 +1,4 @@
-"""The voice: after the words of a unit it chooses a sound of speech for each tick, and guesses how they sound.
+"""The voice: after the words of a unit it chooses the sounds of speech in it, and guesses how they sound.
 
 `Speech`  what it goes on from, a few units back
 `Voice`   `choose`: words -> sounds;  `guess`: sounds -> latents
@@ -18,33 +18,33 @@ from torch import Tensor, nn
 
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import VoiceConfig
-from wan_streamer.speaking.sounds import UNKNOWN
+from wan_streamer.speaking.sounds import SOUNDS_PER_TICK, SOUNDS_PER_UNIT, UNKNOWN
 from wan_streamer.units import TICKS_PER_UNIT
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What is said up to a unit, oldest first: words [units, S], sounds [units, 4], latents of the voice [units, 4, C].
+    """What is said up to a unit, oldest first: words [units, S], sounds [units, 16], latents of the voice [units, 4, C].
 
     The voice is that of the units before, since it is what comes next.
     """
 
     words_US: Tensor
-    sounds_UT: Tensor
+    sounds_UP: Tensor
     audio_UTC: Tensor
 
     def heard(self, audio_TC: Tensor) -> "Speech":
         """The unit before has been said, and the next one begins without a word."""
         words_US = _then(self.words_US, torch.full_like(self.words_US[-1], SILENCE))
-        return Speech(words_US, self.sounds_UT, _then(self.audio_UTC, audio_TC.to(self.audio_UTC)))
+        return Speech(words_US, self.sounds_UP, _then(self.audio_UTC, audio_TC.to(self.audio_UTC)))
 
     def written(self, slot: int, token: Tensor | int) -> "Speech":
         words_US = self.words_US.clone()
         words_US[-1, slot] = token
-        return Speech(words_US, self.sounds_UT, self.audio_UTC)
+        return Speech(words_US, self.sounds_UP, self.audio_UTC)
 
-    def sounding(self, sounds_T: Tensor) -> "Speech":
-        return Speech(self.words_US, _then(self.sounds_UT, sounds_T), self.audio_UTC)
+    def sounding(self, sounds_P: Tensor) -> "Speech":
+        return Speech(self.words_US, _then(self.sounds_UP, sounds_P), self.audio_UTC)
 
 
 class Tower(nn.Module):
@@ -74,17 +74,18 @@ class Voice(nn.Module):
         super().__init__()
         self.config, self.slots, self.channels = config, slots, channels
         dim, token_dim, ticks = config.dim, config.token_dim, TICKS_PER_UNIT
-        seen = config.sound_units * ticks * token_dim
+        seen, near = (units * ticks * token_dim for units in (config.sound_units, config.near_units))
         self.words = nn.Embedding(vocab, token_dim)
-        self.chosen = nn.Embedding(config.sounds + 1, token_dim)  # the last one is `UNKNOWN`
+        told = SOUNDS_PER_TICK * (config.sounds + 1)  # each place in a tick has its own; the last sound is `UNKNOWN`
+        self.chosen = nn.Embedding(told, token_dim)
         self.chooser = Tower(config.word_units * slots * token_dim + seen, dim, config.layers)
-        self.tick = nn.Parameter(torch.randn(ticks, dim) * 0.1)
+        self.part = nn.Parameter(torch.randn(SOUNDS_PER_UNIT, dim) * 0.1)
         self.before = nn.Embedding(config.sounds + 1, dim)
         self.inner = nn.Linear(dim, dim)
         self.choice = nn.Linear(dim, config.sounds)
-        self.told = nn.Embedding(config.sounds + 1, token_dim)
-        self.drawer = Tower(seen + config.past_units * ticks * channels, dim, config.layers)
-        self.drawn = nn.Linear(dim, ticks * channels)
+        self.told = nn.Embedding(told, token_dim)
+        self.drawer = Tower(near + config.past_units * ticks * channels, dim, config.layers)
+        self.drawn = nn.Linear(dim, channels)
         self.requires_grad_(False)
 
     def reset(self) -> None:
@@ -93,27 +94,28 @@ class Voice(nn.Module):
 
     def begin(self) -> Speech:
         """Nothing is said yet."""
-        config, device = self.config, self.tick.device
+        config, device = self.config, self.part.device
         return Speech(
             torch.full((config.word_units, self.slots), SILENCE, device=device),
-            torch.full((config.sound_units, TICKS_PER_UNIT), UNKNOWN, device=device),
+            torch.full((config.sound_units, SOUNDS_PER_UNIT), UNKNOWN, device=device),
             torch.zeros(config.past_units, TICKS_PER_UNIT, self.channels, device=device),
         )
 
     def read(self, words: Tensor, sounds: Tensor) -> Tensor:
-        """Words [..., units, S] up to a unit, sounds [..., units, 4] before it -> what to choose from [..., dim]."""
-        return self.chooser(torch.cat([self.words(words).flatten(-3), self._told(self.chosen, sounds)], dim=-1))
+        """Words [..., units, S] up to a unit, sounds [..., units, 16] before it -> what to choose from [..., dim]."""
+        told = self._told(self.chosen, sounds.flatten(-2)).flatten(-2)
+        return self.chooser(torch.cat([self.words(words).flatten(-3), told], dim=-1))
 
-    def logits(self, read: Tensor, tick: int, before: Tensor) -> Tensor:
-        """Of the sounds of a tick [..., sounds], from `read` and the sound before it [...]."""
-        hidden = read + self.tick[tick] + self.before(before % (self.config.sounds + 1))
+    def logits(self, read: Tensor, part: int, before: Tensor) -> Tensor:
+        """Of the sounds of a part of the unit [..., sounds], from `read` and the sound before it [...]."""
+        hidden = read + self.part[part] + self.before(before % (self.config.sounds + 1))
         return self.choice(F.gelu(self.inner(F.layer_norm(hidden, hidden.shape[-1:])))).float()
 
     def choose(self, words: Tensor, sounds: Tensor) -> Tensor:
-        """The likeliest sounds [..., 4] of a unit, one after the other; arguments as in `read`."""
+        """The likeliest sounds [..., 16] of a unit, one after the other; arguments as in `read`."""
         read, before, chosen = self.read(words, sounds), sounds[..., -1, -1], []
-        for tick in range(TICKS_PER_UNIT):
-            before = self.logits(read, tick, before).argmax(-1)
+        for part in range(SOUNDS_PER_UNIT):
+            before = self.logits(read, part, before).argmax(-1)
             chosen.append(before)
         return torch.stack(chosen, dim=-1)
 
@@ -122,36 +124,49 @@ class Voice(nn.Module):
 
         known  False: its words are hidden, and so are its sounds
         """
-        chosen_T = self.choose(speech.words_US[None], speech.sounds_UT[None])[0]
-        speech = speech.sounding(chosen_T if known else torch.full_like(chosen_T, UNKNOWN))
+        chosen_P = self.choose(speech.words_US[None], speech.sounds_UP[None])[0]
+        speech = speech.sounding(chosen_P if known else torch.full_like(chosen_P, UNKNOWN))
         return speech, self._guess(speech)
 
-    def say_instead(self, speech: Speech, sounds_T: Tensor) -> tuple[Speech, Tensor]:
-        """The same with other sounds [4] in the place of those of the unit."""
-        speech = Speech(speech.words_US, torch.cat([speech.sounds_UT[:-1], sounds_T[None]]), speech.audio_UTC)
+    def say_instead(self, speech: Speech, sounds_P: Tensor) -> tuple[Speech, Tensor]:
+        """The same with other sounds [16] in the place of those of the unit."""
+        speech = Speech(speech.words_US, torch.cat([speech.sounds_UP[:-1], sounds_P[None]]), speech.audio_UTC)
         return speech, self._guess(speech)
 
     def _guess(self, speech: Speech) -> Tensor:
-        return self.guess(speech.sounds_UT[None], speech.audio_UTC[None])[0]  # packed layers want rows
+        return self.guess(speech.sounds_UP[None], speech.audio_UTC[None])[0]  # packed layers want rows
 
     def guess(self, sounds: Tensor, audio: Tensor) -> Tensor:
-        """Sounds [..., units, 4] up to a unit, latents [..., units, 4, C] before it -> its latents [..., 4, C]."""
-        read = torch.cat([self._told(self.told, sounds), audio.flatten(-3)], dim=-1)
-        return self.drawn(self.drawer(read)).float().unflatten(-1, (TICKS_PER_UNIT, self.channels))
+        """Sounds [..., units, 16] up to a unit, latents [..., units, 4, C] before it -> its latents [..., 4, C].
 
-    def guess_clip(self, sounds_BKT: Tensor, audio_BKTC: Tensor) -> Tensor:
+        One tick after the other by the same weights: each sees the sounds around it, up to the end of the unit.
+        """
+        near, ahead = self.config.near_units * TICKS_PER_UNIT, TICKS_PER_UNIT - 1
+        beyond = torch.full_like(sounds[..., -1, : ahead * SOUNDS_PER_TICK], UNKNOWN)
+        told = self._told(self.told, torch.cat([sounds[..., -self.config.near_units :, :].flatten(-2), beyond], dim=-1))
+        past, guessed = audio.flatten(-3, -2), []
+        for tick in range(TICKS_PER_UNIT):
+            read = torch.cat([told[..., tick : tick + near, :].flatten(-2), past.flatten(-2)], dim=-1)
+            guessed.append(self.drawn(self.drawer(read)).float())
+            past = torch.cat([past[..., 1:, :], guessed[-1][..., None, :].to(past)], dim=-2)
+        return torch.stack(guessed, dim=-2)
+
+    def guess_clip(self, sounds_BKP: Tensor, audio_BKTC: Tensor) -> Tensor:
         """Latents [B, K, 4, C] of the units of clips.
 
-        sounds_BKT  [B, K + 1, 4], those before the clip first;   audio_BKTC  [B, K, 4, C] of the units before each
+        sounds_BKP  [B, K + 1, 16], those before the clip first;   audio_BKTC  [B, K, 4, C] of the units before each
         """
         units, past = self.config.sound_units, self.config.past_units
-        first = sounds_BKT.shape[1] - audio_BKTC.shape[1] - (units - 1)  # that the first unit looks at
-        sounds_BKT = F.pad(sounds_BKT, (0, 0, max(0, -first), 0), value=UNKNOWN)[:, max(0, first) :]
+        first = sounds_BKP.shape[1] - audio_BKTC.shape[1] - (units - 1)  # that the first unit looks at
+        sounds_BKP = F.pad(sounds_BKP, (0, 0, max(0, -first), 0), value=UNKNOWN)[:, max(0, first) :]
         audio_BKTC = F.pad(audio_BKTC, (0, 0, 0, 0, past - 1, 0))
-        return self.guess(sounds_BKT.unfold(1, units, 1).mT, audio_BKTC.unfold(1, past, 1).movedim(-1, 2))
+        return self.guess(sounds_BKP.unfold(1, units, 1).mT, audio_BKTC.unfold(1, past, 1).movedim(-1, 2))
 
     def _told(self, embedding: nn.Embedding, sounds: Tensor) -> Tensor:
-        return embedding(sounds % (self.config.sounds + 1)).flatten(-3)  # `UNKNOWN` is the last row
+        """Sounds [..., 4 x ticks] -> [..., ticks, token_dim]: of a tick the sum over its parts."""
+        kinds = self.config.sounds + 1
+        rows = sounds.unflatten(-1, (-1, SOUNDS_PER_TICK)) % kinds  # `UNKNOWN` is the last
+        return embedding(rows + kinds * torch.arange(SOUNDS_PER_TICK, device=rows.device)).sum(-2)
 
 
 def _then(past: Tensor, now: Tensor) -> Tensor:

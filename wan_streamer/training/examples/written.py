@@ -210,7 +210,7 @@ class SpokenClips(EncodedClips):
             said,
             clips.written_BK[:, :K],
             latest(memory, config.cache.memory_tokens)[None],
-            clips.sound_BKT[:, : K + 1],
+            clips.sound_BKP[:, : K + 1],
         )
         inside_BK = whole.audio_BK[:, later:]
         lane_BKL = _response_alone(K) * whole.lane_BKL[:, later:]

@@ -42,16 +42,16 @@ def roll_out(
     shown = frames_THWC.unflatten(0, (K, -1)) if len(frames_THWC) else [None] * K
     last = Latents(clips.video_BKNP[row, 0], clips.audio_BKTC[row, 0])
     if live.speech is not None:
-        live.speech = live.speech.sounding(clips.sound_BKT[row, 0])
+        live.speech = live.speech.sounding(clips.sound_BKP[row, 0])
     units = []
     for k in range(K):
         audio, frames = audio_KT[k] if microphone[k] else None, shown[k] if camera[k] else None
         user = UserInput(audio, frames, clips.user_text_BKS[row, k])
-        told_T = clips.sound_BKT[row, k + 1] if told else None
+        told_P = clips.sound_BKP[row, k + 1] if told else None
 
-        def draw_unit(velocity: Velocity, last: Latents, k: int = k, told_T: Tensor | None = told_T) -> Latents:
-            if told_T is not None and live.speech is not None and streamer.voice is not None:
-                live.speech, live.guessed = streamer.voice.say_instead(live.speech, told_T)
+        def draw_unit(velocity: Velocity, last: Latents, k: int = k, told_P: Tensor | None = told_P) -> Latents:
+            if told_P is not None and live.speech is not None and streamer.voice is not None:
+                live.speech, live.guessed = streamer.voice.say_instead(live.speech, told_P)
             return draw(k, velocity, last)
 
         units.append(live_unit(streamer, live, last, user, pick, draw_unit, written_K[k]))

@@ -32,13 +32,13 @@ class Stretch(NamedTuple):
     """R rows of N units, and before them what the voice looks back at.
 
     words_RUS    int64 [R, word_units - 1 + N, S]
-    sounds_RUT   int64 [R, sound_units + N, 4]
+    sounds_RUP   int64 [R, sound_units + N, 16]
     audio_RUTC   [R, past_units + N, 4, C]
     heard_R      bool: False where only words and sounds are known
     """
 
     words_RUS: Tensor
-    sounds_RUT: Tensor
+    sounds_RUP: Tensor
     audio_RUTC: Tensor
     heard_R: Tensor
 
@@ -54,10 +54,10 @@ class Said:
 
 
 class Spoken(NamedTuple):
-    """A conversation: words [U, S], sounds [U, 4], latents [U, 4, C] or nothing."""
+    """A conversation: words [U, S], sounds [U, 16], latents [U, 4, C] or nothing."""
 
     words_US: Tensor
-    sounds_UT: Tensor
+    sounds_UP: Tensor
     audio_UTC: Tensor | None
 
 
@@ -105,7 +105,7 @@ class Stretches:
             audio_UTC = torch.zeros(0, AUDIO_LATENTS_PER_UNIT, self.config.audio_vae.latent_dim)
         return (
             _between(spoken.words_US, first - voice.word_units + 1, last, 0),
-            _between(spoken.sounds_UT, first - voice.sound_units, last, UNKNOWN),
+            _between(spoken.sounds_UP, first - voice.sound_units, last, UNKNOWN),
             _between(audio_UTC.float(), first - voice.past_units, last, 0),
             torch.tensor(spoken.audio_UTC is not None),
         )
@@ -151,7 +151,7 @@ def words_said(labels: dict) -> list[Said]:
 
 def _busy(spoken: Spoken) -> list[int]:
     """Units in which something is said or written."""
-    busy = (spoken.sounds_UT > QUIET).any(1) | (spoken.words_US > HOLD).any(1)
+    busy = (spoken.sounds_UP > QUIET).any(1) | (spoken.words_US > HOLD).any(1)
     return busy.nonzero().flatten().tolist()
 
 
