@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import SAYING, TALKER, tiny_weights
 from tiny_clips import K, off_is_blank, random_clip
@@ -19,13 +21,25 @@ from wan_streamer.model.layout import LANES, ClipBatch, Latents
 from wan_streamer.model.packing import pack_if_possible
 from wan_streamer.model.pretrained import save_weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.speaking.sounds import OTHER, QUIET, SOUNDS, SOUNDS_PER_UNIT, SYMBOLS, UNKNOWN, sounds_of
-from wan_streamer.speaking.voice import Speech, Voice
+from wan_streamer.speaking.sounds import (
+    MIDDLE,
+    OTHER,
+    QUIET,
+    SOUNDS,
+    SOUNDS_PER_TICK,
+    SOUNDS_PER_UNIT,
+    SYMBOLS,
+    UNKNOWN,
+    sounds_of,
+)  # fmt: skip
+from wan_streamer.speaking.voice import OFFSETS, Speech, Voice, cut
 from wan_streamer.training.examples.clips import ClipReader
 from wan_streamer.training.examples.written import SpokenClips
 from wan_streamer.training.stages import duplex
 from wan_streamer.training.stages.duplex import train_duplex
 from wan_streamer.training.stages.run import RunOptions
+from wan_streamer.training.voice.stage import begins
+from wan_streamer.units import TICKS_PER_UNIT
 
 CHANNELS = SAYING.audio_vae.latent_dim
 
@@ -57,6 +71,14 @@ def test_a_part_has_the_sound_in_its_middle() -> None:
     assert second == [number("s")] * 16
     assert len(set(SYMBOLS)) == len(SYMBOLS)
     assert max(number(s) for s in SYMBOLS) < OTHER < SOUNDS
+
+
+def test_a_tick_has_the_sound_in_its_middle() -> None:
+    """Ticks of 40 ms, whose middles are at 20, 60, 100 ms and so on."""
+    labels = labelled(("h", 0.05, 0.1), ("aɪ", 0.1, 0.19), ("!", 0.21, 0.23), ("s", 0.3, 0.5))
+    first, second = sounds_of(labels, TICKS_PER_UNIT).tolist()
+    assert first == [QUIET, number("h"), number("a"), number("a")]
+    assert second == [number("a"), OTHER, QUIET, number("s")]
 
 
 def test_a_short_sound_is_not_lost() -> None:
@@ -97,13 +119,39 @@ def test_each_sound_follows_the_one_before() -> None:
     words = torch.randint(0, 272, (5, 3, 2))
     sounds = torch.randint(0, SOUNDS, (5, 2, SOUNDS_PER_UNIT))
     chosen = voice.choose(words, sounds)
-    before = torch.cat([sounds[:, -1, -1:], chosen[:, :-1]], dim=1)
-    read = voice.read(words, sounds)
-    for part in range(SOUNDS_PER_UNIT):
-        logits = voice.logits(read, part, before[:, part])
-        assert torch.equal(logits.argmax(-1), chosen[:, part])
-        assert not torch.equal(voice.logits(read, part, before[:, part].flip(0)), logits)
+    ticks = chosen[:, MIDDLE::SOUNDS_PER_TICK]
+    before = torch.cat([sounds[:, -1:, MIDDLE - SOUNDS_PER_TICK], ticks[:, :-1]], dim=1)
+    read = voice.read(words, sounds[..., MIDDLE::SOUNDS_PER_TICK])
+    for tick in range(TICKS_PER_UNIT):
+        logits = voice.logits(read, tick, before[:, tick])
+        assert torch.equal(logits.argmax(-1), ticks[:, tick])
+        assert not torch.equal(voice.logits(read, tick, before[:, tick].flip(0)), logits)
     assert torch.equal(torch.stack([voice.choose(*row) for row in zip(words, sounds, strict=True)]), chosen)
+
+
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.lists(st.integers(-2, 1), min_size=8, max_size=8))
+@settings(deadline=None)
+def test_where_sounds_begin_is_found_where_they_were_cut(ticks: list[int], offsets: list[int]) -> None:
+    """Each tick keeps its sound in `MIDDLE`; in a first tick nothing begins before the unit does."""
+    offsets[4] = max(0, offsets[4])
+    now, offset = torch.tensor(ticks)[None], torch.tensor(offsets)[None]
+    first = cut(torch.tensor([9]), now[:, :4], offset[:, :4])
+    second = cut(first[:, -1], now[:, 4:], offset[:, 4:])
+    sounds = torch.cat([first, second], dim=1)
+    assert torch.equal(sounds[:, MIDDLE::SOUNDS_PER_TICK], now)
+    for tick, found in zip(range(4, 8), begins(sounds, now)[0].tolist(), strict=True):
+        assert found == (UNKNOWN if ticks[tick] == ticks[tick - 1] else offsets[tick] - OFFSETS[0])
+
+
+@torch.no_grad()
+def test_what_is_said_is_not_taken_back() -> None:
+    """The sound of a first tick begins in its unit, however likely an earlier begin."""
+    voice = voice_of(saying())
+    voice.offsets.bias.copy_(torch.tensor([9.0, 0, 0, 0]).repeat(TICKS_PER_UNIT))
+    words, sounds = torch.randint(0, 272, (20, 3, 2)), torch.randint(0, SOUNDS, (20, 2, SOUNDS_PER_UNIT))
+    chosen = voice.choose(words, sounds).unflatten(1, (TICKS_PER_UNIT, SOUNDS_PER_TICK))
+    assert (chosen[:, :-1, 2:] == chosen[:, 1:, :1]).all()  # all others begin half a tick early
+    assert (chosen[:, :, MIDDLE] != chosen[:, :1, MIDDLE]).any()
 
 
 @torch.no_grad()

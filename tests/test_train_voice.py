@@ -23,6 +23,7 @@ from wan_streamer.training.voice import stage
 from wan_streamer.training.voice.place import Place
 from wan_streamer.training.voice.stage import VoiceStage, collapsed, distance, train_voice
 from wan_streamer.training.voice.stretches import POOL_UNITS, Stretches, words_said
+from wan_streamer.units import TICKS_PER_UNIT
 
 UNITS = 8
 VOICE = SAYING.voice
@@ -57,9 +58,10 @@ def test_a_stretch_is_what_was_said(stretches: Stretches) -> None:
     whole = stretches.spoken[1]
     assert whole.audio_UTC is not None
     for first in (-2, 0, 3, UNITS - 2):
-        words, sounds, audio, heard = stretches._cut(whole, first, 4)
+        words, ticks, sounds, audio, heard = stretches._cut(whole, first, 4)
         for part, full, back, nothing in (
             (words, whole.words_US, VOICE.word_units - 1, 0),
+            (ticks, whole.ticks_UT, VOICE.sound_units, UNKNOWN),
             (sounds, whole.sounds_UP, VOICE.sound_units, UNKNOWN),
             (audio, whole.audio_UTC.float(), VOICE.past_units, 0),
         ):
@@ -75,7 +77,7 @@ def test_rows_are_pure_functions_of_their_numbers(stretches: Stretches) -> None:
     again = [stretches.rows(0, 7, range(a, b), 4, 0.5) for a, b in ((0, 2), (2, 6))]
     for part, *parts in zip(both, *again, strict=True):
         assert torch.equal(part, torch.cat(parts))
-    assert not torch.equal(both.sounds_RUP, stretches.rows(0, 8, range(6), 4, 0.5).sounds_RUP)
+    assert not torch.equal(both.ticks_RUT, stretches.rows(0, 8, range(6), 4, 0.5).ticks_RUT)
 
 
 def test_words_keep_their_sounds_in_sentences_made_anew(stretches: Stretches) -> None:
@@ -204,15 +206,15 @@ def test_a_voice_that_goes_on_from_itself_learns_what_is_due(data: Path, tmp_pat
     """One that only ever says nothing: after itself it is told the next sound, after true ones that of the moment."""
     training = VoiceStage(data, _start(data, tmp_path / "agent", SAYING), dataclasses.replace(stage.CONFIG, steps=1))
     voice, seen = training.voice, training.voice.config.sound_units
-    with torch.no_grad():  # the error of a part tells which sound is due
+    with torch.no_grad():  # the error of a tick tells which sound is due
         voice.choice.weight.zero_()
         voice.choice.bias.copy_(-0.1 * torch.arange(SOUNDS))
-    words, sounds, _, _ = training.train_part.rows(0, 0, range(1), UNITS, 1.0)
+    words, sounds, *_ = training.train_part.rows(0, 0, range(1), UNITS, 1.0)
     error, _ = training._choosing(words, sounds[:, :seen], sounds, own)
-    place, told = Place(sounds.flatten(1), SOUNDS_PER_UNIT * seen), sounds[:, seen:].flatten().tolist()
+    place, told = Place(sounds.flatten(1), TICKS_PER_UNIT * seen), sounds[:, seen:].flatten().tolist()
     due = []
-    for part in range(SOUNDS_PER_UNIT * seen, sounds.shape[1] * SOUNDS_PER_UNIT):
-        due.append(int(place.due(part)))
+    for tick in range(TICKS_PER_UNIT * seen, sounds.shape[1] * TICKS_PER_UNIT):
+        due.append(int(place.due(tick)))
         place.says(torch.tensor([QUIET]))
     assert due != told
     expected = torch.nn.functional.cross_entropy(

@@ -1,4 +1,4 @@
-"""Sounds of speech: one for each hundredth of a second of what the agent says.
+"""Sounds of speech: what the agent says in each tick (40 ms), and in each quarter of it.
 
 `sounds_of`   labels of phonemes -> sounds;   `no_sounds`  where they are not known
 """
@@ -13,7 +13,7 @@ from wan_streamer.units import TICKS_PER_UNIT, UNIT_S
 
 SOUNDS_PER_TICK = 4
 SOUNDS_PER_UNIT = TICKS_PER_UNIT * SOUNDS_PER_TICK
-"""Where in a tick a sound begins decides how the tick sounds."""
+MIDDLE = 1  # that of the parts of a tick which always has the sound of the tick
 
 SYMBOLS = "iɪyᵻuʊeɛoɔaɑɒæʌɐəɜɚøpbtdkɡɾʔfvθðszʃʒʲxhmnŋlɹrjw"
 """The letters of IPA that are told apart; of a symbol of several the first counts, and any other is one more."""
@@ -22,16 +22,16 @@ SOUNDS = OTHER + 1  # how many there are
 UNKNOWN = -1
 
 
-def sounds_of(labels: dict) -> np.ndarray:
-    """int64 [units, 16]: what is heard in the middle of every part; `UNKNOWN` where no phonemes are labelled.
+def sounds_of(labels: dict, parts_per_unit: int = SOUNDS_PER_UNIT) -> np.ndarray:
+    """int64 [units, parts_per_unit]: what is heard in the middle of every part; `UNKNOWN` where nothing is labelled.
 
     A short one that no middle lies in takes the part that it lies in, if the other sound of that part has more.
     """
-    parts, phonemes = labels["units"] * SOUNDS_PER_UNIT, labels.get("phonemes", {}).get("agent")
+    parts, phonemes = labels["units"] * parts_per_unit, labels.get("phonemes", {}).get("agent")
     if not phonemes:
-        return np.full(parts, UNKNOWN).reshape(-1, SOUNDS_PER_UNIT)
+        return np.full(parts, UNKNOWN).reshape(-1, parts_per_unit)
     sounds, owner = np.full(parts, QUIET), np.full(parts, -1)  # of a part: the number of its phoneme
-    spans = [[p["start"] / UNIT_S * SOUNDS_PER_UNIT, p["end"] / UNIT_S * SOUNDS_PER_UNIT] for p in phonemes]
+    spans = [[p["start"] / UNIT_S * parts_per_unit, p["end"] / UNIT_S * parts_per_unit] for p in phonemes]
     for number, (start, end) in enumerate(spans):
         owner[max(0, math.ceil(start - 0.5)) : max(0, math.ceil(end - 0.5))] = number
     for number, (start, end) in enumerate(spans):
@@ -41,7 +41,7 @@ def sounds_of(labels: dict) -> np.ndarray:
     for number, phoneme in enumerate(phonemes):
         place = SYMBOLS.find(phoneme["symbol"][:1]) if phoneme["symbol"] else -1
         sounds[owner == number] = place + 1 if place >= 0 else OTHER
-    return sounds.reshape(-1, SOUNDS_PER_UNIT)
+    return sounds.reshape(-1, parts_per_unit)
 
 
 def no_sounds(clips: int, units: int) -> Tensor:

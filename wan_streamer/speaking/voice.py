@@ -1,7 +1,7 @@
 """The voice: after the words of a unit it chooses the sounds of speech in it, and guesses how they sound.
 
 `Speech`  what it goes on from, a few units back
-`Voice`   `choose`: words -> sounds;  `guess`: sounds -> latents
+`Voice`   `choose`: words -> sounds, one for each tick, and where in the ticks they begin;  `guess`: sounds -> latents
 
 Words tell what is said, the sounds when, so the agent knows where in a word it is, however blurred its own voice. Both
 networks see a few units and nothing of the Transformer: they learn alone, thousands of steps in the time in which the
@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from wan_streamer.codecs.text import SILENCE
 from wan_streamer.config import VoiceConfig
-from wan_streamer.speaking.sounds import SOUNDS_PER_TICK, SOUNDS_PER_UNIT, UNKNOWN
+from wan_streamer.speaking.sounds import MIDDLE, SOUNDS_PER_TICK, SOUNDS_PER_UNIT, UNKNOWN
 from wan_streamer.units import TICKS_PER_UNIT
+
+
+OFFSETS = (-2, -1, 0, 1)
+"""Where a sound may begin, in parts of a tick from the begin of the tick in whose middle it is heard."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,17 @@ class Voice(nn.Module):
         self.config, self.slots, self.channels = config, slots, channels
         dim, token_dim, ticks = config.dim, config.token_dim, TICKS_PER_UNIT
         seen, near = (units * ticks * token_dim for units in (config.sound_units, config.near_units))
-        self.words = nn.Embedding(vocab, token_dim)
         told = SOUNDS_PER_TICK * (config.sounds + 1)  # each place in a tick has its own; the last sound is `UNKNOWN`
-        self.chosen = nn.Embedding(told, token_dim)
+        self.words = nn.Embedding(vocab, token_dim)
+        self.chosen = nn.Embedding(config.sounds + 1, token_dim)
         self.chooser = Tower(config.word_units * slots * token_dim + seen, dim, config.layers)
-        self.part = nn.Parameter(torch.randn(SOUNDS_PER_UNIT, dim) * 0.1)
+        self.tick = nn.Parameter(torch.randn(ticks, dim) * 0.1)
         self.before = nn.Embedding(config.sounds + 1, dim)
         self.inner = nn.Linear(dim, dim)
         self.choice = nn.Linear(dim, config.sounds)
+        self.timed = nn.Embedding(told, token_dim)
+        self.timer = Tower(seen, dim, 1)
+        self.offsets = nn.Linear(dim, ticks * len(OFFSETS))
         self.told = nn.Embedding(told, token_dim)
         self.drawer = Tower(near + config.past_units * ticks * channels, dim, config.layers)
         self.drawn = nn.Linear(dim, channels)
@@ -94,30 +101,44 @@ class Voice(nn.Module):
 
     def begin(self) -> Speech:
         """Nothing is said yet."""
-        config, device = self.config, self.part.device
+        config, device = self.config, self.tick.device
         return Speech(
             torch.full((config.word_units, self.slots), SILENCE, device=device),
             torch.full((config.sound_units, SOUNDS_PER_UNIT), UNKNOWN, device=device),
             torch.zeros(config.past_units, TICKS_PER_UNIT, self.channels, device=device),
         )
 
-    def read(self, words: Tensor, sounds: Tensor) -> Tensor:
-        """Words [..., units, S] up to a unit, sounds [..., units, 16] before it -> what to choose from [..., dim]."""
-        told = self._told(self.chosen, sounds.flatten(-2)).flatten(-2)
-        return self.chooser(torch.cat([self.words(words).flatten(-3), told], dim=-1))
+    def read(self, words: Tensor, ticks: Tensor) -> Tensor:
+        """Words [..., units, S] up to a unit, sounds [..., units, 4] before it -> what to choose from [..., dim]."""
+        told = self.chosen(ticks % (self.config.sounds + 1))  # `UNKNOWN` is the last row
+        return self.chooser(torch.cat([self.words(words).flatten(-3), told.flatten(-3)], dim=-1))
 
-    def logits(self, read: Tensor, part: int, before: Tensor) -> Tensor:
-        """Of the sounds of a part of the unit [..., sounds], from `read` and the sound before it [...]."""
-        hidden = read + self.part[part] + self.before(before % (self.config.sounds + 1))
+    def logits(self, read: Tensor, tick: int, before: Tensor) -> Tensor:
+        """Of the sounds of a tick [..., sounds], from `read` and the sound before it [...]."""
+        hidden = read + self.tick[tick] + self.before(before % (self.config.sounds + 1))
         return self.choice(F.gelu(self.inner(F.layer_norm(hidden, hidden.shape[-1:])))).float()
 
     def choose(self, words: Tensor, sounds: Tensor) -> Tensor:
-        """The likeliest sounds [..., 16] of a unit, one after the other; arguments as in `read`."""
-        read, before, chosen = self.read(words, sounds), sounds[..., -1, -1], []
-        for part in range(SOUNDS_PER_UNIT):
-            before = self.logits(read, part, before).argmax(-1)
+        """The likeliest sounds [..., 16] of a unit: that of each tick, one after the other, and where they begin.
+
+        words [..., units, S] up to the unit;   sounds [..., units, 16] before it
+        """
+        ticks = sounds[..., MIDDLE::SOUNDS_PER_TICK]
+        read, before, chosen = self.read(words, ticks), ticks[..., -1, -1], []
+        for tick in range(TICKS_PER_UNIT):
+            before = self.logits(read, tick, before).argmax(-1)
             chosen.append(before)
-        return torch.stack(chosen, dim=-1)
+        now = torch.stack(chosen, dim=-1)
+        begin = self.begins(sounds, now)
+        begin[..., 0, : -OFFSETS[0]] = -torch.inf  # what is said is said
+        return cut(sounds[..., -1, -1], now, begin.argmax(-1) + OFFSETS[0])
+
+    def begins(self, sounds: Tensor, ticks: Tensor) -> Tensor:
+        """Logits [..., 4, `OFFSETS`] of where the sounds of a unit's ticks [..., 4] begin, from those before it."""
+        now = ticks.repeat_interleave(SOUNDS_PER_TICK, dim=-1)
+        seen = torch.cat([sounds[..., 1:, :], now[..., None, :]], dim=-2)
+        read = self.timer(self._told(self.timed, seen.flatten(-2)).flatten(-2))
+        return self.offsets(read).float().unflatten(-1, (TICKS_PER_UNIT, len(OFFSETS)))
 
     def say(self, speech: Speech, known: bool = True) -> tuple[Speech, Tensor]:
         """Choose the sounds of a unit whose words are written, and guess its latents [4, C].
@@ -167,6 +188,20 @@ class Voice(nn.Module):
         kinds = self.config.sounds + 1
         rows = sounds.unflatten(-1, (-1, SOUNDS_PER_TICK)) % kinds  # `UNKNOWN` is the last
         return embedding(rows + kinds * torch.arange(SOUNDS_PER_TICK, device=rows.device)).sum(-2)
+
+
+def cut(before: Tensor, ticks: Tensor, offset: Tensor) -> Tensor:
+    """Sounds of ticks [..., 4] -> of their parts [..., 16]: each begins so many parts, `offset`, behind its tick.
+
+    before  [...]: the sound before the unit
+    """
+    before = torch.where(before == UNKNOWN, ticks[..., 0], before)
+    left = torch.cat([before[..., None], ticks[..., :-1]], dim=-1)[..., None]
+    right, late = ticks.roll(-1, -1)[..., None], offset.roll(-1, -1)[..., None]
+    late = torch.cat([late[..., :-1, :], torch.zeros_like(late[..., -1:, :])], dim=-2)  # the next unit is not known
+    place = torch.arange(SOUNDS_PER_TICK, device=ticks.device)
+    early = torch.where(place < offset[..., None], left, ticks[..., None])
+    return torch.where(place >= SOUNDS_PER_TICK + late, right, early).flatten(-2)
 
 
 def _then(past: Tensor, now: Tensor) -> Tensor:

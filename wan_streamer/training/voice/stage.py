@@ -23,8 +23,8 @@ from wan_streamer.config import VoiceConfig
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import Weights, find_checkpoint, grown, load_weights, save_weights
-from wan_streamer.speaking.sounds import QUIET, SOUNDS_PER_TICK, SOUNDS_PER_UNIT, UNKNOWN
-from wan_streamer.speaking.voice import Voice
+from wan_streamer.speaking.sounds import MIDDLE, QUIET, SOUNDS_PER_TICK, UNKNOWN
+from wan_streamer.speaking.voice import OFFSETS, Voice
 from wan_streamer.training.codecs.samples import mel_sheet, write_png, write_wav
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.stage import Stage, TrainConfig
@@ -37,7 +37,7 @@ FOLDER = "agent"
 UNITS = 6  # of a stretch
 MADE = 0.6  # share of the rows in which the words are put together anew
 GIVEN = 0.2  # share of the training in which sounds follow the true ones
-WRONG = 0.1  # of the ticks before a stretch whose sounds are others, in every second step
+WRONG = 0.1  # of the sounds before a stretch that are others, in every second step
 UNTOLD = 0.05  # share of the rows whose voice is not told its sounds
 BLUR = 0.2  # deviation of the noise on the voice that it goes on from; that of the latents is 1
 LOOKED_AT = 24  # held-out conversations
@@ -73,42 +73,54 @@ class VoiceStage(Stage):
         return self.train_part.rows(self.config.seed, step, rows, UNITS, MADE)
 
     def loss(self, batch: Stretch, step: int, noise: RowNoise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        words, sounds, audio, heard = (self.move(part) for part in batch)
-        ticks = (*batch.sounds_RUP.shape[:2], TICKS_PER_UNIT)
-        other = (noise.uniform(ticks) * self.voice.config.sounds).long().repeat_interleave(SOUNDS_PER_TICK, -1)
-        wrong = (noise.uniform(ticks) < WRONG).repeat_interleave(SOUNDS_PER_TICK, -1) & (step % 2 == 1)
-        untold = self.move(noise.uniform((ticks[0], 1, 1)) < UNTOLD)
-        past = torch.where(self.move(wrong), self.move(other), sounds)
+        words, ticks, sounds, audio, heard = (self.move(part) for part in batch)
+        shape = tuple(batch.ticks_RUT.shape)
+        other = (noise.uniform(shape) * self.voice.config.sounds).long()
+        wrong = (noise.uniform(shape) < WRONG) & (step % 2 == 1)
+        untold = self.move(noise.uniform((shape[0], 1, 1)) < UNTOLD)
+        past = torch.where(self.move(wrong), self.move(other), ticks)
         told = past[:, : self.voice.config.sound_units]
-        chosen, right = self._choosing(words, told, sounds, own=step >= GIVEN * self.config.steps)
-        blur = self.move(noise.normal((ticks[0], UNITS, *batch.audio_RUTC.shape[2:])) * BLUR)
+        chosen, right = self._choosing(words, told, ticks, own=step >= GIVEN * self.config.steps)
+        timed = self._timing(ticks, sounds)
+        blur = self.move(noise.normal((shape[0], UNITS, *batch.audio_RUTC.shape[2:])) * BLUR)
         guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard])
-        return chosen + guessed, {"sounds": chosen.detach(), "sounds_right": right, "voice": guessed.detach()}
+        parts = {"sounds": chosen, "sounds_right": right, "begins": timed, "voice": guessed}
+        return chosen + timed + guessed, {name: part.detach() for name, part in parts.items()}
 
     def _choosing(self, words: Tensor, past: Tensor, sounds: Tensor, own: bool) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of what is due in every part of a unit and the share of it that is right, of what is not quiet.
+        """Cross-entropy of what is due in every tick and the share of it that is right, of what is not quiet.
 
         past  sounds before the stretch, as they are told;   own  go on from what is chosen, else from what is true
         """
         seen, voice = self.voice.config.sound_units, self.voice
-        place = Place(sounds.flatten(1), seen * SOUNDS_PER_UNIT)
+        place = Place(sounds.flatten(1), seen * TICKS_PER_UNIT)
         errors, right = [], []
         for unit in range(sounds.shape[1] - seen):
             with self.autocast():
                 read = voice.read(words[:, unit : unit + voice.config.word_units], past)
             before, said = past[:, -1, -1], []
-            for part in range(SOUNDS_PER_UNIT):
-                due = place.due((seen + unit) * SOUNDS_PER_UNIT + part)
+            for tick in range(TICKS_PER_UNIT):
+                due = place.due((seen + unit) * TICKS_PER_UNIT + tick)
                 with self.autocast():
-                    logits = voice.logits(read, part, before)
+                    logits = voice.logits(read, tick, before)
                 errors.append(F.cross_entropy(logits, due, ignore_index=UNKNOWN))
                 before = logits.argmax(-1)
                 right.append((before == due)[due > QUIET])
-                before = before if own else sounds[:, seen + unit, part]
+                before = before if own else sounds[:, seen + unit, tick]
                 place.says(before)
                 said.append(before)
             past = torch.cat([past[:, 1:], torch.stack(said, dim=1)[:, None]], dim=1)
         return torch.stack(errors).nan_to_num().mean(), torch.cat(right).float().mean()
+
+    def _timing(self, ticks: Tensor, sounds: Tensor) -> Tensor:
+        """Cross-entropy of where in their ticks the true sounds begin."""
+        seen, errors = self.voice.config.sound_units, []
+        for unit in range(seen, ticks.shape[1]):
+            begin = begins(sounds[:, unit - 1 : unit + 1].flatten(1), ticks[:, unit - 1 : unit + 1].flatten(1))
+            with self.autocast():
+                logits = self.voice.begins(sounds[:, unit - seen : unit], ticks[:, unit])
+            errors.append(F.cross_entropy(logits.flatten(0, 1), begin.flatten(), ignore_index=UNKNOWN))
+        return torch.stack(errors).nan_to_num().mean()
 
     def _guessing(self, sounds: Tensor, audio: Tensor, blur: Tensor) -> Tensor:
         """Squared error of the voice that goes on from itself, told the true sounds."""
@@ -124,16 +136,16 @@ class VoiceStage(Stage):
         return torch.stack(errors).mean()
 
     def validate(self) -> dict[str, float]:
-        """Of held-out conversations, by itself: `sounds_right` of the parts of units, `sounds_wrong` errors of insertion,
+        """Of held-out conversations, by itself: `sounds_right` of the ticks, `sounds_wrong` errors of insertion,
         deletion and exchange for each sound, `voice` squared error of the latents with the true sounds told.
         """
         right, errors, count, squared = [], 0, 0, []
         for spoken in self.valid_part.spoken[:LOOKED_AT]:
             sounds = self.pronounce(spoken)
-            due = spoken.sounds_UP.flatten()
-            right.append((sounds.flatten() == due)[due > QUIET])
-            errors += distance(collapsed(sounds), collapsed(spoken.sounds_UP))
-            count += len(collapsed(spoken.sounds_UP))
+            due = spoken.ticks_UT.flatten()
+            right.append((sounds[:, MIDDLE::SOUNDS_PER_TICK].flatten() == due)[due > QUIET])
+            errors += distance(collapsed(sounds), collapsed(spoken.ticks_UT))
+            count += len(collapsed(spoken.ticks_UT))
             assert spoken.audio_UTC is not None
             squared.append(F.mse_loss(self.say(spoken.sounds_UP), spoken.audio_UTC.float()).item())
         scores = {"sounds_right": torch.cat(right).float().mean().item(), "sounds_wrong": errors / max(1, count)}
@@ -153,7 +165,7 @@ class VoiceStage(Stage):
 
     @torch.no_grad()
     def say(self, sounds_UP: Tensor) -> Tensor:
-        """Latents [U, 4, C] of sounds, after its own."""
+        """Latents [U, 4, C] of sounds [U, 16], after its own."""
         speech, said = self.voice.begin(), []
         for sounds_P in sounds_UP.to(self.device):
             speech = speech.sounding(sounds_P)
@@ -164,10 +176,10 @@ class VoiceStage(Stage):
     def write_samples(self, stem: Path) -> dict[str, float]:
         """Of held-out conversations: from the codec, of the voice with the true sounds, and with those it chooses."""
         takes = []
-        for words_US, sounds_UP, audio_UTC in self.valid_part.spoken[:SHOWN]:
-            assert audio_UTC is not None
-            part = Spoken(words_US[:SHOWN_UNITS], sounds_UP[:SHOWN_UNITS], audio_UTC[:SHOWN_UNITS])
-            takes += [audio_UTC[:SHOWN_UNITS].float(), self.say(part.sounds_UP), self.say(self.pronounce(part))]
+        for spoken in self.valid_part.spoken[:SHOWN]:
+            assert spoken.audio_UTC is not None
+            part = Spoken(*(x[:SHOWN_UNITS] for x in spoken))
+            takes += [spoken.audio_UTC[:SHOWN_UNITS].float(), self.say(part.sounds_UP), self.say(self.pronounce(part))]
         with torch.no_grad():
             sounds = [self.weights.audio_vae.decode(take.flatten(0, 1)[None])[0][0].numpy() for take in takes]
         longest = max(map(len, sounds))
@@ -188,9 +200,20 @@ def with_voice(weights: Weights) -> Weights:
     return grown(weights, replace(weights.config, voice=VoiceConfig()))
 
 
-def collapsed(sounds_UP: Tensor) -> list[int]:
+def begins(sounds_RP: Tensor, ticks_RT: Tensor) -> Tensor:
+    """[R, 4]: which of `OFFSETS` the sounds of the second of two units begin with; `UNKNOWN` where none begins."""
+    first = ticks_RT.shape[1] // 2
+    parts = sounds_RP[:, SOUNDS_PER_TICK * first + OFFSETS[0] :].unfold(1, len(OFFSETS), SOUNDS_PER_TICK)
+    left, right = (ticks_RT[:, first + shift : first + shift + first, None] for shift in (-1, 0))
+    before, after = (parts == left).long(), parts == right
+    begun = torch.cat([before, torch.zeros_like(before[..., :1])], dim=-1).argmin(-1)  # the first that is not before
+    known = (before.bool() | after).all(-1) & (left != right)[..., 0] & (left >= 0)[..., 0] & (right >= 0)[..., 0]
+    return torch.where(known, begun.clamp(max=len(OFFSETS) - 1), UNKNOWN)
+
+
+def collapsed(sounds_UT: Tensor) -> list[int]:
     """Each sound once, however long, and none that is quiet."""
-    return [sound for sound, _ in groupby(sounds_UP.flatten().tolist()) if sound > QUIET]
+    return [sound for sound, _ in groupby(sounds_UT.flatten().tolist()) if sound > QUIET]
 
 
 def distance(left: list[int], right: list[int]) -> int:

@@ -20,8 +20,8 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.model.layout import LANES
-from wan_streamer.speaking.sounds import QUIET, UNKNOWN, sounds_of
-from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, UNIT_S
+from wan_streamer.speaking.sounds import QUIET, SOUNDS_PER_UNIT, UNKNOWN, sounds_of
+from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, TICKS_PER_UNIT, UNIT_S
 
 RESPONSE = LANES.index("response")
 POOL, POOL_UNITS, POOL_STEPS = 16, 400, 25  # sentences made of words: so many rows, so long, for so many steps
@@ -32,12 +32,14 @@ class Stretch(NamedTuple):
     """R rows of N units, and before them what the voice looks back at.
 
     words_RUS    int64 [R, word_units - 1 + N, S]
-    sounds_RUP   int64 [R, sound_units + N, 16]
+    ticks_RUT    int64 [R, sound_units + N, 4]: the sounds of ticks
+    sounds_RUP   int64 [R, sound_units + N, 16]: those of their parts
     audio_RUTC   [R, past_units + N, 4, C]
     heard_R      bool: False where only words and sounds are known
     """
 
     words_RUS: Tensor
+    ticks_RUT: Tensor
     sounds_RUP: Tensor
     audio_RUTC: Tensor
     heard_R: Tensor
@@ -54,9 +56,10 @@ class Said:
 
 
 class Spoken(NamedTuple):
-    """A conversation: words [U, S], sounds [U, 16], latents [U, 4, C] or nothing."""
+    """A conversation: words [U, S], sounds of ticks [U, 4] and their parts [U, 16], latents [U, 4, C] or nothing."""
 
     words_US: Tensor
+    ticks_UT: Tensor
     sounds_UP: Tensor
     audio_UTC: Tensor | None
 
@@ -84,7 +87,10 @@ class Stretches:
     def _spoken(self, labels: dict, audio_UTC: Tensor | None) -> Spoken:
         lanes = conversation_lanes(labels, self.config.text, self.text)[1]
         audio_UTC = None if audio_UTC is None else audio_UTC.half()  # days of it fit into memory
-        return Spoken(torch.from_numpy(lanes[..., RESPONSE]), torch.from_numpy(sounds_of(labels)), audio_UTC)
+        ticks_UT, sounds_UP = (
+            torch.from_numpy(sounds_of(labels, parts)) for parts in (TICKS_PER_UNIT, SOUNDS_PER_UNIT)
+        )
+        return Spoken(torch.from_numpy(lanes[..., RESPONSE]), ticks_UT, sounds_UP, audio_UTC)
 
     def rows(self, seed: int, step: int, rows: range, units: int, made: float) -> Stretch:
         """Random stretches of `units` units; of so large a share, `made`, the words are put together anew."""
@@ -98,13 +104,14 @@ class Stretches:
                 chosen.append(self._cut(self.spoken[number], unit - int(rng.integers(units)), units))
         return Stretch(*(torch.stack(parts) for parts in zip(*chosen, strict=True)))
 
-    def _cut(self, spoken: Spoken, first: int, units: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _cut(self, spoken: Spoken, first: int, units: int) -> tuple[Tensor, ...]:
         voice, last = self.voice, first + units
         audio_UTC = spoken.audio_UTC
         if audio_UTC is None:
             audio_UTC = torch.zeros(0, AUDIO_LATENTS_PER_UNIT, self.config.audio_vae.latent_dim)
         return (
             _between(spoken.words_US, first - voice.word_units + 1, last, 0),
+            _between(spoken.ticks_UT, first - voice.sound_units, last, UNKNOWN),
             _between(spoken.sounds_UP, first - voice.sound_units, last, UNKNOWN),
             _between(audio_UTC.float(), first - voice.past_units, last, 0),
             torch.tensor(spoken.audio_UTC is not None),
@@ -151,7 +158,7 @@ def words_said(labels: dict) -> list[Said]:
 
 def _busy(spoken: Spoken) -> list[int]:
     """Units in which something is said or written."""
-    busy = (spoken.sounds_UP > QUIET).any(1) | (spoken.words_US > HOLD).any(1)
+    busy = (spoken.ticks_UT > QUIET).any(1) | (spoken.words_US > HOLD).any(1)
     return busy.nonzero().flatten().tolist()
 
 
