@@ -23,7 +23,7 @@ from wan_streamer.model.memory import spoken as spoken_tokens
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.simulation import generate, simulate
 from wan_streamer.simulation.conversation import partners
-from wan_streamer.simulation.conversation.dialogue import split_of
+from wan_streamer.simulation.conversation.dialogue import Speak, split_of
 from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.partners import make_asked, make_shown, make_spoken
 from wan_streamer.simulation.conversation.repertoire import AGENT
@@ -67,7 +67,9 @@ class HummingVoice(SilentVoice):
             speech.audio[where] = rng.normal(0, 0.1, len(speech.audio[where]))
         return speech
 
-    once = speak  # as the agent's own voice renders what it says a single time
+    def reader(self, rng: np.random.Generator) -> Speak:
+        """As the agent's own voice says what it says a single time."""
+        return self.speak
 
 
 HUM = HummingVoice()
@@ -177,9 +179,9 @@ def test_german_is_read_with_german_sounds(monkeypatch: pytest.MonkeyPatch) -> N
     heard: dict[str, str] = {}
 
     class Listener(HummingVoice):
-        def once(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
+        def speak(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
             heard[text] = language
-            return self.speak(text, rng, language)
+            return super().speak(text, rng, language)
 
     monkeypatch.setattr(partners, "READ", 1.0)
     for index in range(5):

@@ -13,7 +13,7 @@ from wan_streamer.simulation.conversation.partners import _natural_speaker
 from wan_streamer.simulation.sound import microphone
 from wan_streamer.simulation.sound.microphone import BANDS, PEAK, capture, speech_rms
 from wan_streamer.simulation.sound.noises import NOISES, fast_size
-from wan_streamer.simulation.voice.agent import load_renderings, save_renderings
+from wan_streamer.simulation.voice.agent import AgentVoice, load_renderings, save_renderings
 from wan_streamer.simulation.voice.espeak import match_words
 from wan_streamer.simulation.voice.hibari import HibariVoice
 from wan_streamer.simulation.voice.natural import (
@@ -188,6 +188,17 @@ def test_only_training_hears_hibari():
 
     assert engines("train") == {"HibariVoice", "NoneType"}
     assert engines("valid") == engines("test") == {"NoneType"}
+
+
+def test_a_reader_goes_on_with_one_voice():
+    """Sentence after sentence is decided by where it began; the same one again sounds otherwise."""
+    said = [
+        [speak(text, np.random.default_rng(1), "en").audio for text in ("Yes, it is.", "Yes, it is.")]
+        for speak in (AgentVoice("unused").reader(np.random.default_rng(seed)) for seed in (3, 3, 4))
+    ]
+    assert all(map(np.array_equal, said[0], said[1]))
+    assert not np.array_equal(*said[0])
+    assert not np.array_equal(said[0][0], said[2][0])
 
 
 def test_the_cache_gives_back_what_was_saved(tmp_path: Path):

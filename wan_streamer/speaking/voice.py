@@ -88,8 +88,8 @@ class Voice(nn.Module):
         self.inner = nn.Linear(dim, dim)
         self.choice = nn.Linear(dim, config.sounds)
         self.timed = nn.Embedding(told, token_dim)
-        self.timer = Tower(seen, dim, 1)
-        self.offsets = nn.Linear(dim, ticks * len(OFFSETS))
+        self.timer = Tower(near, dim // 2, 1)
+        self.offsets = nn.Linear(dim // 2, ticks * len(OFFSETS))
         self.told = nn.Embedding(told, token_dim)
         self.drawer = Tower(near + config.past_units * ticks * channels, dim, config.layers)
         self.drawn = nn.Linear(dim, channels)
@@ -136,8 +136,8 @@ class Voice(nn.Module):
     def begins(self, sounds: Tensor, ticks: Tensor) -> Tensor:
         """Logits [..., 4, `OFFSETS`] of where the sounds of a unit's ticks [..., 4] begin, from those before it."""
         now = ticks.repeat_interleave(SOUNDS_PER_TICK, dim=-1)
-        seen = torch.cat([sounds[..., 1:, :], now[..., None, :]], dim=-2)
-        read = self.timer(self._told(self.timed, seen.flatten(-2)).flatten(-2))
+        near = torch.cat([sounds[..., 1 - self.config.near_units :, :].flatten(-2), now], dim=-1)
+        read = self.timer(self._told(self.timed, near).flatten(-2))
         return self.offsets(read).float().unflatten(-1, (TICKS_PER_UNIT, len(OFFSETS)))
 
     def say(self, speech: Speech, known: bool = True) -> tuple[Speech, Tensor]:

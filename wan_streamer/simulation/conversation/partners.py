@@ -33,7 +33,7 @@ from wan_streamer.simulation.voice.speech import Speech
 from wan_streamer.simulation.voice.users import AgentVoice, UserVoice
 from wan_streamer.units import FPS, FRAMES_PER_UNIT, SAMPLE_RATE, SAMPLES_PER_UNIT
 
-GENERATOR = "3.12"
+GENERATOR = "3.13"
 AGENT = {"engine": "piper", "speaker": "joe"}  # its voice in the labels
 PLANS = 16  # purposes of the random streams from here on are attempts at a plan
 CAMERA_OFF = 0.1  # share of episodes without the user's picture
@@ -202,7 +202,7 @@ def make_spoken(seed: int, split: str, index: int, agent_voice: AgentVoice) -> E
     user = SilentVoice.sample(episode_rng(seed, split, index, 1))
     reads = episode_rng(seed, split, index, 7).random() < READ
     planner = _reading(seed, split, index) if reads else _asked_or_any(seed, split, index, ASKED_SPOKEN)
-    agent = agent_voice.once if reads else agent_voice.speak
+    agent = agent_voice.reader(episode_rng(seed, split, index, 8)) if reads else agent_voice.speak
     dialogue = _planned(planner, agent, user.speak, False, seed, split, index)
     labels = {
         "schema": SCHEMA, "generator": GENERATOR, "seed": seed, "split": split, "index": index,

@@ -5,10 +5,12 @@
 `piper_voice`, `timed_speech`         the synthesiser itself, without a cache
 """
 
+import functools
 import hashlib
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,13 @@ class AgentVoice:
         """One of the cached renderings of `text`, chosen by `rng`."""
         return self.renderings(text, language)[int(rng.integers(self.variants))]
 
-    def once(self, text: str, rng: np.random.Generator, language: str = "en") -> Speech:
-        """A rendering that `rng` decides and nobody keeps, in a third of the time: for what is said a single time."""
-        (speech,) = _synthesise(text, 1, int(rng.integers(2**28)), language)
-        return speech
+    def reader(self, rng: np.random.Generator) -> Callable[[str, np.random.Generator, str], Speech]:
+        """Says sentences that nobody keeps, as `rng` and all that it has said before decide.
+
+        To start a synthesiser takes as long as a sentence, so it goes on with the same one.
+        """
+        voice_of = functools.cache(functools.partial(piper_voice, int(rng.integers(2**28))))
+        return lambda text, rng, language="en": _rendering(voice_of(language), text, rng, language)
 
     def renderings(self, text: str, language: str = "en") -> list[Speech]:
         """All variants of `text`, from the cache or synthesised now.
@@ -159,19 +164,19 @@ def piper_voice(seed: int, language: str) -> Any:
 
 
 def _synthesise(text: str, variants: int, seed: int, language: str) -> list[Speech]:
+    voice, rng = piper_voice(seed, language), np.random.default_rng(seed)
+    return [_rendering(voice, text, rng, language) for _ in range(variants)]
+
+
+def _rendering(voice: Any, text: str, rng: np.random.Generator, language: str) -> Speech:
     from piper import SynthesisConfig
 
-    voice = piper_voice(seed, language)
-    rng = np.random.default_rng(seed)
-    speeches = []
-    for _ in range(variants):
-        config = SynthesisConfig(
-            length_scale=float(rng.uniform(0.94, 1.10)),
-            noise_scale=float(rng.uniform(0.45, 0.667)),
-            noise_w_scale=float(rng.uniform(0.4, 0.75)),
-        )
-        speeches.append(timed_speech(text, list(voice.synthesize(text, config, include_alignments=True)), language))
-    return speeches
+    config = SynthesisConfig(
+        length_scale=float(rng.uniform(0.94, 1.10)),
+        noise_scale=float(rng.uniform(0.45, 0.667)),
+        noise_w_scale=float(rng.uniform(0.4, 0.75)),
+    )
+    return timed_speech(text, list(voice.synthesize(text, config, include_alignments=True)), language)
 
 
 def timed_speech(text: str, chunks: list[Any], language: str) -> Speech:
