@@ -101,7 +101,7 @@ def test_rollout_equals_a_live_session(teacher: Weights) -> None:
         slot_BKSL=torch.stack(chosen).unflatten(0, (UNITS, 2))[None],
         written_BK=torch.full((1, UNITS), True),
         memory_BM2=torch.empty(1, 0, 2, dtype=torch.long),
-        sound_BKP=no_sounds(1, UNITS + 1),
+        sound_BKP=no_sounds(1, UNITS + 2),
     )
     rollout = continue_clips(streamer, flow, clips, torch.zeros(1), [torch.Generator().manual_seed(5)])
     for k, last in enumerate(drawn):

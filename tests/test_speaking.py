@@ -14,7 +14,7 @@ from tiny_world import make_latents
 
 from wan_streamer import presets
 from wan_streamer.codecs.folder import codec_hash, load_codecs
-from wan_streamer.codecs.text import SILENCE
+from wan_streamer.codecs.text import HOLD, SILENCE
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.flow.live import UserInput, live_unit
 from wan_streamer.model.layout import LANES, ClipBatch, Latents
@@ -96,20 +96,20 @@ def test_without_labels_nothing_is_known(labels: dict) -> None:
 
 
 def test_clips_know_the_sounds_of_the_agent(tmp_path: Path) -> None:
-    """Of their units and of that before; nothing before the conversation and behind it."""
+    """Of their units, of that before and of that behind; nothing before the conversation and behind it."""
     latents = make_latents(tmp_path, units=6)
     store = LatentStore(latents / "train", codec_hash(*load_codecs(TALKER, latents)), TALKER.perception)
     symbols = "hswtpk"
     store.labels[0] |= labelled(*((s, 0.16 * i, 0.16 * (i + 1)) for i, s in enumerate(symbols))) | {"units": 6}
     reader = ClipReader(store, TALKER, tiny_weights().text, 4)
-    for first, expected in ((0, [UNKNOWN, *map(number, "hswt")]), (3, [*map(number, "wtpk"), UNKNOWN])):
+    for first, expected in ((0, [UNKNOWN, *map(number, "hswtp")]), (3, [*map(number, "wtpk"), UNKNOWN, UNKNOWN])):
         sounds = reader.read(0, first).clips.sound_BKP
-        assert sounds.shape == (1, 5, SOUNDS_PER_UNIT)
+        assert sounds.shape == (1, 6, SOUNDS_PER_UNIT)
         assert sounds[0, :, 0].tolist() == expected
         assert (sounds == sounds[..., :1]).all()
     # the agent does everything a unit later: what the user does is cut
     spoken = SpokenClips(reader)._later(0, 1, 1, ())
-    assert spoken.clips.sound_BKP[0, :, 0].tolist() == [*map(number, "hswtp")]
+    assert spoken.clips.sound_BKP[0, :, 0].tolist() == [*map(number, "hswtpk")]
 
 
 @torch.no_grad()
@@ -158,29 +158,32 @@ def test_what_is_said_is_not_taken_back() -> None:
 def test_a_voice_looks_at_its_windows_and_no_further() -> None:
     voice, config = voice_of(saying()), SAYING.voice
     assert config is not None
-    long = torch.randint(0, SOUNDS, (1, K + 1, SOUNDS_PER_UNIT)), torch.randn(1, K, 4, CHANNELS)
+    long = torch.randint(0, SOUNDS, (1, K + 2, SOUNDS_PER_UNIT)), torch.randn(1, K, 4, CHANNELS)
     whole = voice.guess_clip(*long)
-    last = voice.guess_clip(long[0][:, -config.sound_units :], long[1][:, -1:])
-    near = voice.guess_clip(long[0][:, -config.sound_units - 1 :], long[1][:, -config.past_units :])
+    last = voice.guess_clip(long[0][:, -config.sound_units - 1 :], long[1][:, -1:])
+    near = voice.guess_clip(long[0][:, -config.sound_units - 2 :], long[1][:, -config.past_units :])
     torch.testing.assert_close(near[:, -1], whole[:, -1])
     assert not torch.allclose(last[:, -1], whole[:, -1])
     later = long[0].clone()
     later[:, -1] = UNKNOWN
-    torch.testing.assert_close(voice.guess_clip(later, long[1])[:, :-1], whole[:, :-1])
+    other = voice.guess_clip(later, long[1])  # of the unit behind the last one
+    torch.testing.assert_close(other[:, :-1], whole[:, :-1])
+    torch.testing.assert_close(other[:, -1, 0], whole[:, -1, 0])
+    assert not torch.allclose(other[:, -1, 1], whole[:, -1, 1])
 
 
 @torch.no_grad()
 def test_each_tick_follows_the_ones_before_and_hears_where_in_it_a_sound_begins() -> None:
     """All ticks are said by the same weights, so a unit that is a tick later says the same a tick later."""
     voice = voice_of(saying())
-    sounds, audio = torch.randint(0, SOUNDS, (1, 2, SOUNDS_PER_UNIT)), torch.randn(1, 2, 4, CHANNELS)
-    guess = voice.guess(sounds, audio)
+    sounds, audio = torch.randint(0, SOUNDS, (1, 3, SOUNDS_PER_UNIT)), torch.randn(1, 2, 4, CHANNELS)
+    guess = voice.guess(sounds[:, :2], audio, sounds[:, 2])
     later = torch.cat([audio.flatten(1, 2), guess[:, :1]], dim=1)[:, 1:].unflatten(1, (2, 4))
-    moved = torch.cat([sounds.flatten(1)[:, 4:], torch.full((1, 4), UNKNOWN)], dim=1).unflatten(1, (2, -1))
-    torch.testing.assert_close(voice.guess(moved, later)[:, :3], guess[:, 1:])
+    moved = torch.cat([sounds.flatten(1)[:, 4:], torch.full((1, 4), UNKNOWN)], dim=1).unflatten(1, (3, -1))
+    torch.testing.assert_close(voice.guess(moved[:, :2], later, moved[:, 2])[:, :3], guess[:, 1:])
     swapped = sounds.clone()
     swapped[0, 1, 4:6] = sounds[0, 1, 4:6].flip(0) + torch.tensor([1, 0])
-    assert not torch.allclose(voice.guess(swapped, audio)[:, 1], guess[:, 1])
+    assert not torch.allclose(voice.guess(swapped[:, :2], audio, sounds[:, 2])[:, 1], guess[:, 1])
 
 
 @torch.no_grad()
@@ -198,9 +201,10 @@ def test_what_is_said_is_remembered_in_order() -> None:
     assert speech.audio_UTC[:, 0, 0].tolist() == [1, 2]
     assert (speech.sounds_UP[0] == UNKNOWN).all()  # of the unit whose words are hidden
     assert (speech.sounds_UP[1] != UNKNOWN).all()
-    other, guess = voice.say_instead(speech, torch.full((SOUNDS_PER_UNIT,), 5))
+    following = torch.full((SOUNDS_PER_UNIT,), 6)
+    other, guess = voice.say_instead(speech, torch.full((SOUNDS_PER_UNIT,), 5), following)
     assert other.sounds_UP.tolist() == [speech.sounds_UP[0].tolist(), [5] * SOUNDS_PER_UNIT]
-    torch.testing.assert_close(guess, voice.guess(other.sounds_UP, other.audio_UTC))
+    torch.testing.assert_close(guess, voice.guess(other.sounds_UP, other.audio_UTC, following))
 
 
 @torch.no_grad()
@@ -223,9 +227,13 @@ def _pass(streamer: Streamer, clip: ClipBatch, noisy: Latents) -> Latents:
 
 
 @torch.no_grad()
-def test_training_hears_what_is_said_live() -> None:
+def test_training_hears_what_is_said_live(monkeypatch: pytest.MonkeyPatch) -> None:
     """The voice that is drawn with the sounds that were chosen, unit after unit, is that of one pass over the clip."""
     streamer, clip = saying(), off_is_blank(random_clip(SAYING))
+    sounds = torch.randint(0, SOUNDS, (K + 2, SOUNDS_PER_UNIT))
+    sounds[0] = UNKNOWN
+    monkeypatch.setattr(streamer.voice, "_choose", lambda _: sounds[len(chosen) + 1])
+    monkeypatch.setattr(streamer.voice, "foresee", lambda _: sounds[len(chosen) + 2])
     live, noise = streamer.open(), torch.Generator().manual_seed(3)
     last = Latents(clip.video_BKNP[0, 0], clip.audio_BKTC[0, 0])
     noisy, drawn, chosen = [], [], []
@@ -245,8 +253,8 @@ def test_training_hears_what_is_said_live() -> None:
         chosen.append(live.speech.sounds_UP[-1])
         assert torch.equal(live.speech.words_US[-1], clip.slot_BKSL[0, k, :, LANES.index("response")])
         last = given
-    assert len({tuple(sounds.tolist()) for sounds in chosen}) > 1
-    clip = dataclasses.replace(clip, sound_BKP=torch.stack([torch.full((SOUNDS_PER_UNIT,), UNKNOWN), *chosen])[None])
+    assert torch.equal(torch.stack(chosen), sounds[1:-1])
+    clip = dataclasses.replace(clip, sound_BKP=sounds[None])
     both = Latents(*(torch.stack([z[i] for z in noisy])[None] for i in range(2)))
     passed = _pass(streamer, clip, both)
     for i in range(2):
@@ -294,3 +302,18 @@ def test_the_preset_tells_all_sounds_apart() -> None:
     voice = presets.get_preset("nano-ears").voice
     assert voice is not None
     assert voice.sounds == SOUNDS
+
+
+@torch.no_grad()
+def test_what_follows_is_foreseen_without_its_words() -> None:
+    """As if the agent had nothing more to write: it waits, or it is silent, and nothing is remembered of it."""
+    voice = voice_of(saying())
+    asked: list[torch.Tensor] = []
+    choose = voice.choose
+    voice.choose = lambda words, sounds: asked.append(words[0]) or choose(words, sounds)  # type: ignore[method-assign]
+    speech = voice.begin().heard(torch.ones(4, CHANNELS))
+    for word, waits in ((SILENCE, SILENCE), (7, HOLD)):
+        speech, _ = voice.say(speech.written(0, word).written(1, SILENCE))
+        assert asked[-2][-1].tolist() == [word, SILENCE]
+        assert asked[-1].tolist() == [*speech.words_US[1:].tolist(), [waits, waits]]
+        speech = speech.heard(torch.ones(4, CHANNELS))

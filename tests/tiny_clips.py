@@ -73,7 +73,7 @@ def random_clip(config: StreamerConfig, seed: int = 1) -> ClipBatch:
         slot_BKSL=torch.randint(0, 40, (1, K, 2, 2), generator=g),
         written_BK=torch.full((1, K), True),
         memory_BM2=torch.empty(1, 0, 2, dtype=torch.long),
-        sound_BKP=no_sounds(1, K + 1),
+        sound_BKP=no_sounds(1, K + 2),
     )
 
 

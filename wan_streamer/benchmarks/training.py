@@ -58,7 +58,7 @@ def random_example(config: StreamerConfig, units: int, rows: int, seed: int = 0)
         torch.randint(0, config.text.vocab_size, (B, K, slots, len(LANES)), generator=g),
         on,
         torch.randint(0, len(SOURCES), (B, config.cache.memory_tokens, 2), generator=g),
-        torch.randint(0, SOUNDS, (B, K + 1, SOUNDS_PER_UNIT), generator=g),
+        torch.randint(0, SOUNDS, (B, K + 2, SOUNDS_PER_UNIT), generator=g),
     )
     return Example(clips, torch.ones(B, K), torch.ones(B, K), torch.ones(B, K, len(LANES)), on)
 

@@ -54,7 +54,8 @@ class ClipBatch:
     user_text_BKS int64 [B, K, S];           slot_BKSL int64 [B, K, S, lanes]
     written_BK    bool: False where the agent's own text is hidden from it (half of guidance), and then in the memory
     memory_BM2    int64 [B, M, 2]: source and token of the latest that was said before (`model/memory.py`), -1 for none
-    sound_BKP     int64 [B, K + 1, 16]: the agent's sounds of speech (`speaking/sounds.py`); entry 0 is before the clip
+    sound_BKP     int64 [B, K + 2, 16]: the agent's sounds of speech (`speaking/sounds.py`); entry 0 is before the clip,
+                  the last one behind it
     """
 
     video_BKNP: Tensor

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.codecs.text import SILENCE
+from wan_streamer.codecs.text import HOLD, SILENCE
 from wan_streamer.config import VoiceConfig
 from wan_streamer.speaking.sounds import MIDDLE, SOUNDS_PER_TICK, SOUNDS_PER_UNIT, UNKNOWN
 from wan_streamer.units import TICKS_PER_UNIT
@@ -145,26 +145,37 @@ class Voice(nn.Module):
 
         known  False: its words are hidden, and so are its sounds
         """
-        chosen_P = self.choose(speech.words_US[None], speech.sounds_UP[None])[0]
-        speech = speech.sounding(chosen_P if known else torch.full_like(chosen_P, UNKNOWN))
-        return speech, self._guess(speech)
+        nothing_P = torch.full_like(speech.sounds_UP[-1], UNKNOWN)
+        speech = speech.sounding(self._choose(speech) if known else nothing_P)
+        return speech, self._guess(speech, self.foresee(speech) if known else nothing_P)
 
-    def say_instead(self, speech: Speech, sounds_P: Tensor) -> tuple[Speech, Tensor]:
-        """The same with other sounds [16] in the place of those of the unit."""
+    def say_instead(self, speech: Speech, sounds_P: Tensor, following_P: Tensor) -> tuple[Speech, Tensor]:
+        """The same with other sounds [16] in the place of those of the unit and of those foreseen behind it."""
         speech = Speech(speech.words_US, torch.cat([speech.sounds_UP[:-1], sounds_P[None]]), speech.audio_UTC)
-        return speech, self._guess(speech)
+        return speech, self._guess(speech, following_P)
 
-    def _guess(self, speech: Speech) -> Tensor:
-        return self.guess(speech.sounds_UP[None], speech.audio_UTC[None])[0]  # packed layers want rows
+    def foresee(self, speech: Speech) -> Tensor:
+        """The sounds [16] of the unit behind, should it have no word: words run ahead of their sounds."""
+        words_S = speech.words_US[-1]
+        waits = torch.where((words_S == SILENCE).all(), SILENCE, torch.full_like(words_S, HOLD))
+        return self._choose(Speech(_then(speech.words_US, waits), speech.sounds_UP, speech.audio_UTC))
 
-    def guess(self, sounds: Tensor, audio: Tensor) -> Tensor:
+    def _choose(self, speech: Speech) -> Tensor:
+        return self.choose(speech.words_US[None], speech.sounds_UP[None])[0]  # packed layers want rows
+
+    def _guess(self, speech: Speech, following_P: Tensor) -> Tensor:
+        return self.guess(speech.sounds_UP[None], speech.audio_UTC[None], following_P[None])[0]
+
+    def guess(self, sounds: Tensor, audio: Tensor, following: Tensor) -> Tensor:
         """Sounds [..., units, 16] up to a unit, latents [..., units, 4, C] before it -> its latents [..., 4, C].
 
-        One tick after the other by the same weights: each sees the sounds around it, up to the end of the unit.
+        One tick after the other by the same weights: each sees the sounds around it, three ticks ahead.
+
+        following  [..., 16] sounds of the unit behind, as they are foreseen
         """
         near, ahead = self.config.near_units * TICKS_PER_UNIT, TICKS_PER_UNIT - 1
-        beyond = torch.full_like(sounds[..., -1, : ahead * SOUNDS_PER_TICK], UNKNOWN)
-        told = self._told(self.told, torch.cat([sounds[..., -self.config.near_units :, :].flatten(-2), beyond], dim=-1))
+        known = [sounds[..., -self.config.near_units :, :].flatten(-2), following[..., : ahead * SOUNDS_PER_TICK]]
+        told = self._told(self.told, torch.cat(known, dim=-1))
         past, guessed = audio.flatten(-3, -2), []
         for tick in range(TICKS_PER_UNIT):
             read = torch.cat([told[..., tick : tick + near, :].flatten(-2), past.flatten(-2)], dim=-1)
@@ -175,13 +186,15 @@ class Voice(nn.Module):
     def guess_clip(self, sounds_BKP: Tensor, audio_BKTC: Tensor) -> Tensor:
         """Latents [B, K, 4, C] of the units of clips.
 
-        sounds_BKP  [B, K + 1, 16], those before the clip first;   audio_BKTC  [B, K, 4, C] of the units before each
+        sounds_BKP  [B, K + 2, 16], those before the clip first;   audio_BKTC  [B, K, 4, C] of the units before each
         """
         units, past = self.config.sound_units, self.config.past_units
+        following_BKP, sounds_BKP = sounds_BKP[:, -audio_BKTC.shape[1] :], sounds_BKP[:, :-1]
         first = sounds_BKP.shape[1] - audio_BKTC.shape[1] - (units - 1)  # that the first unit looks at
         sounds_BKP = F.pad(sounds_BKP, (0, 0, max(0, -first), 0), value=UNKNOWN)[:, max(0, first) :]
         audio_BKTC = F.pad(audio_BKTC, (0, 0, 0, 0, past - 1, 0))
-        return self.guess(sounds_BKP.unfold(1, units, 1).mT, audio_BKTC.unfold(1, past, 1).movedim(-1, 2))
+        sounds_BKUP, audio_BKUTC = sounds_BKP.unfold(1, units, 1).mT, audio_BKTC.unfold(1, past, 1).movedim(-1, 2)
+        return self.guess(sounds_BKUP, audio_BKUTC, following_BKP)
 
     def _told(self, embedding: nn.Embedding, sounds: Tensor) -> Tensor:
         """Sounds [..., 4 x ticks] -> [..., ticks, token_dim]: of a tick the sum over its parts."""

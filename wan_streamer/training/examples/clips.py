@@ -179,10 +179,10 @@ class ClipReader:
         return Example(clips, counts("video", seen)[None], counts("audio")[None], lane[None], recalled)
 
     def _sounds(self, number: int, first: int, units: int) -> Tensor:
-        """Of a clip and of the unit before it."""
-        known_KT = torch.from_numpy(self.sounds(number)[max(0, first - 1) : first + units])
+        """Of a clip, of the unit before it and of that behind it."""
+        known_KP = torch.from_numpy(self.sounds(number)[max(0, first - 1) : first + units + 1])
         missing = 1 if first == 0 else 0
-        return F.pad(known_KT, (0, 0, missing, units + 1 - missing - len(known_KT)), value=UNKNOWN)
+        return F.pad(known_KP, (0, 0, missing, units + 2 - missing - len(known_KP)), value=UNKNOWN)
 
     def busiest(self, number: int) -> int:
         """The first unit of the clip of a conversation in which the agent says most."""

@@ -53,7 +53,7 @@ class HeardClips:
             lanes[None, self.lead :],
             ~off,
             latest(spoken(said), config.cache.memory_tokens)[None],
-            no_sounds(1, K + 1),
+            no_sounds(1, K + 2),
         )
         targets = np.array([float(name == "transcript") for name in LANES], np.float32)
         lane_BKL = torch.from_numpy(targets).expand(1, K, -1)

@@ -81,7 +81,7 @@ class WrittenClips:
             lanes[None],
             on,
             latest(memory, config.cache.memory_tokens)[None],
-            no_sounds(1, K + 1),
+            no_sounds(1, K + 2),
         )
         return Example(clips, torch.zeros(1, K), torch.zeros(1, K), _response_alone(K), ~on)
 
@@ -210,7 +210,7 @@ class SpokenClips(EncodedClips):
             said,
             clips.written_BK[:, :K],
             latest(memory, config.cache.memory_tokens)[None],
-            clips.sound_BKP[:, : K + 1],
+            clips.sound_BKP[:, : K + 2],
         )
         inside_BK = whole.audio_BK[:, later:]
         lane_BKL = _response_alone(K) * whole.lane_BKL[:, later:]

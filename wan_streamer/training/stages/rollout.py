@@ -47,11 +47,11 @@ def roll_out(
     for k in range(K):
         audio, frames = audio_KT[k] if microphone[k] else None, shown[k] if camera[k] else None
         user = UserInput(audio, frames, clips.user_text_BKS[row, k])
-        told_P = clips.sound_BKP[row, k + 1] if told else None
+        told_2P = clips.sound_BKP[row, k + 1 : k + 3] if told else None
 
-        def draw_unit(velocity: Velocity, last: Latents, k: int = k, told_P: Tensor | None = told_P) -> Latents:
-            if told_P is not None and live.speech is not None and streamer.voice is not None:
-                live.speech, live.guessed = streamer.voice.say_instead(live.speech, told_P)
+        def draw_unit(velocity: Velocity, last: Latents, k: int = k, told_2P: Tensor | None = told_2P) -> Latents:
+            if told_2P is not None and live.speech is not None and streamer.voice is not None:
+                live.speech, live.guessed = streamer.voice.say_instead(live.speech, *told_2P)
             return draw(k, velocity, last)
 
         units.append(live_unit(streamer, live, last, user, pick, draw_unit, written_K[k]))

@@ -10,7 +10,7 @@ them anew, so that none is known by those around it.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ UNITS = 6  # of a stretch
 MADE = 0.6  # share of the rows in which the words are put together anew
 GIVEN = 0.2  # share of the training in which sounds follow the true ones
 WRONG = 0.1  # of the sounds before a stretch that are others, in every second step
+FORESEEN = 0.7  # share of the rows in which it is told the sounds of the unit behind
 UNTOLD = 0.05  # share of the rows whose voice is not told its sounds
 BLUR = 0.2  # deviation of the noise on the voice that it goes on from; that of the latents is 1
 LOOKED_AT = 24  # held-out conversations
@@ -83,7 +84,8 @@ class VoiceStage(Stage):
         chosen, right = self._choosing(words, told, ticks, own=step >= GIVEN * self.config.steps)
         timed = self._timing(ticks, sounds)
         blur = self.move(noise.normal((shape[0], UNITS, *batch.audio_RUTC.shape[2:])) * BLUR)
-        guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard])
+        foreseen = self.move(noise.uniform((shape[0], 1)) < FORESEEN)
+        guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard], foreseen[heard])
         parts = {"sounds": chosen, "sounds_right": right, "begins": timed, "voice": guessed}
         return chosen + timed + guessed, {name: part.detach() for name, part in parts.items()}
 
@@ -122,15 +124,16 @@ class VoiceStage(Stage):
             errors.append(F.cross_entropy(logits.flatten(0, 1), begin.flatten(), ignore_index=UNKNOWN))
         return torch.stack(errors).nan_to_num().mean()
 
-    def _guessing(self, sounds: Tensor, audio: Tensor, blur: Tensor) -> Tensor:
-        """Squared error of the voice that goes on from itself, told the true sounds."""
+    def _guessing(self, sounds: Tensor, audio: Tensor, blur: Tensor, foreseen: Tensor) -> Tensor:
+        """Squared error of the voice that goes on from itself, told the true sounds; `foreseen`, those to come, too."""
         if not len(audio):
             return audio.sum()
         seen, past = self.voice.config.sound_units, self.voice.config.past_units
         before, errors = audio[:, :past], []
         for unit in range(audio.shape[1] - past):
             with self.autocast():
-                guess = self.voice.guess(sounds[:, unit + 1 : unit + 1 + seen], before)
+                following = torch.where(foreseen, sounds[:, unit + 1 + seen], UNKNOWN)
+                guess = self.voice.guess(sounds[:, unit + 1 : unit + 1 + seen], before, following)
             errors.append(F.mse_loss(guess, audio[:, past + unit]))
             before = torch.cat([before[:, 1:], (guess + blur[:, unit])[:, None]], dim=1)
         return torch.stack(errors).mean()
@@ -167,9 +170,10 @@ class VoiceStage(Stage):
     def say(self, sounds_UP: Tensor) -> Tensor:
         """Latents [U, 4, C] of sounds [U, 16], after its own."""
         speech, said = self.voice.begin(), []
-        for sounds_P in sounds_UP.to(self.device):
+        sounds_UP = F.pad(sounds_UP.to(self.device), (0, 0, 0, 1), value=UNKNOWN)
+        for sounds_P, following_P in pairwise(sounds_UP):
             speech = speech.sounding(sounds_P)
-            said.append(self.voice.guess(speech.sounds_UP, speech.audio_UTC))
+            said.append(self.voice.guess(speech.sounds_UP, speech.audio_UTC, following_P))
             speech = speech.heard(said[-1])
         return torch.stack(said).cpu()
 

@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
 
     words_RUS    int64 [R, word_units - 1 + N, S]
     ticks_RUT    int64 [R, sound_units + N, 4]: the sounds of ticks
-    sounds_RUP   int64 [R, sound_units + N, 16]: those of their parts
+    sounds_RUP   int64 [R, sound_units + N + 1, 16]: those of their parts
     audio_RUTC   [R, past_units + N, 4, C]
     heard_R      bool: False where only words and sounds are known
     """
@@ -112,7 +112,7 @@ class Stretches:
         return (
             _between(spoken.words_US, first - voice.word_units + 1, last, 0),
             _between(spoken.ticks_UT, first - voice.sound_units, last, UNKNOWN),
-            _between(spoken.sounds_UP, first - voice.sound_units, last, UNKNOWN),
+            _between(spoken.sounds_UP, first - voice.sound_units, last + 1, UNKNOWN),
             _between(audio_UTC.float(), first - voice.past_units, last, 0),
             torch.tensor(spoken.audio_UTC is not None),
         )
