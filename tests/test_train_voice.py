@@ -17,9 +17,11 @@ from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import load_weights, save_weights
+from wan_streamer.speaking.pace import Pace
 from wan_streamer.speaking.sounds import QUIET, SOUNDS, SOUNDS_PER_TICK, SOUNDS_PER_UNIT, SYMBOLS, UNKNOWN, sounds_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.voice import stage
+from wan_streamer.training.voice.pace import longer
 from wan_streamer.training.voice.place import Place
 from wan_streamer.training.voice.stage import VoiceStage, collapsed, distance, train_voice
 from wan_streamer.training.voice.stretches import POOL_UNITS, Stretches, words_said
@@ -59,14 +61,14 @@ def test_a_stretch_is_what_was_said(stretches: Stretches) -> None:
     assert whole.audio_UTC is not None
     for first in (-2, 0, 3, UNITS - 2):
         words, ticks, sounds, audio, heard = stretches._cut(whole, first, 4)
-        for part, full, back, nothing in (
-            (words, whole.words_US, VOICE.word_units - 1, 0),
-            (ticks, whole.ticks_UT, VOICE.sound_units, UNKNOWN),
-            (sounds, whole.sounds_UP, VOICE.sound_units, UNKNOWN),
-            (audio, whole.audio_UTC.float(), VOICE.past_units, 0),
+        for part, full, back, more, nothing in (
+            (words, whole.words_US, VOICE.word_units - 1, 0, 0),
+            (ticks, whole.ticks_UT, VOICE.sound_units, 0, UNKNOWN),
+            (sounds, whole.sounds_UP, VOICE.sound_units, 1, UNKNOWN),
+            (audio, whole.audio_UTC.float(), VOICE.past_units, 0, 0),
         ):
-            assert len(part) == back + 4
-            for place, unit in enumerate(range(first - back, first + 4)):
+            assert len(part) == back + 4 + more
+            for place, unit in enumerate(range(first - back, first + 4 + more)):
                 expected = full[unit] if 0 <= unit < UNITS else torch.full_like(full[0], nothing)
                 assert torch.equal(part[place], expected)
         assert heard
@@ -115,6 +117,28 @@ def test_words_said() -> None:
     assert [said.pause for said in (you, oh)] == [0.4, pytest.approx(0.4)]
 
 
+def test_a_voice_knows_how_long_its_tokens_take() -> None:
+    """Beyond what letters and marks tell, by what is said often; pauses and other utterances do not count."""
+    text = tiny_weights().text
+    speech, words = [], []
+    for first, token in ((0.0, "one"), (100.0, "two")):
+        times = [first + 0.9 * i for i in range(100)]
+        words += [{"text": token, "start": t, "end": t + 0.2} for t in times]
+        speech.append({"type": "speech", "side": "agent", "start": first, "end": times[-1] + 0.2})
+    labels = {"words": {"agent": words}, "events": [*speech, {"type": "nod", "side": "agent", "start": 0, "end": 99}]}
+    longer_V = longer([labels], text)
+    plain, known = Pace(text).seconds_V, Pace(text, longer_V).seconds_V
+    said = sorted({token for word in ("one", "two") for token in text.encode(word)})
+    for word in ("one", "two"):
+        assert known[text.encode(word)].sum() == pytest.approx(0.9, abs=0.03)
+        assert plain[text.encode(word)].sum() < 0.5
+    others = [token for token in range(len(plain)) if token not in said]
+    assert torch.equal(plain[others], known[others])
+    words[50]["start"] += 500.0  # as if it waited
+    assert torch.isfinite(longer([labels], text)).all()
+    assert not longer([], text).any()
+
+
 @pytest.mark.parametrize(
     ("left", "right", "errors"), [([], [], 0), ([1, 2, 3], [1, 3], 1), ([1, 2], [3, 4, 2], 2), ([], [5, 6], 2)]
 )
@@ -147,7 +171,9 @@ def test_a_voice_learns_how_sounds_sound(data: Path, tmp_path: Path) -> None:
     training = VoiceStage(data, _start(data, tmp_path / "start", SAYING), dataclasses.replace(stage.CONFIG, steps=80))
     table = torch.randn(SOUNDS, SAYING.audio_vae.latent_dim, generator=torch.Generator().manual_seed(0))
     for part in (training.train_part, training.valid_part):
-        part.spoken = [spoken._replace(audio_UTC=table[spoken.sounds_UP[:, ::SOUNDS_PER_TICK]].half()) for spoken in part.spoken]
+        part.spoken = [
+            spoken._replace(audio_UTC=table[spoken.sounds_UP[:, ::SOUNDS_PER_TICK]].half()) for spoken in part.spoken
+        ]
     optimiser = torch.optim.AdamW(training.voice.parameters(), lr=1e-2)
     for step in range(80):
         rows = range(24)

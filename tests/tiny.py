@@ -37,7 +37,9 @@ TINY = StreamerConfig(
     cache=CacheConfig(policy="window", sink_units=2, video_units=2, audio_units=3, text_units=5),
 )
 TALKER = dataclasses.replace(TINY, text=TextConfig(vocab_size=272))  # bytes, control tokens and a few words
-SAYING = dataclasses.replace(TALKER, voice=VoiceConfig(word_units=3, sound_units=2, near_units=2, dim=16, layers=1, token_dim=8))
+SAYING = dataclasses.replace(
+    TALKER, voice=VoiceConfig(word_units=3, sound_units=2, near_units=2, dim=16, layers=1, token_dim=8)
+)
 
 EXACT = Formats("float32", "float32")  # where processes are compared, of which each would choose for itself
 

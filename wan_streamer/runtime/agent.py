@@ -16,6 +16,7 @@ from wan_streamer.runtime.formats import Formats, apply_formats, choose_formats
 from wan_streamer.runtime.session import Session
 from wan_streamer.runtime.together import Together
 from wan_streamer.speaking.chat import Chat
+from wan_streamer.speaking.pace import Pace
 from wan_streamer.threads import Load
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT, UserUnit
 
@@ -64,7 +65,10 @@ class WanStreamer:
         if self.weights.streamer.wording is None:
             raise ConfigError("chat: expected an agent with a wording, whose record of what was said is read")
         persona = Path(os.environ[PERSONA]) if os.environ.get(PERSONA) else None
-        return chat_model(source, self.weights.text, persona, self.device, self.formats.backbone)
+        chat = chat_model(source, self.weights.text, persona, self.device, self.formats.backbone)
+        if self.weights.streamer.voice is not None:
+            chat.pace = Pace(self.weights.text, self.weights.streamer.voice.longer_V)
+        return chat
 
     @property
     def concurrency(self) -> int:

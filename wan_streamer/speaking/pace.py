@@ -1,6 +1,7 @@
 """How long the agent's voice takes for words: as long as they are said, the next one of an answer waits.
 
-Four numbers, fitted to the voice from which the agent has learned to speak (`scripts/pace_of_words.py`).
+Four numbers, fitted to the voice from which the agent has learned to speak (`scripts/pace_of_words.py`), and what that
+voice knows of each token (`Voice.longer_V`).
 """
 
 import torch
@@ -15,12 +16,17 @@ BLANKS = (SPACE, "\u0120")  # in the pieces of recognisers and of language model
 
 
 class Pace:
-    """Of the words of a vocabulary."""
+    """Of the words of a vocabulary.
 
-    def __init__(self, text: TextCodec) -> None:
+    longer_V  float [vocabulary]: seconds that a voice takes more for each of its tokens than is foreseen here
+    """
+
+    def __init__(self, text: TextCodec, longer_V: Tensor | None = None) -> None:
         pieces = [text.tokenizer.id_to_token(token) or "" for token in range(text.tokenizer.get_vocab_size())]
         self.begins = [piece.startswith(BLANKS) for piece in pieces]
         self.seconds_V = torch.tensor([seconds_of(piece) for piece in pieces])
+        if longer_V is not None:
+            self.seconds_V = self.seconds_V + longer_V[: len(pieces)].float().cpu()
 
     def due(self, token: int, lane_T: Tensor, slots: int) -> bool:
         """Whether it is time for a token: what has begun a word is written to its end.

@@ -21,16 +21,15 @@ from wan_streamer.config import VoiceConfig
 from wan_streamer.speaking.sounds import MIDDLE, SOUNDS_PER_TICK, SOUNDS_PER_UNIT, UNKNOWN
 from wan_streamer.units import TICKS_PER_UNIT
 
-
 OFFSETS = (-2, -1, 0, 1)
 """Where a sound may begin, in parts of a tick from the begin of the tick in whose middle it is heard."""
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What is said up to a unit, oldest first: words [units, S], sounds [units, 16], latents of the voice [units, 4, C].
+    """What is said up to a unit, oldest first: words [units, S], sounds [units, 16], latents of it [units, 4, C].
 
-    The voice is that of the units before, since it is what comes next.
+    The latents are those of the units before, since they are what comes next.
     """
 
     words_US: Tensor
@@ -93,6 +92,8 @@ class Voice(nn.Module):
         self.told = nn.Embedding(told, token_dim)
         self.drawer = Tower(near + config.past_units * ticks * channels, dim, config.layers)
         self.drawn = nn.Linear(dim, channels)
+        self.longer_V: Tensor
+        self.register_buffer("longer_V", torch.zeros(vocab))  # seconds that tokens take longer than their letters tell
         self.requires_grad_(False)
 
     def reset(self) -> None:

@@ -67,6 +67,8 @@ class VoiceStage(Stage):
             for split in ("train", "valid")
         )
 
+        self.voice.longer_V[: len(self.train_part.longer_V)] = self.train_part.longer_V
+
     def is_hidden(self, name: str, p: nn.Parameter) -> bool:
         return p.ndim == 2 and (".steps." in name or name.endswith("inner.weight"))
 
@@ -85,7 +87,9 @@ class VoiceStage(Stage):
         timed = self._timing(ticks, sounds)
         blur = self.move(noise.normal((shape[0], UNITS, *batch.audio_RUTC.shape[2:])) * BLUR)
         foreseen = self.move(noise.uniform((shape[0], 1)) < FORESEEN)
-        guessed = self._guessing(torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard], foreseen[heard])
+        guessed = self._guessing(
+            torch.where(untold, UNKNOWN, sounds)[heard], audio[heard], blur[heard], foreseen[heard]
+        )
         parts = {"sounds": chosen, "sounds_right": right, "begins": timed, "voice": guessed}
         return chosen + timed + guessed, {name: part.detach() for name, part in parts.items()}
 

@@ -21,6 +21,7 @@ from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.model.layout import LANES
 from wan_streamer.speaking.sounds import QUIET, SOUNDS_PER_UNIT, UNKNOWN, sounds_of
+from wan_streamer.training.voice.pace import longer
 from wan_streamer.units import AUDIO_LATENTS_PER_UNIT, TICKS_PER_UNIT, UNIT_S
 
 RESPONSE = LANES.index("response")
@@ -77,6 +78,7 @@ class Stretches:
         self.spoken = [
             self._spoken(store.labels[n], store.read(n, 0, store.labels[n]["units"])["audio"][1:]) for n in known
         ]
+        self.longer_V = longer([store.labels[n] for n in known], text)
         self.said: dict[str, list[Said]] = defaultdict(list)
         for n in known:
             for said in words_said(store.labels[n]):
