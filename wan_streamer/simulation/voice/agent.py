@@ -51,7 +51,11 @@ class AgentVoice:
         To start a synthesiser takes as long as a sentence, so it goes on with the same one.
         """
         voice_of = functools.cache(functools.partial(piper_voice, int(rng.integers(2**28))))
-        return lambda text, rng, language="en": _rendering(voice_of(language), text, rng, language)
+
+        def speak(text: str, rng: np.random.Generator, language: str = "en") -> Speech:
+            return _rendering(voice_of(language), text, rng, language)
+
+        return speak
 
     def renderings(self, text: str, language: str = "en") -> list[Speech]:
         """All variants of `text`, from the cache or synthesised now.

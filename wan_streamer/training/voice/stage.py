@@ -186,8 +186,10 @@ class VoiceStage(Stage):
         takes = []
         for spoken in self.valid_part.spoken[:SHOWN]:
             assert spoken.audio_UTC is not None
-            part = Spoken(*(x[:SHOWN_UNITS] for x in spoken))
-            takes += [spoken.audio_UTC[:SHOWN_UNITS].float(), self.say(part.sounds_UP), self.say(self.pronounce(part))]
+            audio_UTC = spoken.audio_UTC[:SHOWN_UNITS]
+            words_US, ticks_UT, sounds_UP = (x[:SHOWN_UNITS] for x in spoken[:3])
+            part = Spoken(words_US, ticks_UT, sounds_UP, audio_UTC)
+            takes += [audio_UTC.float(), self.say(part.sounds_UP), self.say(self.pronounce(part))]
         with torch.no_grad():
             sounds = [self.weights.audio_vae.decode(take.flatten(0, 1)[None])[0][0].numpy() for take in takes]
         longest = max(map(len, sounds))
