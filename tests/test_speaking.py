@@ -147,10 +147,12 @@ def test_where_sounds_begin_is_found_where_they_were_cut(ticks: list[int], offse
 def test_what_is_said_is_not_taken_back() -> None:
     """The sound of a first tick begins in its unit, however likely an earlier begin."""
     voice = voice_of(saying())
-    voice.offsets.bias.copy_(torch.tensor([9.0, 0, 0, 0]).repeat(TICKS_PER_UNIT))
+    voice.offsets.weight.zero_()
+    voice.offsets.bias.copy_(torch.tensor([9.0, 0, 0, 5]).repeat(TICKS_PER_UNIT))
     words, sounds = torch.randint(0, 272, (20, 3, 2)), torch.randint(0, SOUNDS, (20, 2, SOUNDS_PER_UNIT))
     chosen = voice.choose(words, sounds).unflatten(1, (TICKS_PER_UNIT, SOUNDS_PER_TICK))
     assert (chosen[:, :-1, 2:] == chosen[:, 1:, :1]).all()  # all others begin half a tick early
+    assert torch.equal(chosen[:, 0, 0], sounds[:, -1, -1])  # of what is left, late is likeliest
     assert (chosen[:, :, MIDDLE] != chosen[:, :1, MIDDLE]).any()
 
 
