@@ -5,13 +5,13 @@ encoded conversations: so many seconds a word, a letter, a comma and a stop. DAT
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
 import numpy as np
 
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.speaking.pace import COMMAS, STOPS
+from wan_streamer.training.voice.pace import times
 
 
 def main() -> None:
@@ -20,12 +20,9 @@ def main() -> None:
     known, seconds = [], []
     for folder in parser.parse_args().data:
         for labels in LatentStore(folder / "train", None).labels:
-            for said in (e for e in labels["events"] if e["side"] == "agent" and e["type"] == "speech"):
-                words = [w for w in labels["words"]["agent"] if said["start"] - 0.05 <= w["start"] < said["end"]]
-                for word, following in itertools.pairwise(words):
-                    text = word["text"]
-                    known.append([1, sum(map(str.isalpha, text)), text.endswith(COMMAS), text.endswith(STOPS)])
-                    seconds.append(following["start"] - word["start"])
+            for text, taken in times(labels):
+                known.append([1, sum(map(str.isalpha, text)), text.endswith(COMMAS), text.endswith(STOPS)])
+                seconds.append(taken)
     known_N4, seconds_N = np.array(known, float), np.array(seconds)
     found, *_ = np.linalg.lstsq(known_N4, seconds_N, rcond=None)
     left_N = seconds_N - known_N4 @ found

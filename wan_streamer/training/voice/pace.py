@@ -1,9 +1,10 @@
 """How long the agent's voice takes for each token: what letters and marks do not tell (`speaking/pace.py`).
 
-`longer`  from words and their times
+`times`   the agent's words and how long each takes
+`longer`  what its tokens take, from these
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,18 +19,23 @@ PASSES = 12
 PAUSE = 1.5  # seconds between the begins of two words; who waits longer does not say the first one
 
 
+def times(labels: dict) -> Iterator[tuple[str, float]]:
+    """Words of a conversation, and the seconds until the next of the same utterance begins."""
+    words = labels["words"]["agent"]
+    for said in (e for e in labels["events"] if e["side"] == "agent" and e["type"] == "speech"):
+        inside = [w for w in words if said["start"] - 0.05 <= w["start"] < said["end"]]
+        for word, following in pairwise(inside):
+            yield word["text"], following["start"] - word["start"]
+
+
 def longer(labels: Sequence[dict], text: TextCodec) -> Tensor:
     """float [vocabulary]: seconds that tokens take longer than `seconds_of` finds. Damped backfitting."""
     tokens, known = [], []
     for conversation in labels:
-        words = conversation["words"]["agent"]
-        for said in (e for e in conversation["events"] if e["side"] == "agent" and e["type"] == "speech"):
-            inside = [w for w in words if said["start"] - 0.05 <= w["start"] < said["end"]]
-            for word, following in pairwise(inside):
-                seconds = following["start"] - word["start"]
-                if seconds < PAUSE:
-                    tokens.append(text.encode(word["text"]))
-                    known.append(seconds)
+        for word, seconds in times(conversation):
+            if seconds < PAUSE:
+                tokens.append(text.encode(word))
+                known.append(seconds)
     vocabulary = text.tokenizer.get_vocab_size()
     foreseen_V = np.array([seconds_of(text.tokenizer.id_to_token(token) or "") for token in range(vocabulary)])
     token_F, longer_V = np.array([t for word in tokens for t in word], int), np.zeros(vocabulary)

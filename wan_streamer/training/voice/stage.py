@@ -1,4 +1,4 @@
-"""Stage `voice`: two small networks learn which sounds the agent's words have, and how they sound in its voice.
+"""Stage `voice`: small networks learn which sounds the agent's words have, when they begin, and how they sound.
 
 `VoiceStage`   stretches of what is said, on which the voice goes on from its own
 `train_voice`  the whole run
