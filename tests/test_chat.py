@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_lm import SHARED, make_reference, random_tokens, save_reference, train_tokenizer
 from test_reading import CONFIG as READING
+from test_sight import CONFIG as SEEING
 from test_wording import SMALL as WORDING
 from tiny import tiny_text, tiny_weights
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,6 +22,7 @@ from wan_streamer import WanStreamer
 from wan_streamer.cli.app import main
 from wan_streamer.codecs.text import END, HOLD, SILENCE, TextCodec
 from wan_streamer.errors import CheckpointError, ConfigError
+from wan_streamer.model.backbone import Backbone
 from wan_streamer.model.language import chat_model
 from wan_streamer.model.memory import RESPONSE, SOURCES, TRANSCRIPT
 from wan_streamer.model.packing import drop_unpacked, pack_if_possible
@@ -31,19 +33,17 @@ from wan_streamer.speaking.chat import (
     AHEAD,
     DROPPED,
     HISTORY,
-    START,
-    STOP,
     UNFINISHED,
     WORDS,
     Chat,
     Persona,
     Reply,
     load_persona,
-    utterances,
     within,
     worded,
 )
 from wan_streamer.speaking.pace import Pace
+from wan_streamer.speaking.turns import START, STOP, remembered, utterances
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
 
 MARK, TYPED = len(SOURCES), SOURCES.index("typed")
@@ -54,10 +54,14 @@ ANSWERS = {
     "": "What was that, my dear friend?",
 }
 OTHER = "Nobody has ever asked me that."
+HELD, RED = "who are you? (In my hand: red cup)", "That is a red cup, I think."
+THREE = "I like Rome very much indeed. And what about you? A city is far. And more."
 TEXTS = [
     *ANSWERS,
     *ANSWERS.values(),
     OTHER,
+    RED,
+    THREE,
     "system user assistant Be brief mm-hm. Hello there!",
     "123 abcdefghijklmnopqrstuvwxyz",
 ]
@@ -69,7 +73,7 @@ def chat_text(*marks: str) -> TextCodec:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=360, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
@@ -99,9 +103,14 @@ class Scripted:
         return logits, past
 
 
-def chat(read: Scripted | None = None) -> Chat:
+def chat(read: Scripted | None = None, sentences: int = 1) -> Chat:
     read = read or Scripted()
-    return Chat(read, read.text, OWN, Persona("Be brief", (("Hello there!", OTHER),)), "scripted")
+    persona = Persona("Be brief", (("Hello there!", OTHER),), sentences=sentences)
+    return Chat(read, forget, read.text, OWN, persona, "scripted")
+
+
+def forget(past: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    return torch.cat([past[:, :, :, :first], past[:, :, :, last:]], dim=3)
 
 
 def said_by(source: int, words: str, *end: int) -> list[tuple[int, int]]:
@@ -148,10 +157,7 @@ def test_only_what_is_new_is_read() -> None:
     for _ in range(5):  # it looks ahead while it waits, not for ever
         assert made.next(reply, torch.tensor(said), len(said)) == OWN.encode("I")[0]
     assert len(reply.words) <= 1 + AHEAD
-    assert (
-        len(read.passes)
-        == 1 + sum(len(made.text.encode(f" {word}")) for word in reply.words) - 1 + len(made.text.encode("I")) - 1
-    )
+    assert len(read.passes) == 1 + len(reply.tokens) - reply.begin
 
 
 def test_words_that_come_late_change_what_follows() -> None:
@@ -210,23 +216,55 @@ def test_a_session_that_is_resumed_says_the_same(asked: list[str], data: st.Data
     assert made.next(made.begin(), now, first) == said[first][1]
 
 
-def test_the_oldest_is_forgotten_in_large_steps() -> None:
+def test_the_oldest_is_forgotten_and_nothing_is_read_anew() -> None:
     read = Scripted()
     made = chat(read)
-    reply, said, begins, most = made.begin(), [], set(), 0
+    reply, said, most = made.begin(), [], 0
     for turn in range(60):
         said += said_by(TRANSCRIPT, ["who are you?", "name a city"][turn % 2], END)
-        dropped = max(0, len(said) - 2 * HISTORY)  # a session keeps so many
+        dropped = max(0, len(said) - HISTORY - DROPPED // 2)  # a session keeps so many
         kept = said[dropped:]
-        answer(made, reply, kept, dropped)
+        read.passes = []
+        assert answer(made, reply, kept, dropped) == ANSWERS[["who are you?", "name a city"][turn % 2]]
+        assert max(read.passes) < 60
+        assert reply.turns[0][1] in ("who are you?", "name a city", *ANSWERS.values())  # none is cut
         said += kept[len(said) - dropped :]
-        begins.add(len(reply.turns[0][1]))
         most = max(most, reply.begin)
         assert len(reply.turns) > 2 * (turn > 2)
     one = len(said) / 60
-    assert most < 3 * (HISTORY + one) + len(made.prefix)
-    whole = [n for n in read.passes[1:] if n > len(made.prefix)]
-    assert 0 < len(whole) <= len(said) / DROPPED + 1
+    assert len(said) > 2 * HISTORY
+    assert most < HISTORY + one + len(made.prefix)
+    assert len(reply.turns) > 2 * (HISTORY - DROPPED) / one - 4
+    assert reply.tokens[: len(made.prefix)] == made.prefix
+
+
+def test_words_whose_begin_is_forgotten_are_no_turn() -> None:
+    said = [(MARK, SILENCE), (1, 7), (1, 8), (0, 9), (1, END), (1, 10), (0, END), (1, END), (0, 11)]
+    for begin, firsts in ((0, [7, 9, 10, 11]), (1, [7, 9, 10, 11]), (2, [9, 10, 11]), (5, [10, 11]), (6, [11])):
+        assert [one.tokens[0] for one in remembered(said, begin - len(said))] == firsts
+
+
+def test_what_is_held_up_stands_beside_the_turn_and_stays_there() -> None:
+    read = Scripted(ANSWERS | {HELD: RED})
+    made, said = chat(read), said_by(TRANSCRIPT, "who are you?", END)
+    reply = made.begin()
+    assert made.next(reply, torch.tensor(said), len(said)) == OWN.encode("I")[0]
+    assert made.next(reply, torch.tensor(said), len(said), "red cup") == OWN.encode("That")[0]
+    while said[-1] != (RESPONSE, END):  # and it counts as it was when the answer began
+        said.append(
+            (RESPONSE, made.next(reply, torch.tensor(said), len(said), "" if said[-1][0] == RESPONSE else "red cup"))
+        )
+    assert OWN.decode([token for source, token in said if source == RESPONSE]) == RED
+    for _ in range(2):  # the same words again, with empty hands
+        said += said_by(TRANSCRIPT, "who are you?", END)
+        assert answer(made, reply, said) == ANSWERS["who are you?"]
+        assert made.text.decode(reply.tokens).count("(In my hand: red cup)") == 1
+
+
+@pytest.mark.parametrize(("sentences", "words"), [(1, 6), (2, 10), (3, 14)])
+def test_an_answer_has_so_many_sentences(sentences: int, words: int) -> None:
+    made = chat(Scripted({"name a city": THREE}), sentences)
+    assert len(answer(made, made.begin(), said_by(TRANSCRIPT, "name a city", END)).split()) == words
 
 
 def test_it_says_what_can_be_said_and_not_for_ever() -> None:
@@ -294,10 +332,19 @@ class Parrot:
     def begin(self) -> Reply:
         return Reply([], torch.empty(0), torch.empty(0))
 
-    def next(self, reply: Reply, said_N2: torch.Tensor, count: int) -> int | None:
+    def next(self, reply: Reply, said_N2: torch.Tensor, count: int, seen: str = "") -> int | None:
         assert count >= len(said_N2) > 0
-        self.asked += 1
+        self.asked, self.seen = self.asked + 1, seen
         return self.token
+
+
+def test_a_call_tells_the_chat_model_what_is_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    streamer = Streamer(SEEING).eval()
+    weights = dataclasses.replace(tiny_weights(), config=SEEING, streamer=streamer, text=tiny_text())
+    monkeypatch.setattr(streamer.sight, "held", lambda evidence: f"cup {len(evidence)}")
+    streamer.chat = parrot = Parrot(END)
+    Session(weights, seed=3, start_bias=30.0).step(UserUnit(torch.zeros(SAMPLES_PER_UNIT).numpy(), None))
+    assert parrot.seen == f"cup {sum(streamer.sight.sizes)}"
 
 
 @pytest.mark.parametrize("token", [END, END + 9])
@@ -347,7 +394,7 @@ def test_personas_and_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a persona"):
         load_persona(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="expected a chat model"):
-        Chat(Scripted(), chat_text(STOP), OWN, Persona("x"), "base")
+        Chat(Scripted(), forget, chat_text(STOP), OWN, Persona("x"), "base")
     with pytest.raises(CheckpointError, match="none"):
         WanStreamer.from_pretrained("nano", chat=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="wording"):
@@ -370,9 +417,26 @@ def test_a_chat_model_reads_as_its_reference(form: str, tmp_path: Path) -> None:
         first, past = made.read(token_BN[0, :20] + SHARED, None)
         last, past = made.read(token_BN[0, 20:] + SHARED, past)
     assert past.shape[3] == 30
+    shorter = made.forget(past, 4, 4)
+    assert torch.equal(shorter, past)
     near = {"float32": 1e-4, "half": 0.05, "bfloat16": 0.3}[form]
     torch.testing.assert_close(first[SHARED:], expected[19], atol=near, rtol=0)
     torch.testing.assert_close(last[SHARED:], expected[29], atol=near, rtol=0)
+
+
+def test_what_is_not_forgotten_has_its_places(tmp_path: Path) -> None:
+    """With one layer nothing has seen what is forgotten, so it is as if that had never been there."""
+    torch.manual_seed(0)
+    backbone = Backbone(dataclasses.replace(READING, backbone=dataclasses.replace(READING.backbone, layers=1))).eval()
+    x_BND = torch.randn(1, 12, READING.backbone.dim)
+    with torch.inference_mode():
+        _, past = backbone.read(x_BND[:, :10])
+        expected, grown = backbone.read(x_BND[:, [0, 1, 2, 7, 8, 9, 10, 11]])
+        shorter = backbone.forget(past, 3, 7)
+        found, _ = backbone.read(x_BND[:, 10:], shorter)
+    torch.testing.assert_close(shorter, grown[:, :, :, :6], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected[:, 6:], atol=1e-5, rtol=0)
+    assert (shorter[:, 0, :, 3:] - past[:, 0, :, 7:]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

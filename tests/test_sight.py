@@ -93,6 +93,16 @@ def test_names_that_are_not_seen_become_unlikely() -> None:
     torch.testing.assert_close(made.words(made.begin()), torch.zeros(VOCAB))  # before anything is seen
 
 
+def test_what_is_held_up_has_a_name() -> None:
+    named = Sight(dataclasses.replace(SMALL, names=("red", "blue", "green", "cup", "hat")), FEATURES, VOCAB).eval()
+    assert named.held(logs(0.1, 0.2, 0.7, 0.4, 0.2, 0.4)) == "green hat"
+    assert named.held(logs(0.8, 0.1, 0.1, 0.4, 0.5, 0.1)) == "red cup"
+    assert named.held(logs(0.8, 0.1, 0.1, 0.6, 0.3, 0.1)) == ""
+    assert sight().held(logs(0.8, 0.1, 0.1, 0.4, 0.5, 0.1)) == ""  # one that has no names
+    with pytest.raises(ConfigError, match="expected 5 names or none, got 1"):
+        dataclasses.replace(CONFIG, sight=dataclasses.replace(SMALL, names=("red",)))
+
+
 def test_it_counts_where_the_wording_cannot_know() -> None:
     logits, words = torch.zeros(2, VOCAB), torch.zeros(2, VOCAB)
     words[:, 11] = -1.0
@@ -191,6 +201,8 @@ def test_every_name_begins_with_its_own_token() -> None:
     three = names.things[CLASSES["thing"].index("3") - 1]
     whole = text.encode("It is three")
     assert three == whole[len(text.encode("It is"))]
+    assert names.names[len(names.colours) + CLASSES["thing"].index("3") - 1] == "three"
+    assert len(names.names) == names.size
 
 
 def test_most_clips_show_something_that_has_a_name(agent: Path) -> None:

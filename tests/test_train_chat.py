@@ -2,6 +2,8 @@
 
 import dataclasses
 import gzip
+import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,18 @@ from wan_streamer.cli.app import app
 from wan_streamer.errors import CheckpointError, DataError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.language import PlainText, chat_model, load_language_model
+from wan_streamer.simulation.conversation.repertoire import AGENT
 from wan_streamer.speaking.adapter import adapt, fingerprint, load_adapter, save_adapter
-from wan_streamer.speaking.chat import START, STOP, SYSTEM, WORDS, Marks
+from wan_streamer.speaking.chat import WORDS
+from wan_streamer.speaking.turns import START, STOP, SYSTEM, Marks
 from wan_streamer.training.chat import stage as stages
-from wan_streamer.training.chat.exchanges import IGNORED, Conversations, own_exchanges, padded, talk_exchanges
+from wan_streamer.training.chat.exchanges import IGNORED, Conversations, own_talks, padded, talk_exchanges
 from wan_streamer.training.chat.stage import CONFIG, FILE, ChatStage
+from wan_streamer.training.chat.world import Exchange, world_exchanges
 
 TOPICAL = "split\tdialogue\tspeaker\trating\tsentiment\ttext\n"
 CHAT = "speaker\ttext\n"
+QUESTIONS = Path(__file__).parent.parent / "scripts" / "open_questions.txt"
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +60,11 @@ def texts(tmp_path: Path) -> Path:
 
 
 def test_what_joe_says_can_be_said() -> None:
-    exchanges = own_exchanges()
-    assert len(exchanges) == len({one.asked for one in exchanges}) > 150
-    for asked, answer in exchanges:
+    talks = own_talks()
+    assert len(talks) > 500
+    assert len({one.asked for one, *_ in talks if not _}) == sum(len(talk) == 1 for talk in talks)
+    assert any(len(talk) > 1 for talk in talks)
+    for asked, answer, _ in itertools.chain(*talks):
         assert asked == asked.strip()
         assert answer[-1] in ".?!"
         assert 1 <= len(answer.split()) <= WORDS
@@ -66,8 +74,8 @@ def test_what_joe_says_can_be_said() -> None:
 def test_people_answer_each_other(texts: Path) -> None:
     found = talk_exchanges(texts)
     assert found == {
-        "topical": [("Do you like tea?", "Yes, I like it very much.")],
-        "chat": [("Hello you!", "Hello to you, too.")],
+        "topical": [("Do you like tea?", "Yes, I like it very much.", "")],
+        "chat": [("Hello you!", "Hello to you, too.", "")],
     }
     (texts / "talk" / "chat.tsv").write_text(CHAT + "1\tHello you!\n")
     with pytest.raises(DataError, match="expected conversations of two"):
@@ -77,7 +85,15 @@ def test_people_answer_each_other(texts: Path) -> None:
         talk_exchanges(texts)
 
 
-def test_the_answer_is_foretold_and_nothing_else(model: str) -> None:
+def test_open_questions_of_the_evaluation_are_not_learned_from() -> None:
+    def words(text: str) -> frozenset[str]:
+        return frozenset(re.findall("[a-z']+", text.lower()))
+
+    questions = {words(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()}
+    assert not questions & {words(one.asked) for one in itertools.chain(*own_talks())}
+
+
+def test_answers_are_foretold_and_nothing_else(model: str) -> None:
     text = load_language_model(model).text
     data = Conversations(Marks(text, model), "Be brief", None)
     rows = [data.row(np.random.default_rng(n)) for n in range(20)]
@@ -85,18 +101,57 @@ def test_the_answer_is_foretold_and_nothing_else(model: str) -> None:
     batch = padded(rows)
     begin = data.marks.turn(SYSTEM, "Be brief")
     assert (batch.token_BN[:, : len(begin)] == torch.tensor(begin)).all()
-    answers = {answer for _, answer in own_exchanges()}
-    for n, (tokens, _, weight) in enumerate(rows):
+    own, said_by_joe, counts = {one.answer for one in itertools.chain(*own_talks())}, 0, set()
+    for n, (tokens, answers, weight) in enumerate(rows):
         target_N, known = batch.target_BN[n], batch.target_BN[n] != IGNORED
         assert torch.equal(target_N[known], batch.token_BN[n, 1:][known[:-1]])
-        *said, stop = target_N[known].tolist()
-        assert text.decode(said) in answers
-        assert stop == data.marks.stop == tokens[-1]
+        said = [text.decode([*run]) for run in runs(target_N[known].tolist(), data.marks.stop)]
+        whole = text.decode(tokens)
+        for answer in said:
+            assert f"assistant\n{answer}" in whole, (answer, whole)
+        assert len(said) == whole.count("assistant\n")
+        said_by_joe += bool(own & set(said))
+        counts.add(len(said))
+        assert tokens[-1] == data.marks.stop
+        assert sum(answers) == known.sum()
         assert (batch.weight_BN[n] == known * weight).all()
-    held = {one.asked for one in data.valid["own"]}
-    assert 5 < len(held) < 40
-    assert not held & {one.asked for one in data.train["own"]}
+    assert said_by_joe > 15
+    assert len(counts) > 3
+    held = {talk[0].asked for talk in data.valid["own"]}
+    assert 5 < len(held) < 80
+    assert not held & {talk[0].asked for talk in data.train["own"]}
     assert data.held_out("own", 3).token_BN.shape[0] == 3
+    talk = [Exchange("a?", "b.", "red cup"), Exchange("c?", "d.")]
+    expected = "system\nBe brief\nuser\na? (In my hand: red cup)\nassistant\nb.\nuser\nc?\nassistant\n"
+    assert text.decode(data.asked(talk)) == expected
+
+
+def runs(tokens: list[int], stop: int) -> list[list[int]]:
+    """Parts in front of each `stop`, which is the last token, too."""
+    assert tokens[-1] == stop
+    ends = [n for n, token in enumerate(tokens) if token == stop]
+    return [tokens[first:end] for first, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
+
+
+def test_the_world_is_remembered_and_seen() -> None:
+    made = [one for n in range(40) for one in world_exchanges(np.random.default_rng(n), 8)]
+    assert len(made) == 320
+    assert made[:8] == world_exchanges(np.random.default_rng(0), 8)
+    seen = [one for one in made if one.answer.startswith(("It is ", "That is a", "I can see a "))]
+    assert len(seen) > 30
+    for one in seen:
+        colour, thing = one.seen.split()
+        assert one.answer.rstrip(".").split()[-1] in (colour, thing)
+    empty = [one for one in made if one.answer == AGENT["nothing"]]
+    assert empty
+    assert not any(one.seen for one in empty)
+    assert any(one.seen for one in made if one.answer == AGENT["will_remember"])  # it does not always matter
+    for n in range(20):
+        talk = world_exchanges(np.random.default_rng(n), 8)
+        for number, one in enumerate(talk):
+            if one.answer.startswith("Your name is"):
+                name = one.answer.rstrip(".").split()[-1]
+                assert any(name in earlier.asked for earlier in talk[:number])
 
 
 def test_only_what_is_added_learns(model: str) -> None:

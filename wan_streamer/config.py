@@ -164,16 +164,22 @@ class FloorConfig(Ranged):
 class SightConfig(Ranged):
     """A read-out of the eyes that names what is held up (`perception/sight.py`).
 
-    colours, things  the token with which each of their names begins
+    colours, things  the token with which each of their names begins;   names  of both, as they are written
     keep    share of what was seen that counts a unit later;   weight  in which word the agent says
     """
 
     place = "sight"
     colours: tuple[int, ...] = between((), 0, 4_194_304)
     things: tuple[int, ...] = between((), 0, 4_194_304)
+    names: tuple[str, ...] = ()
     dim: int = between(96, 1, 16_384)
     keep: float = between(0.8, 0, 1)
     weight: float = between(1.5, 0, 100)
+
+    @property
+    def size(self) -> int:
+        """How many names there are."""
+        return len(self.colours) + len(self.things)
 
 
 @dataclass(frozen=True)
@@ -285,6 +291,8 @@ class StreamerConfig(Ranged):
             )
         if self.sight is not None and max(self.sight.colours + self.sight.things, default=0) >= self.text.vocab_size:
             raise ConfigError(f"sight: expected tokens below {self.text.vocab_size}, the size of the vocabulary")
+        if self.sight is not None and self.sight.names and len(self.sight.names) != self.sight.size:
+            raise ConfigError(f"sight: expected {self.sight.size} names or none, got {len(self.sight.names)}")
         if 0 < self.perception.reading < self.text.slots:
             raise ConfigError(
                 f"perception.reading: expected 0, or a token for each of {self.text.slots} slots, got"

@@ -166,6 +166,17 @@ class Backbone(nn.Module):
             x = layer(x, partial(attend, None if past_Z2BMGd is None else past_Z2BMGd[number]))
         return self.norm(x).to(x_BND.dtype), torch.stack(grown)
 
+    def forget(self, past_Z2BMGd: Tensor, first: int, last: int) -> Tensor:
+        """A past of `read` without the tokens from `first` up to `last`: those behind have their places.
+
+        What was computed of these tokens has seen those that are forgotten, and stays as it is.
+        """
+        back_1 = torch.tensor([first - last], device=past_Z2BMGd.device)
+        table = rotary_table(back_1[:, None].expand(1, 3), self.config.backbone)
+        keys, values = past_Z2BMGd[:, :, :, last:].unbind(1)
+        moved = torch.stack([rotate(keys, table).to(keys.dtype), values], dim=1)
+        return torch.cat([past_Z2BMGd[:, :, :, :first], moved], dim=3)
+
 
 def _clip_layer(layer: nn.Module, x: States, view: ClipView | FlatView, memory: ClipMemory | None) -> States:
     """Blocks [B, K, N, D]; with a memory, its tokens and those of all blocks [B, M + K N, D]."""

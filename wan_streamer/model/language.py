@@ -302,7 +302,7 @@ def chat_model(source: str, own: TextCodec, persona: Path | None, device: torch.
         hidden_BND, past_Z2BMGd = plain(token_N.to(device)[None], past_Z2BMGd)
         return plain.head(hidden_BND[0, -1:])[0].float(), past_Z2BMGd
 
-    return Chat(read, text, own, who, source)
+    return Chat(read, plain.backbone.forget, text, own, who, source)
 
 
 @torch.inference_mode()

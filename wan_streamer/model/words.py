@@ -175,7 +175,8 @@ class Words(Inputs):
         """The next token of what its chat model, if there is one, answers."""
         if self.chat is None or talk is None or live.reply is None:
             return None
-        return self.chat.next(live.reply, talk.said_N2, talk.count)
+        seen = "" if self.sight is None or live.sight is None else self.sight.held(live.sight[0])
+        return self.chat.next(live.reply, talk.said_N2, talk.count, seen)
 
     def _before(self, live: LiveState, slot: int) -> Tensor:
         """The agent's token [] before a slot."""

@@ -50,6 +50,13 @@ class Sight(nn.Module):
         """Evidence [..., names] after one more unit; what was seen before fades."""
         return self.config.keep * evidence + self(seen) * camera[..., None]
 
+    def held(self, evidence: Tensor) -> str:
+        """Colour and name of what is held up, by evidence [names]; "" where that is likely nothing."""
+        colour, thing = evidence.split(self.sizes)
+        if not self.config.names or thing.softmax(-1)[0] > 0.5:
+            return ""
+        return f"{self.config.names[int(colour.argmax())]} {self.config.names[len(colour) + int(thing[1:].argmax())]}"
+
     def words(self, evidence: Tensor) -> Tensor:
         """How much less likely each word is than what is seen, [..., V] up to 0; less so where nothing may be held."""
         colour, thing = (part.log_softmax(-1) for part in evidence.split(self.sizes, dim=-1))

@@ -1,7 +1,6 @@
 """What to say about anything: a chat language model writes the agent's answers, word by word.
 
 `Persona`   who the agent is to the language model: a sentence, and exchanges to go on from;   `load_persona`
-`Marks`     how a chat model writes turns
 `Chat`      such a model, its tokenizer and the agent's;   `next`: the token that comes next in an answer
 `Reply`     what a session has read and means to say
 `worded`    logits with that token in the place of all words;   `within`  of a slot inside an answer
@@ -14,7 +13,6 @@ decided as before. So an answer is a function of what was said, and nothing of i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,25 +22,22 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.fields import from_dict
 from wan_streamer.files import parse_json
 from wan_streamer.speaking.pace import Pace
+from wan_streamer.speaking.turns import AGENT, ASSISTANT, SYSTEM, USER, Marks, Turns, noted, remembered, turns_of
 
 JOE = Path(__file__).with_name("joe.json")
-AGENT = 0  # the source of the agent's words
-HISTORY, DROPPED = 320, 160  # words of the agent's vocabulary that are read; how many are forgotten at once
-SHORT, WORDS = 5, 30  # words after which an answer ends with its sentence; most of one
-BRIEF = 2  # words of a listener, at most: they are no turn
+HISTORY, DROPPED = 704, 64  # words of the agent's vocabulary that are read; how many are forgotten at once
+SHORT, WORDS = 5, 30  # words after which an answer ends with its last sentence; most of one
 AHEAD = 2  # tokens that are found before they are needed
 PIECE = 8  # tokens of a word, at most
 REPEAT = 3  # tokens in a row are not said twice in an answer
-START, STOP = "<|im_start|>", "<|im_end|>"  # ChatML
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MARKS = ("'", "-", ",", ".", "?", "!")
 UNFINISHED = 3.0
 NEVER = -1e4
 
 Read = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """Tokens [N] and what was computed of those before -> logits [V] after the last, and of all [Z, 2, 1, M, G, d]."""
-Turns = tuple[tuple[str, str], ...]
-"""What each side said: "user" or "assistant", and its words."""
+Forget = Callable[[Tensor, int, int], Tensor]
+"""What was computed of tokens, and a range of them -> the same without those."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +45,13 @@ class Persona:
     """system     what the agent is told about itself
     exchanges  what was said to it and what it said, as examples
     adapter    file that a language model has learned the same from (`speaking/adapter.py`), beside that of the persona
+    sentences  of an answer, at most
     """
 
     system: str
     exchanges: tuple[tuple[str, str], ...] = ()
     adapter: str | None = None
+    sentences: int = 1
 
 
 def load_persona(path: Path | None = None) -> Persona:
@@ -69,63 +66,12 @@ def load_persona(path: Path | None = None) -> Persona:
         raise ConfigError(f"{where}: expected a persona as JSON, got something else ({error})") from error
 
 
-class Utterance(NamedTuple):
-    """Words of one source up to an end of turn.
-
-    first, last  where they stand among all that was said;   open  no end yet
-    """
-
-    source: int
-    first: int
-    last: int
-    tokens: list[int]
-    open: bool
-
-
-def utterances(said: Sequence[tuple[int, int]]) -> list[Utterance]:
-    """Pairs of source and token -> what was said, by its beginning."""
-    done: list[Utterance] = []
-    begun: dict[int, Utterance] = {}
-    for place, (source, token) in enumerate(said):
-        now = begun.pop(source, None)
-        if token <= END:  # a mark of a beginning is no word
-            if now is not None:
-                done.append(now._replace(open=False))
-            continue
-        now = now or Utterance(source, place, place, [], True)
-        begun[source] = now._replace(last=place, tokens=[*now.tokens, token])
-    return sorted([*done, *begun.values()], key=lambda one: one.first)
-
-
-class Marks:
-    """How a chat model of `text` writes turns.
-
-    text  its tokenizer;   source  its name
-
-    Raises `ConfigError` if it is no chat model: the marks of ChatML are not among its tokens.
-    """
-
-    def __init__(self, text: TextCodec, source: str) -> None:
-        start, stop = (text.tokenizer.token_to_id(mark) for mark in (START, STOP))
-        if start is None or stop is None:
-            raise ConfigError(f"{source}: expected a chat model, with tokens {START} and {STOP}; take an instruct one")
-        self.text, self.start, self.stop = text, start, stop
-
-    def opening(self, role: str) -> list[int]:
-        """Tokens in front of what somebody says."""
-        return [self.start, *self.text.encode(f"{role}\n")]
-
-    def turn(self, role: str, words: str) -> list[int]:
-        """Tokens of a whole turn."""
-        return [*self.opening(role), *self.text.encode(words), self.stop, *self.text.encode("\n")]
-
-
 @dataclass
 class Reply:
     """Of one session; can be made anew from what was said.
 
     tokens, past    what the language model has read, and computed of it;   logits_V  after the last one
-    turns           what is answered;   begin  how many of the tokens stand before the answer
+    turns, seen     what is answered, and what was held up beside it;   begin  tokens that stand before the answer
     words           of the answer so far;   said  the same in the agent's tokens;   complete  nothing follows
     spoken          how many tokens of it the agent has said, -1 as long as it does not
     own             False: what is said there is something else
@@ -135,6 +81,7 @@ class Reply:
     past: Tensor
     logits_V: Tensor
     turns: Turns = ()
+    seen: tuple[str, ...] = ()
     begin: int = 0
     words: list[str] = field(default_factory=list)
     said: list[int] = field(default_factory=list)
@@ -142,16 +89,23 @@ class Reply:
     spoken: int = -1
     own: bool = True
 
+    @property
+    def shown(self) -> str:
+        """What is held up beside the turn that is answered."""
+        return self.seen[-1] if self.seen else ""
+
 
 class Chat:
-    """read     the language model;   text  its tokenizer;   own  the agent's;   source  its name
+    """read, forget  the language model;   text  its tokenizer;   own  the agent's;   source  its name
 
     Raises `ConfigError` if it is no chat model.
     """
 
-    def __init__(self, read: Read, text: TextCodec, own: TextCodec, persona: Persona, source: str) -> None:
-        self.read, self.text, self.own = read, text, own
-        self.pace = Pace(own)
+    def __init__(
+        self, read: Read, forget: Forget, text: TextCodec, own: TextCodec, persona: Persona, source: str
+    ) -> None:
+        self.read, self.forget, self.text, self.own = read, forget, text, own
+        self.sentences, self.pace = persona.sentences, Pace(own)
         self.marks = Marks(text, source)
         pieces = [text.decode([token]) for token in range(text.tokenizer.get_vocab_size())]
         self.begins = [piece[:1] == " " for piece in pieces]
@@ -167,70 +121,70 @@ class Chat:
         """Nothing was said yet."""
         return replace(self.ready, words=[], said=[])
 
-    def next(self, reply: Reply, said_N2: Tensor, count: int) -> int | None:
+    def next(self, reply: Reply, said_N2: Tensor, count: int, seen: str = "") -> int | None:
         """The agent's token that comes next in its answer to the user, END behind the last one.
 
         said_N2  what was said, as in a memory;   count  how many there have been of them, forgotten ones included
+        seen     what the user holds up, "" for nothing
         None     where there is nothing to answer, or the agent says something of its own
         """
-        # Forgotten in large steps, because all is read anew when the beginning moves.
         first = max(count - len(said_N2), -(-max(0, count - HISTORY) // DROPPED) * DROPPED)
-        spoken = utterances([(int(source), int(token)) for source, token in said_N2[first - count :].tolist()])
+        spoken = remembered([(int(source), int(token)) for source, token in said_N2.tolist()], first - count)
         talking = next((one for one in reversed(spoken) if one.source == AGENT and one.open), None)
-        turns = self._turns([one for one in spoken if talking is None or one.first < talking.first])
+        turns = turns_of([one for one in spoken if talking is None or one.first < talking.first], self.own)
         if not turns or turns[-1][0] != USER:
             return None
         if talking is None:
-            if turns != reply.turns or reply.spoken >= 0:
-                self._ask(reply, turns)
+            if turns != reply.turns or seen != reply.shown or reply.spoken >= 0:
+                self._ask(reply, turns, seen)
             return self._after(reply, [])
         said = talking.tokens
         if not 0 <= reply.spoken <= len(said):
             if not reply.turns:  # in a session that was resumed
-                self._ask(reply, turns)
+                self._ask(reply, turns, seen)
             reply.own = reply.spoken < 0 and self._after(reply, []) == said[0]
         reply.spoken = len(said)
         if not reply.own:
             return None
         words = self.own.decode(said).split()
         if turns != reply.turns and words == reply.words[: len(words)] and self.own.encode(" ".join(words)) == said:
-            self._ask(reply, turns, words)  # the last words of the user are written down late
+            self._ask(reply, turns, reply.shown, words)  # the last words of the user are written down late
             reply.spoken = len(said)
         return self._after(reply, said)
 
-    def _turns(self, spoken: list[Utterance]) -> Turns:
-        """By the side that speaks."""
-        turns: list[tuple[str, str]] = []
-        for one in spoken:
-            if self._listens(one, spoken):
-                continue
-            role, words = ASSISTANT if one.source == AGENT else USER, self.own.decode(one.tokens).strip()
-            if turns and turns[-1][0] == role:
-                words = f"{turns.pop()[1]} {words}"
-            turns.append((role, words))
-        return tuple(turns)
-
-    def _listens(self, one: Utterance, spoken: list[Utterance]) -> bool:
-        """Whether it is a listener's "mm-hm" inside what the other side says."""
-        inside = any(
-            (other.source == AGENT) != (one.source == AGENT)
-            and other.first < one.first
-            and (other.open or one.last < other.last)
-            for other in spoken
-        )
-        return inside and not one.open and len(self.own.decode(one.tokens).split()) <= BRIEF
-
-    def _ask(self, reply: Reply, turns: Turns, words: Sequence[str] = ()) -> None:
+    def _ask(self, reply: Reply, turns: Turns, seen: str, words: Sequence[str] = ()) -> None:
         """Read what was said, up to behind the first `words` of the answer."""
-        tokens = self.prefix + [token for turn in turns for token in self.marks.turn(*turn)]
-        tokens += self.marks.opening(ASSISTANT)
+        self._drop(reply, turns)
+        pairs = zip(reply.turns, turns[:-1], reply.seen, strict=False)
+        known = [held if old == new else "" for old, new, held in pairs]
+        reply.seen = (*known, *[""] * (len(turns) - 1 - len(known)), seen)
+        tokens = self.prefix + self._read_as(turns, reply.seen) + self.marks.opening(ASSISTANT)
         reply.turns, reply.begin, reply.spoken, reply.complete = turns, len(tokens), -1, False
         reply.words, reply.said = list(words), self.own.encode(" ".join(words)) if words else []
         tokens += self.text.encode(" ".join(words))
-        pairs = zip(tokens[:-1], reply.tokens, strict=False)  # without the last, whose logits are asked for
-        same = next((n for n, (new, old) in enumerate(pairs) if new != old), min(len(tokens) - 1, len(reply.tokens)))
+        both = zip(tokens[:-1], reply.tokens, strict=False)  # without the last, whose logits are asked for
+        same = next((n for n, (new, old) in enumerate(both) if new != old), min(len(tokens) - 1, len(reply.tokens)))
         reply.tokens, reply.past = reply.tokens[:same], reply.past[:, :, :, :same]
         self._read(reply, tokens[same:])
+
+    def _drop(self, reply: Reply, turns: Turns) -> None:
+        """The oldest turns, where they are forgotten; those behind them need not be read anew."""
+        old = reply.turns[:-1]  # the last one may go on
+        count = next((n for n in range(len(old)) if old[n:] == turns[: len(old) - n]), 0)
+        begin = len(self.prefix)
+        end = begin + len(self._read_as(old[:count], reply.seen))
+        if count:
+            reply.past = self.forget(reply.past, begin, end)
+            reply.tokens = reply.tokens[:begin] + reply.tokens[end:]
+        reply.turns, reply.seen = reply.turns[count:], reply.seen[count:]
+
+    def _read_as(self, turns: Turns, seen: Sequence[str]) -> list[int]:
+        """Tokens of turns, with what was held up beside them."""
+        return [
+            token
+            for (role, words), held in zip(turns, seen, strict=False)
+            for token in self.marks.turn(role, noted(words, held))
+        ]
 
     @torch.inference_mode()
     def _read(self, reply: Reply, tokens: list[int]) -> None:
@@ -244,7 +198,7 @@ class Chat:
             pass
         if said != reply.said[: len(said)]:  # another word than was meant: go on from there
             words = self.own.decode(said).split()
-            self._ask(reply, reply.turns, words)
+            self._ask(reply, reply.turns, reply.shown, words)
             reply.spoken, reply.said = len(said), list(said)
             self._goes_on(reply)
         elif len(reply.said) == known <= len(said) + AHEAD:
@@ -255,7 +209,8 @@ class Chat:
 
     def _goes_on(self, reply: Reply) -> bool:
         """One more word of the answer, if there is one."""
-        ended = len(reply.words) >= SHORT and reply.words[-1][-1] in ".!?"
+        ends = sum(word[-1] in ".!?" for word in reply.words)
+        ended = len(reply.words) >= SHORT and reply.words[-1][-1] in ".!?" and ends >= self.sentences
         reply.complete = reply.complete or ended or len(reply.words) >= WORDS
         if reply.complete:
             return False

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.language import PlainText, load_language_model
 from wan_streamer.speaking.adapter import adapt, fingerprint, save_adapter
-from wan_streamer.speaking.chat import ASSISTANT, SYSTEM, USER, Marks, load_persona
+from wan_streamer.speaking.chat import load_persona
+from wan_streamer.speaking.turns import Marks
 from wan_streamer.training.chat.exchanges import IGNORED, Conversations, Row, padded
 from wan_streamer.training.loop.alone import AloneOptions, train_alone
 from wan_streamer.training.loop.stage import Stage, TrainConfig
@@ -79,14 +80,14 @@ class ChatStage(Stage):
 
     @torch.inference_mode()
     def write_samples(self, stem: Path) -> dict[str, float]:
-        """What it answers to questions that are held out."""
-        lines = [f"{asked}\t{self._answer(asked)}\n" for asked, _ in self.data.valid["own"][:SAMPLED]]
+        """What it answers at the end of talks that are held out."""
+        talks = [said for kind in ("own", "world") for said in self.data.valid[kind][:SAMPLED]]
+        lines = [f"{said[-1].asked}\t{said[-1].seen}\t{self._answer(self.data.asked(said))}\n" for said in talks]
         stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".tsv").write_text("".join(lines), encoding="utf-8")
         return {}
 
-    def _answer(self, asked: str) -> str:
-        new = self.marks.turn(SYSTEM, self.system) + self.marks.turn(USER, asked) + self.marks.opening(ASSISTANT)
+    def _answer(self, new: list[int]) -> str:
         said: list[int] = []
         past = None
         while len(said) < LONGEST:

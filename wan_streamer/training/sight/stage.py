@@ -108,11 +108,11 @@ def names_of(text: TextCodec) -> SightConfig:
     """A sight that names all that is held up in the simulator, with the tokens of `text`."""
 
     def first(name: str) -> int:
-        said = NUMBERS[int(name)] if name.isdigit() else name
-        return text.encode(f"It is {said}")[len(text.encode("It is"))]
+        return text.encode(f"It is {name}")[len(text.encode("It is"))]
 
-    things = [name for name in CLASSES["thing"] if name != NONE]
-    return SightConfig(tuple(map(first, CLASSES["colour"])), tuple(map(first, things)))
+    colours = tuple(CLASSES["colour"])
+    things = tuple(NUMBERS[int(name)] if name.isdigit() else name for name in CLASSES["thing"] if name != NONE)
+    return SightConfig(tuple(map(first, colours)), tuple(map(first, things)), (*colours, *things))
 
 
 def with_sight(weights: Weights, start: Path) -> Weights:
