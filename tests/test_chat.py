@@ -36,6 +36,7 @@ from wan_streamer.speaking.chat import (
     UNFINISHED,
     WORDS,
     Chat,
+    Model,
     Persona,
     Reply,
     load_persona,
@@ -43,7 +44,7 @@ from wan_streamer.speaking.chat import (
     worded,
 )
 from wan_streamer.speaking.pace import Pace
-from wan_streamer.speaking.turns import START, STOP, remembered, utterances
+from wan_streamer.speaking.turns import START, STOP, USER, remembered, turns_of, utterances
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
 
 MARK, TYPED = len(SOURCES), SOURCES.index("typed")
@@ -90,7 +91,14 @@ class Scripted:
         self.passes.append(len(token_N))
         new = token_N.float()[None, None, None, :, None, None]
         past = new if past is None else torch.cat([past, new], dim=3)
-        tokens = past.flatten().long().tolist()
+        return self.logits(past.flatten().long().tolist()), past
+
+    def weigh(self, token_N: torch.Tensor, seen_NN: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:
+        self.passes.append(len(token_N))
+        before = [] if past is None else past.flatten().long().tolist()
+        return torch.stack([self.logits([*before, *token_N[seen].tolist()]) for seen in seen_NN]).log_softmax(-1)
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
         start = self.text.tokenizer.token_to_id(START)
         last = len(tokens) - 1 - tokens[::-1].index(start)
         asked_at = last - 1 - tokens[:last][::-1].index(start) if start in tokens[:last] else last
@@ -100,13 +108,13 @@ class Scripted:
         logits = torch.zeros(self.text.tokenizer.get_vocab_size())
         rest = self.text.encode(answer[len(said) :]) if answer.startswith(said) else self.text.encode(answer)[:1]
         logits[rest[0] if rest else self.text.tokenizer.token_to_id(STOP)] = 5.0
-        return logits, past
+        return logits
 
 
 def chat(read: Scripted | None = None, sentences: int = 1) -> Chat:
     read = read or Scripted()
     persona = Persona("Be brief", (("Hello there!", OTHER),), sentences=sentences)
-    return Chat(read, forget, read.text, OWN, persona, "scripted")
+    return Chat(Model(read, read.weigh, forget), read.text, OWN, persona, "scripted")
 
 
 def forget(past: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -261,6 +269,46 @@ def test_what_is_held_up_stands_beside_the_turn_and_stays_there() -> None:
         assert made.text.decode(reply.tokens).count("(In my hand: red cup)") == 1
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from(TEXTS[:4]), max_size=3), st.booleans(), st.booleans())
+def test_what_the_user_may_have_said_is_weighed(asked: list[str], begun: bool, told: bool) -> None:
+    """Each text as if it were read by itself behind what was said before, and nothing of the session changes."""
+    read = Scripted()
+    made, said = chat(read), [(MARK, SILENCE)]
+    reply = made.begin()
+    for words in asked:
+        said += said_by(TRANSCRIPT, words or "what?", END)
+        if told:
+            answer(made, reply, said)
+    said += said_by(TRANSCRIPT, "name a", END) if begun else []
+    texts = ["name a city", "name a city in France", "who are you?", "city"]
+    before = (list(reply.tokens), reply.begin, reply.turns, list(reply.words))
+    found = made.weigh(reply, torch.tensor(said), len(said), [OWN.encode(text) for text in texts])
+    assert before == (reply.tokens, reply.begin, reply.turns, reply.words)
+    spoken = turns_of(utterances(said), OWN)
+    *turns, open_turn = spoken if spoken and spoken[-1][0] == USER else (*spoken, (USER, ""))
+    prefix = made.prefix + [token for turn in turns for token in made.marks.turn(*turn)] + made.marks.opening(USER)
+    prefix += made.text.encode(open_turn[1])
+    for text, sum_ in zip(texts, found, strict=True):
+        expected, tokens = 0.0, list(prefix)
+        for token in [*made.text.encode(f" {text}" if open_turn[1] else text), made.marks.stop]:
+            expected += float(read.logits(tokens).log_softmax(-1)[token])
+            tokens.append(token)
+        assert sum_ == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_alike_is_read_once() -> None:
+    read = Scripted()
+    made = chat(read)
+    reply, said = made.begin(), said_by(TRANSCRIPT, "who are you?", END)
+    answer(made, reply, said)
+    read.passes = []
+    text = OWN.encode("name a city in France")
+    one = len(made.text.encode("name a city in France"))
+    made.weigh(reply, torch.tensor(said), len(said), [text, text[:-3], text])
+    assert read.passes[0] < 2 * one + len(made.marks.opening(USER)) + 8
+
+
 @pytest.mark.parametrize(("sentences", "words"), [(1, 6), (2, 10), (3, 14)])
 def test_an_answer_has_so_many_sentences(sentences: int, words: int) -> None:
     made = chat(Scripted({"name a city": THREE}), sentences)
@@ -394,7 +442,7 @@ def test_personas_and_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a persona"):
         load_persona(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="expected a chat model"):
-        Chat(Scripted(), forget, chat_text(STOP), OWN, Persona("x"), "base")
+        Chat(Model(Scripted(), Scripted().weigh, forget), chat_text(STOP), OWN, Persona("x"), "base")
     with pytest.raises(CheckpointError, match="none"):
         WanStreamer.from_pretrained("nano", chat=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="wording"):
@@ -414,10 +462,10 @@ def test_a_chat_model_reads_as_its_reference(form: str, tmp_path: Path) -> None:
     token_BN = random_tokens(rows=1, length=30)
     with torch.inference_mode():
         expected = reference(token_BN).logits[0]
-        first, past = made.read(token_BN[0, :20] + SHARED, None)
-        last, past = made.read(token_BN[0, 20:] + SHARED, past)
+        first, past = made.model.read(token_BN[0, :20] + SHARED, None)
+        last, past = made.model.read(token_BN[0, 20:] + SHARED, past)
     assert past.shape[3] == 30
-    shorter = made.forget(past, 4, 4)
+    shorter = made.model.forget(past, 4, 4)
     assert torch.equal(shorter, past)
     near = {"float32": 1e-4, "half": 0.05, "bfloat16": 0.3}[form]
     torch.testing.assert_close(first[SHARED:], expected[19], atol=near, rtol=0)
@@ -437,6 +485,22 @@ def test_what_is_not_forgotten_has_its_places(tmp_path: Path) -> None:
     torch.testing.assert_close(shorter, grown[:, :, :, :6], atol=1e-5, rtol=0)
     torch.testing.assert_close(found, expected[:, 6:], atol=1e-5, rtol=0)
     assert (shorter[:, 0, :, 3:] - past[:, 0, :, 7:]).abs().max() > 0.1
+
+
+def test_several_ways_go_on_from_one_past() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(READING).eval()
+    x_BND = torch.randn(1, 9, READING.backbone.dim)
+    after = [-1, 0, 1, 0, 3, -1]  # three ways: 0 1 2, 0 3 4, 5
+    seen = torch.eye(6, dtype=torch.bool)
+    for number, place in enumerate(after):
+        seen[number] |= seen[place] if place >= 0 else False
+    with torch.inference_mode():
+        _, past = backbone.read(x_BND[:, :3])
+        found, _ = backbone.read(x_BND[:, 3:], past, seen)
+        for way in ([0, 1, 2], [0, 3, 4], [5]):
+            expected, _ = backbone.read(x_BND[:, [3 + place for place in way]], past)
+            torch.testing.assert_close(found[:, way], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,7 @@ def test_answers_are_foretold_and_nothing_else(model: str) -> None:
         assert torch.equal(target_N[known], batch.token_BN[n, 1:][known[:-1]])
         said = [text.decode([*run]) for run in runs(target_N[known].tolist(), data.marks.stop)]
         whole = text.decode(tokens)
-        for answer in said:
-            assert f"assistant\n{answer}" in whole, (answer, whole)
+        assert all(f"assistant\n{answer}" in whole for answer in said)
         assert len(said) == whole.count("assistant\n")
         said_by_joe += bool(own & set(said))
         counts.add(len(said))

@@ -1,6 +1,7 @@
 """Turns of the user that are read again as a whole: from which sound, what it changes, and who is told."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from wan_streamer.model import words as words_module
 from wan_streamer.model.memory import RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
-from wan_streamer.perception.again import REPEATED, likelihood, read_again
+from wan_streamer.perception.again import FAR, REPEATED, WIDTH, likelihood, read_again, several
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import ENDED_LATE, WHOLE, Reader, latest_sound
 from wan_streamer.perception.turn import BEFORE, SURE, no_turn
@@ -68,6 +69,40 @@ def test_a_text_is_read_as_a_whole_whatever_is_guessed(right: int, wrong: int) -
     assert read_again(reader, sound, guess, 14).tolist() == text
     assert len(passes) <= 1 + len(text) - min(right, len(text))
     assert read_again(reader, sound, guess, 3).tolist() == text[:3]
+
+
+@pytest.mark.parametrize("most", [3, 12])
+def test_texts_that_are_as_likely_are_found(most: int) -> None:
+    reader = livened(Reader(SMALL, VOCABULARY))
+    reader.words.weight.data[END] *= 1.5
+    heard = heard_and_written()[0][:1]
+    sound = reader.sound(heard.flatten(1, 2))
+    found = several(reader, sound, most)
+    texts = [text.tolist() for text, _ in found]
+    assert 1 < len(found) <= WIDTH
+    assert len({tuple(text) for text in texts}) == len(texts)
+    assert all(len(text) <= most for text in texts)
+    assert not any(repeats(text[:end]) for text in texts for end in range(len(text) + 1))
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True)
+    again = likelihood(reader, sound, [text for text, _ in found])
+    assert all(one >= other - 1e-4 for one, other in zip(scores, again, strict=True))  # what may not follow is left out
+    greedy = read_again(reader, sound, torch.empty(0, dtype=torch.long), most)
+    if len(greedy) < most:
+        assert max(again) >= likelihood(reader, sound, [greedy])[0] - 1e-4
+
+
+def test_all_short_texts_are_weighed() -> None:
+    """With so few words that none is left out, the likeliest of all."""
+    reader = livened(Reader(SMALL, END + 3))
+    sound = reader.sound(heard_and_written()[0][:1].flatten(1, 2))
+    texts = [[*text] for count in range(3) for text in itertools.product(range(END + 1, END + 3), repeat=count)]
+    likely = likelihood(reader, sound, [torch.tensor(text, dtype=torch.long) for text in texts])
+    expected = sorted(zip(likely, texts, strict=True), reverse=True)
+    expected = [one for one in expected if one[0] >= expected[0][0] - FAR]
+    found = several(reader, sound, 2)
+    assert [text.tolist() for text, _ in found] == [text for _, text in expected]
+    assert [score for _, score in found] == pytest.approx([score for score, _ in expected], rel=1e-4)
 
 
 def test_how_likely_texts_are() -> None:
@@ -213,6 +248,7 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
         return whole
 
     monkeypatch.setattr(words_module, "read_again", again)
+    monkeypatch.setattr(words_module, "several", lambda *_: [(whole, 0.0), (whole[:1], -1.0)])
     monkeypatch.setattr(words_module, "likelihood", lambda *_: [-3.0, -3.0 - sure])
     silent = [[SILENCE, SILENCE]] * 2
     said = [*silent * 2, [SILENCE, wrong[0]], [SILENCE, wrong[1]], [5, HOLD], [6, END], *silent]
@@ -227,9 +263,20 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
         sure, whole = margin, torch.tensor(found, dtype=torch.long)
         assert not any(unit.whole for unit in spoken_to(weights, said, monkeypatch))
         assert [TRANSCRIPT, wrong[0]] in weights.streamer.live.talk.said_N2.tolist()
-    monkeypatch.setattr(weights.streamer, "chat", SimpleNamespace(begin=lambda: None))  # who may talk about anything
-    sure, whole = 0.1, torch.tensor(right)
+    asked_for: list[tuple] = []
+
+    def weigh(reply: str, said_N2: torch.Tensor, count: int, texts: list[list[int]]) -> list[float]:
+        asked_for.append((reply, said_N2[1:].tolist(), count, texts))
+        return [8.5 if text == right[:1] else 6.6 if text == right else 0.0 for text in texts]
+
+    chat = SimpleNamespace(begin=lambda: "reply", weigh=weigh, next=lambda *_: None)  # who may talk about anything
+    monkeypatch.setattr(weights.streamer, "chat", chat)
+    sure, whole = 0.1, torch.tensor(right)  # half of what it finds likely counts: right is 3.3 and - 1 + 4.25
     assert [unit.whole for unit in spoken_to(weights, said, monkeypatch)] == ["", "", "", "hello", ""]
+    _, before, _, texts = asked_for[0]
+    assert texts[:2] == [right, right[:1]]
+    assert len(texts) == 3  # and what is written
+    assert not any(source == TRANSCRIPT for source, _ in before)
     weights.streamer.config = dataclasses.replace(
         AGAIN, perception=dataclasses.replace(AGAIN.perception, reading_again=0)
     )
@@ -243,6 +290,7 @@ def test_who_may_answer_knows_the_turn_as_a_whole(monkeypatch: pytest.MonkeyPatc
     weights, known, passes = agent(), [], []
     whole = torch.tensor([40, 41])
     monkeypatch.setattr(words_module, "read_again", lambda *_: passes.append(1) or whole)
+    monkeypatch.setattr(words_module, "several", lambda *_: passes.append(0) or [(whole, 0.0)])
     monkeypatch.setattr(words_module, "likelihood", lambda *_: [0.0, -9.0])
     likely = type(weights.streamer.wording).likely
     monkeypatch.setattr(
@@ -261,7 +309,7 @@ def test_who_may_answer_knows_the_turn_as_a_whole(monkeypatch: pytest.MonkeyPatc
         as_whole = [[TRANSCRIPT, 40], [TRANSCRIPT, 41]]
         assert (known[1][0] == as_whole) == speaks
         assert (known[-1][0] == as_whole) == speaks
-        assert len(passes) == 2 * speaks  # units with an open turn
+        assert passes == [1, 0, 1] * speaks  # units with an open turn; what else it may be only where it has changed
         told = weights.streamer.live.talk.said_N2[1:].tolist()
         assert told == [[TRANSCRIPT, 9], [TRANSCRIPT, 8]]  # what is written stands until the end
 

@@ -141,16 +141,22 @@ class Backbone(nn.Module):
             x = layer(x, partial(attend, past_2ZMGd[:, number, None]))
         return torch.stack(added, dim=1)
 
-    def read(self, x_BND: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, x_BND: Tensor, past_Z2BMGd: Tensor | None = None, seen_NN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """N more tokens of B plain sequences, each token after the other: hidden states [B, N, D] and the new past.
 
         The past is the rotated keys and the values of the M tokens before; None starts a sequence. Nothing is changed
         in place. Token i has the id i on all three axes, which is the 1-D rotary embedding of a language model.
+
+        seen_NN  which of these tokens each comes after, itself included, where they are several ways to go on from the
+                 past: a tree (Miao et al. 2024, section 4.2)
         """
         N, M = x_BND.shape[1], 0 if past_Z2BMGd is None else past_Z2BMGd.shape[3]
-        index_N = torch.arange(M, M + N, device=x_BND.device)
+        seen_NN = torch.ones(N, N, device=x_BND.device).tril().bool() if seen_NN is None else seen_NN
+        index_N = M - 1 + seen_NN.sum(1)
         table = rotary_table(index_N[:, None].expand(N, 3), self.config.backbone)
-        mask = torch.arange(M + N, device=x_BND.device)[None, :] <= index_N[:, None]
+        mask = nn.functional.pad(seen_NN, (M, 0), value=True)
         x, grown = x_BND.to(self.weight.dtype), []
 
         def attend(past_2BMGd: Tensor | None, attention: Attention, normed: Tensor) -> Tensor:

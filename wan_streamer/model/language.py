@@ -33,7 +33,7 @@ from wan_streamer.model.pretrained import local_or_hub
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.process import hand_back
 from wan_streamer.speaking.adapter import load_adapter
-from wan_streamer.speaking.chat import Chat, load_persona
+from wan_streamer.speaking.chat import Chat, Model, load_persona
 from wan_streamer.tensors import load_tensors
 from wan_streamer.units import FRAMES_PER_UNIT, SAMPLES_PER_UNIT
 
@@ -256,7 +256,7 @@ def _fit_scale(streamer: Streamer) -> None:
 class PlainText(nn.Module):
     """A language model by itself, of weights that it may share.
 
-    `forward`  tokens [B, N] and the past of `Backbone.read` -> hidden states [B, N, D] and the new past
+    `forward`  tokens [B, N] and what else `Backbone.read` takes -> hidden states [B, N, D] and the new past
     `head`     logits [..., V] of hidden states
     """
 
@@ -268,8 +268,10 @@ class PlainText(nn.Module):
         self.head = nn.Linear(self.words.embedding_dim, self.words.num_embeddings, bias=False)
         self.head.weight = self.words.weight if model.tied_head else nn.Parameter(tensors["text_out.weight"])
 
-    def forward(self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.backbone.read(self.words(token_BN).to(self.backbone.weight.dtype), past_Z2BMGd)
+    def forward(
+        self, token_BN: Tensor, past_Z2BMGd: Tensor | None = None, seen_NN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.backbone.read(self.words(token_BN).to(self.backbone.weight.dtype), past_Z2BMGd, seen_NN)
 
 
 @torch.inference_mode()
@@ -302,7 +304,11 @@ def chat_model(source: str, own: TextCodec, persona: Path | None, device: torch.
         hidden_BND, past_Z2BMGd = plain(token_N.to(device)[None], past_Z2BMGd)
         return plain.head(hidden_BND[0, -1:])[0].float(), past_Z2BMGd
 
-    return Chat(read, plain.backbone.forget, text, own, who, source)
+    def weigh(token_N: Tensor, seen_NN: Tensor, past_Z2BMGd: Tensor | None) -> Tensor:
+        hidden_BND, _ = plain(token_N.to(device)[None], past_Z2BMGd, seen_NN.to(device))
+        return plain.head(hidden_BND[0]).float().log_softmax(-1).cpu()
+
+    return Chat(Model(read, weigh, plain.backbone.forget), text, own, who, source)
 
 
 @torch.inference_mode()

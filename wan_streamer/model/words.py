@@ -18,8 +18,8 @@ from wan_streamer.model.inputs import Inputs
 from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
-from wan_streamer.perception.again import likelihood, read_again
-from wan_streamer.perception.reading import Expected, Reader, latest_sound
+from wan_streamer.perception.again import likelihood, read_again, several
+from wan_streamer.perception.reading import Expected, Pair, Reader, latest_sound
 from wan_streamer.perception.sight import Sight, described
 from wan_streamer.perception.trust import Trust
 from wan_streamer.perception.turn import SURE, longest
@@ -27,6 +27,7 @@ from wan_streamer.speaking.chat import Chat, within, worded
 from wan_streamer.speaking.floor import Floor, settled, talking
 from wan_streamer.speaking.wording import Likely, Talk, Wording, how_sure, wished
 
+KNOWN = 0.5  # how much it counts what a chat model finds likely, where a turn was not heard for sure
 SELDOM = 0.02  # how likely words are in a slot for which neither a turn is read again nor a chat model asked
 
 
@@ -214,15 +215,30 @@ class Words(Inputs):
         if not units:
             return None
         sound = latest_sound(live.heard, units)
-        if not live.again:
-            turn = replace(turn, found_N=read_again(self.reading, sound, turn.found_N, longest(units)))
-            live.turn, live.again = turn, True
         written_N = torch.cat([turn.written_N, ahead_N])
-        if not len(turn.found_N) or torch.equal(turn.found_N, written_N):
+        if not live.again:
+            found_N = read_again(self.reading, sound, turn.found_N, longest(units))
+            if not torch.equal(found_N, turn.found_N):
+                texts = several(self.reading, sound, longest(units))
+                turn = replace(turn, found_N=found_N, best_N=self._best(live, sound, texts, written_N))
+            live.turn, live.again = turn, True
+        if not len(turn.best_N) or torch.equal(turn.best_N, written_N):
             return None
-        found, written = likelihood(self.reading, sound, [turn.found_N, written_N])
-        # Where a chat model talks about anything, the agent's own sense of what is said in its world counts no more.
-        return turn.found_N if found > written + SURE * (self.chat is None) else None
+        if self.chat is not None:
+            return turn.best_N
+        found, written = likelihood(self.reading, sound, [turn.best_N, written_N])
+        return turn.best_N if found > written + SURE else None
+
+    def _best(self, live: LiveState, sound: list[Pair], texts: list[tuple[Tensor, float]], written_N: Tensor) -> Tensor:
+        """Of what the user's turn may have been. A chat model, which knows what people say, has a say in it."""
+        assert self.reading is not None
+        if self.chat is None or live.reply is None or live.talk is None or self.wording is None:
+            return texts[0][0]
+        texts = [*texts, (written_N, likelihood(self.reading, sound, [written_N])[0])]
+        before = self.wording.revised(live.talk, TRANSCRIPT, written_N[:0], ended=False)
+        known = self.chat.weigh(live.reply, before.said_N2, before.count, [text_N.tolist() for text_N, _ in texts])
+        scores = [heard + KNOWN * said for (_, heard), said in zip(texts, known, strict=True)]
+        return texts[scores.index(max(scores))][0]
 
     def _read_again(self, live: LiveState, slot: int) -> Talk | None:
         """What the wording has read, with the user's turn as it was said; None where it stays as it is."""

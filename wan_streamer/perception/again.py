@@ -1,6 +1,7 @@
 """A text as a whole, as a reader finds it in all of its sound.
 
-`read_again`   its tokens
+`read_again`   its tokens, each the likeliest after those before
+`several`      texts that it may be, and how likely each is
 `likelihood`   how likely others are
 """
 
@@ -13,6 +14,7 @@ from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import WHOLE, Pair, Reader
 
 REPEATED = 4  # tokens in a row that stand in a text once only
+WIDTH, FAR = 8, 8.0  # texts that are followed side by side, up to e ** so many times less likely than the likeliest
 
 
 @torch.no_grad()
@@ -43,6 +45,37 @@ def read_again(reader: Reader, sound: list[Pair], guess_G: Tensor, most: int) ->
 
 
 @torch.no_grad()
+def several(reader: Reader, sound: list[Pair], most: int) -> list[tuple[Tensor, float]]:
+    """Up to `WIDTH` texts [N] of one stretch of sound, heard to its end, with log p, the likeliest first.
+
+    sound  as `sound` gives it, of one row;   most  tokens of one
+    All that are about as likely are followed side by side (beam search: Sutskever et al. 2014, section 3.2).
+    """
+    device = sound[0][0].device
+    heard = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    turn_MR = turns(most + 1, reader.config, device=device)
+    texts, score_R, past = [list[int]()], torch.zeros(1, device=device), None
+    token_R1, done = torch.full((1, 1), WHOLE, device=device), list[tuple[list[int], float]]()
+    for place in range(most + 1):
+        hidden_R1D, past = reader.read(token_R1, turn_MR[place, None], sound, heard, past)
+        score_RV = torch.stack([_allowed(*pair) for pair in zip(reader.scores(hidden_R1D[:, 0]), texts, strict=True)])
+        all_RV = score_R[:, None] + score_RV.log_softmax(-1)
+        done += zip(texts, all_RV[:, END].tolist(), strict=True)
+        done = sorted(done, key=lambda one: one[1], reverse=True)[:WIDTH]
+        least = max(done[0][1] - FAR, done[-1][1] if len(done) == WIDTH else done[0][1] - FAR)
+        all_RV[:, END] = float("-inf")
+        score_R, index_R = all_RV.flatten().topk(min(WIDTH, all_RV.numel()))
+        kept_R, token_R1 = index_R // all_RV.shape[1], index_R[:, None] % all_RV.shape[1]
+        likely_R = score_R > least  # a text only gets less likely
+        if not bool(likely_R.any()):
+            break
+        kept_R, token_R1, score_R = kept_R[likely_R], token_R1[likely_R], score_R[likely_R]
+        texts = [[*texts[row], token] for row, token in zip(kept_R.tolist(), token_R1[:, 0].tolist(), strict=True)]
+        past = [(k[kept_R], v[kept_R]) for k, v in past]
+    return [(torch.tensor(text, device=device).long(), score) for text, score in done if score >= done[0][1] - FAR]
+
+
+@torch.no_grad()
 def likelihood(reader: Reader, sound: list[Pair], texts: list[Tensor]) -> list[float]:
     """log p of each of some texts, and that it ends there, as the whole of one stretch of sound."""
     rows = [F.pad(F.pad(text, (1, 0), value=WHOLE), (0, 1), value=END) for text in texts]
@@ -57,8 +90,12 @@ def likelihood(reader: Reader, sound: list[Pair], texts: list[Tensor]) -> list[f
 
 
 def _likeliest(score_V: Tensor, text: list[int]) -> int:
-    """The token after a text, no `REPEATED` in a row twice: a decoder that looks at one place in the sound for ever
-    would not end (Paulus et al. 2018, section 2.5).
+    return int(_allowed(score_V, text).argmax())
+
+
+def _allowed(score_V: Tensor, text: list[int]) -> Tensor:
+    """Logits of the token after a text, no `REPEATED` in a row twice: a decoder that looks at one place in the sound
+    for ever would not end (Paulus et al. 2018, section 2.5).
     """
     score_V = score_V.clone()
     score_V[:END] = float("-inf")
@@ -66,4 +103,4 @@ def _likeliest(score_V: Tensor, text: list[int]) -> int:
     for first in range(len(text) - REPEATED + 1):
         if text[first : first + REPEATED - 1] == last:
             score_V[text[first + REPEATED - 1]] = float("-inf")
-    return int(score_V.argmax())
+    return score_V

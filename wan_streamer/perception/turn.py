@@ -25,13 +25,15 @@ SPARE = 6  # tokens more, at most
 class Turn:
     """since  units since the turn before it ended, or the session began
     begun    units since its first word was written, that one included; 0: none is
-    written_N  what is written of it, and   found_N  what it was found to be the last time
+    written_N  what is written of it;   found_N  what it was found to be the last time, token by token
+    best_N   the best of what it may have been, then
     """
 
     since: int
     begun: int
     written_N: Tensor
     found_N: Tensor
+    best_N: Tensor
 
     def later(self) -> "Turn":
         """One unit later."""
@@ -54,7 +56,7 @@ class Turn:
 def no_turn(device: torch.device) -> Turn:
     """Nothing is said yet."""
     nothing = torch.empty(0, dtype=torch.long, device=device)
-    return Turn(0, 0, nothing, nothing)
+    return Turn(0, 0, nothing, nothing, nothing)
 
 
 def longest(units: int) -> int:

@@ -1,7 +1,9 @@
 """What to say about anything: a chat language model writes the agent's answers, word by word.
 
 `Persona`   who the agent is to the language model: a sentence, and exchanges to go on from;   `load_persona`
-`Chat`      such a model, its tokenizer and the agent's;   `next`: the token that comes next in an answer
+`Model`     what computes
+`Chat`      it, its tokenizer and the agent's;   `next`: the token that comes next in an answer;   `weigh`: how likely
+            it is that the user says something
 `Reply`     what a session has read and means to say
 `worded`    logits with that token in the place of all words;   `within`  of a slot inside an answer
 
@@ -13,6 +15,7 @@ decided as before. So an answer is a function of what was said, and nothing of i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +25,18 @@ from wan_streamer.errors import ConfigError
 from wan_streamer.fields import from_dict
 from wan_streamer.files import parse_json
 from wan_streamer.speaking.pace import Pace
-from wan_streamer.speaking.turns import AGENT, ASSISTANT, SYSTEM, USER, Marks, Turns, noted, remembered, turns_of
+from wan_streamer.speaking.turns import (
+    AGENT,
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Marks,
+    Turns,
+    Utterance,
+    noted,
+    remembered,
+    turns_of,
+)
 
 JOE = Path(__file__).with_name("joe.json")
 HISTORY, DROPPED = 704, 64  # words of the agent's vocabulary that are read; how many are forgotten at once
@@ -34,10 +48,19 @@ MARKS = ("'", "-", ",", ".", "?", "!")
 UNFINISHED = 3.0
 NEVER = -1e4
 
-Read = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""Tokens [N] and what was computed of those before -> logits [V] after the last, and of all [Z, 2, 1, M, G, d]."""
-Forget = Callable[[Tensor, int, int], Tensor]
-"""What was computed of tokens, and a range of them -> the same without those."""
+
+class Model(NamedTuple):
+    """A language model. Past: what was computed of M tokens, [Z, 2, 1, M, G, d], None for no tokens.
+
+    read    tokens [N] and a past -> logits [V] after the last, and the new past
+    weigh   tokens [N] of several ways to go on, which of them [N, N] each comes after, itself included, and a past
+            -> log p [N, V] after each
+    forget  a past, and a range of its tokens -> the past without those
+    """
+
+    read: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    weigh: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    forget: Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,15 +119,13 @@ class Reply:
 
 
 class Chat:
-    """read, forget  the language model;   text  its tokenizer;   own  the agent's;   source  its name
+    """model  the language model;   text  its tokenizer;   own  the agent's;   source  its name
 
     Raises `ConfigError` if it is no chat model.
     """
 
-    def __init__(
-        self, read: Read, forget: Forget, text: TextCodec, own: TextCodec, persona: Persona, source: str
-    ) -> None:
-        self.read, self.forget, self.text, self.own = read, forget, text, own
+    def __init__(self, model: Model, text: TextCodec, own: TextCodec, persona: Persona, source: str) -> None:
+        self.model, self.text, self.own = model, text, own
         self.sentences, self.pace = persona.sentences, Pace(own)
         self.marks = Marks(text, source)
         pieces = [text.decode([token]) for token in range(text.tokenizer.get_vocab_size())]
@@ -128,8 +149,7 @@ class Chat:
         seen     what the user holds up, "" for nothing
         None     where there is nothing to answer, or the agent says something of its own
         """
-        first = max(count - len(said_N2), -(-max(0, count - HISTORY) // DROPPED) * DROPPED)
-        spoken = remembered([(int(source), int(token)) for source, token in said_N2.tolist()], first - count)
+        spoken = _latest(said_N2, count)
         talking = next((one for one in reversed(spoken) if one.source == AGENT and one.open), None)
         turns = turns_of([one for one in spoken if talking is None or one.first < talking.first], self.own)
         if not turns or turns[-1][0] != USER:
@@ -152,6 +172,36 @@ class Chat:
             reply.spoken = len(said)
         return self._after(reply, said)
 
+    @torch.inference_mode()
+    def weigh(self, reply: Reply, said_N2: Tensor, count: int, texts: Sequence[Sequence[int]]) -> list[float]:
+        """log p of each of some texts, tokens of the agent's, as what the user says next; arguments as of `next`."""
+        turns = turns_of(_latest(said_N2, count), self.own)
+        turns = turns if turns and turns[-1][0] == USER else (*turns, (USER, ""))
+        self._drop(reply, turns)
+        begun = turns[-1][1]
+        known = self.prefix + self._read_as(turns[:-1], (*reply.seen, *[""] * len(turns)))
+        known += [*self.marks.opening(USER), *self.text.encode(begun)]
+        same = _alike(known[:-1], reply.tokens)
+        tokens, after = known[same:], [*range(-1, len(known) - same - 1)]
+        first, places, sums = len(tokens) - 1, dict[tuple[int, int], int](), []
+        for text in texts:
+            place, ways = first, list[tuple[int, int]]()
+            for token in [*self.text.encode(" " * bool(begun) + self.own.decode([*text])), self.marks.stop]:
+                ways.append((place, token))
+                if ways[-1] not in places:
+                    places[ways[-1]] = len(tokens)
+                    tokens.append(token)
+                    after.append(place)
+                place = places[ways[-1]]
+            sums.append(ways)
+        seen_NN = torch.eye(len(tokens), dtype=torch.bool)
+        for number, place in enumerate(after):
+            if place >= 0:
+                seen_NN[number] |= seen_NN[place]
+        past = reply.past[:, :, :, :same] if same else None
+        found_NV = self.model.weigh(torch.tensor(tokens), seen_NN, past)
+        return [float(sum(found_NV[place, token] for place, token in ways)) for ways in sums]
+
     def _ask(self, reply: Reply, turns: Turns, seen: str, words: Sequence[str] = ()) -> None:
         """Read what was said, up to behind the first `words` of the answer."""
         self._drop(reply, turns)
@@ -162,8 +212,7 @@ class Chat:
         reply.turns, reply.begin, reply.spoken, reply.complete = turns, len(tokens), -1, False
         reply.words, reply.said = list(words), self.own.encode(" ".join(words)) if words else []
         tokens += self.text.encode(" ".join(words))
-        both = zip(tokens[:-1], reply.tokens, strict=False)  # without the last, whose logits are asked for
-        same = next((n for n, (new, old) in enumerate(both) if new != old), min(len(tokens) - 1, len(reply.tokens)))
+        same = _alike(tokens[:-1], reply.tokens)  # without the last, whose logits are asked for
         reply.tokens, reply.past = reply.tokens[:same], reply.past[:, :, :, :same]
         self._read(reply, tokens[same:])
 
@@ -174,8 +223,8 @@ class Chat:
         begin = len(self.prefix)
         end = begin + len(self._read_as(old[:count], reply.seen))
         if count:
-            reply.past = self.forget(reply.past, begin, end)
-            reply.tokens = reply.tokens[:begin] + reply.tokens[end:]
+            reply.past = self.model.forget(reply.past, begin, end)
+            reply.tokens, reply.begin = reply.tokens[:begin] + reply.tokens[end:], reply.begin + begin - end
         reply.turns, reply.seen = reply.turns[count:], reply.seen[count:]
 
     def _read_as(self, turns: Turns, seen: Sequence[str]) -> list[int]:
@@ -188,7 +237,7 @@ class Chat:
 
     @torch.inference_mode()
     def _read(self, reply: Reply, tokens: list[int]) -> None:
-        reply.logits_V, reply.past = self.read(torch.tensor(tokens), reply.past if reply.tokens else None)
+        reply.logits_V, reply.past = self.model.read(torch.tensor(tokens), reply.past if reply.tokens else None)
         reply.tokens = reply.tokens + tokens
 
     def _after(self, reply: Reply, said: list[int]) -> int | None:
@@ -237,6 +286,18 @@ class Chat:
             if answer[first : first + REPEAT - 1] == last:
                 logits_V[answer[first + REPEAT - 1]] = NEVER
         return int(logits_V.argmax())
+
+
+def _latest(said_N2: Tensor, count: int) -> list[Utterance]:
+    """What is not forgotten."""
+    first = max(count - len(said_N2), -(-max(0, count - HISTORY) // DROPPED) * DROPPED)
+    return remembered([(int(source), int(token)) for source, token in said_N2.tolist()], first - count)
+
+
+def _alike(new: Sequence[int], old: Sequence[int]) -> int:
+    """How many of the first tokens are the same."""
+    pairs = enumerate(zip(new, old, strict=False))
+    return next((n for n, (one, other) in pairs if one != other), min(len(new), len(old)))
 
 
 def _sayable(piece: str) -> bool:
