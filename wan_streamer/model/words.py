@@ -19,7 +19,7 @@ from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
 from wan_streamer.perception.again import likelihood, read_again, several
-from wan_streamer.perception.reading import Expected, Pair, Reader, latest_sound
+from wan_streamer.perception.reading import Expected, Reader, latest_sound
 from wan_streamer.perception.sight import Sight, described
 from wan_streamer.perception.trust import Trust
 from wan_streamer.perception.turn import SURE, longest
@@ -220,7 +220,7 @@ class Words(Inputs):
             found_N = read_again(self.reading, sound, turn.found_N, longest(units))
             if not torch.equal(found_N, turn.found_N):
                 texts = several(self.reading, sound, longest(units))
-                turn = replace(turn, found_N=found_N, best_N=self._best(live, sound, texts, written_N))
+                turn = replace(turn, found_N=found_N, best_N=self._best(live, texts))
             live.turn, live.again = turn, True
         if not len(turn.best_N) or torch.equal(turn.best_N, written_N):
             return None
@@ -229,13 +229,11 @@ class Words(Inputs):
         found, written = likelihood(self.reading, sound, [turn.best_N, written_N])
         return turn.best_N if found > written + SURE else None
 
-    def _best(self, live: LiveState, sound: list[Pair], texts: list[tuple[Tensor, float]], written_N: Tensor) -> Tensor:
+    def _best(self, live: LiveState, texts: list[tuple[Tensor, float]]) -> Tensor:
         """Of what the user's turn may have been. A chat model, which knows what people say, has a say in it."""
-        assert self.reading is not None
-        if self.chat is None or live.reply is None or live.talk is None or self.wording is None:
+        if self.chat is None or live.reply is None or live.talk is None or self.wording is None or len(texts) == 1:
             return texts[0][0]
-        texts = [*texts, (written_N, likelihood(self.reading, sound, [written_N])[0])]
-        before = self.wording.revised(live.talk, TRANSCRIPT, written_N[:0], ended=False)
+        before = self.wording.revised(live.talk, TRANSCRIPT, texts[0][0][:0], ended=False)
         known = self.chat.weigh(live.reply, before.said_N2, before.count, [text_N.tolist() for text_N, _ in texts])
         scores = [heard + KNOWN * said for (_, heard), said in zip(texts, known, strict=True)]
         return texts[scores.index(max(scores))][0]

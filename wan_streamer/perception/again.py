@@ -14,7 +14,7 @@ from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import WHOLE, Pair, Reader
 
 REPEATED = 4  # tokens in a row that stand in a text once only
-WIDTH, FAR = 8, 8.0  # texts that are followed side by side, up to e ** so many times less likely than the likeliest
+WIDTH, FAR = 8, 2.0  # texts that are followed side by side, up to e ** so many times less likely than the likeliest
 
 
 @torch.no_grad()
