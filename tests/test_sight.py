@@ -95,9 +95,11 @@ def test_names_that_are_not_seen_become_unlikely() -> None:
 
 def test_what_is_held_up_has_a_name() -> None:
     named = Sight(dataclasses.replace(SMALL, names=("red", "blue", "green", "cup", "hat")), FEATURES, VOCAB).eval()
-    assert named.held(logs(0.1, 0.2, 0.7, 0.4, 0.2, 0.4)) == "green hat"
-    assert named.held(logs(0.8, 0.1, 0.1, 0.4, 0.5, 0.1)) == "red cup"
+    assert named.held(logs(0.1, 0.2, 0.7, 0.3, 0.1, 0.6)) == "green hat"
+    assert named.held(logs(0.8, 0.1, 0.1, 0.3, 0.6, 0.1)) == "red cup"
     assert named.held(logs(0.8, 0.1, 0.1, 0.6, 0.3, 0.1)) == ""
+    assert named.held(logs(0.8, 0.1, 0.1, 0.2, 0.4, 0.4)) == ""  # which one?
+    assert named.held(named.begin()) == ""  # while the camera is off
     assert sight().held(logs(0.8, 0.1, 0.1, 0.4, 0.5, 0.1)) == ""  # one that has no names
     with pytest.raises(ConfigError, match="expected 5 names or none, got 1"):
         dataclasses.replace(CONFIG, sight=dataclasses.replace(SMALL, names=("red",)))

@@ -51,11 +51,12 @@ class Sight(nn.Module):
         return self.config.keep * evidence + self(seen) * camera[..., None]
 
     def held(self, evidence: Tensor) -> str:
-        """Colour and name of what is held up, by evidence [names]; "" where that is likely nothing."""
+        """Colour and name of what is surely held up, by evidence [names]; "" for nothing."""
         colour, thing = evidence.split(self.sizes)
-        if not self.config.names or thing.softmax(-1)[0] > 0.5:
+        p, name = thing.softmax(-1)[1:].max(dim=0)
+        if not self.config.names or p < 0.5:
             return ""
-        return f"{self.config.names[int(colour.argmax())]} {self.config.names[len(colour) + int(thing[1:].argmax())]}"
+        return f"{self.config.names[int(colour.argmax())]} {self.config.names[len(colour) + int(name)]}"
 
     def words(self, evidence: Tensor) -> Tensor:
         """How much less likely each word is than what is seen, [..., V] up to 0; less so where nothing may be held."""
