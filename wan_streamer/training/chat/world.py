@@ -18,6 +18,7 @@ SHARES = {"drill": 0.4, "quiz": 0.35, "shown": 0.25}
 ANY = 0.5  # share of the talks in which any word may be told
 EMPTY = 0.25  # share of what is asked about a hand that holds nothing
 HELD = 0.1  # share of other exchanges while something is held up
+OWN = (AGENT["dont_know"],)  # what is better said in other words where one talks about anything
 
 
 class Exchange(NamedTuple):
@@ -36,9 +37,14 @@ def world_exchanges(rng: np.random.Generator, count: int) -> list[Exchange]:
         if kind == "shown":
             made.append(_shown(rng))
         else:
-            one = drilled.pop(0) if kind == "drill" else _exchanges(quiz(1, rng, MANY))[0]
+            one = drilled.pop(0) if kind == "drill" else _asked(rng)
             made.append(one._replace(seen=f"{pick(COLOURS, rng)} {pick(OBJECTS, rng)}") if rng.random() < HELD else one)
     return made
+
+
+def _asked(rng: np.random.Generator) -> Exchange:
+    """Something that is known."""
+    return next(one for one in iter(lambda: _exchanges(quiz(1, rng, MANY))[0], None) if one.answer not in OWN)
 
 
 def _exchanges(turns: list[dict[str, str]]) -> list[Exchange]:
