@@ -182,25 +182,11 @@ class Chat:
         known = self.prefix + self._read_as(turns[:-1], (*reply.seen, *[""] * len(turns)))
         known += [*self.marks.opening(USER), *self.text.encode(begun)]
         same = _alike(known[:-1], reply.tokens)
-        tokens, after = known[same:], [*range(-1, len(known) - same - 1)]
-        first, places, sums = len(tokens) - 1, dict[tuple[int, int], int](), []
-        for text in texts:
-            place, ways = first, list[tuple[int, int]]()
-            for token in [*self.text.encode(" " * bool(begun) + self.own.decode([*text])), self.marks.stop]:
-                ways.append((place, token))
-                if ways[-1] not in places:
-                    places[ways[-1]] = len(tokens)
-                    tokens.append(token)
-                    after.append(place)
-                place = places[ways[-1]]
-            sums.append(ways)
-        seen_NN = torch.eye(len(tokens), dtype=torch.bool)
-        for number, place in enumerate(after):
-            if place >= 0:
-                seen_NN[number] |= seen_NN[place]
-        past = reply.past[:, :, :, :same] if same else None
-        found_NV = self.model.weigh(torch.tensor(tokens), seen_NN, past)
-        return [float(sum(found_NV[place, token] for place, token in ways)) for ways in sums]
+        lead = " " * bool(begun)
+        rows = [[*self.text.encode(lead + self.own.decode([*text])), self.marks.stop] for text in texts]
+        token_N, seen_NN, ways = _tree(known[same:], rows)
+        found_NV = self.model.weigh(token_N, seen_NN, reply.past[:, :, :, :same] if same else None)
+        return [float(sum(found_NV[place, token] for place, token in way)) for way in ways]
 
     def _ask(self, reply: Reply, turns: Turns, seen: str, words: Sequence[str] = ()) -> None:
         """Read what was said, up to behind the first `words` of the answer."""
@@ -298,6 +284,31 @@ def _alike(new: Sequence[int], old: Sequence[int]) -> int:
     """How many of the first tokens are the same."""
     pairs = enumerate(zip(new, old, strict=False))
     return next((n for n, (one, other) in pairs if one != other), min(len(new), len(old)))
+
+
+def _tree(first: Sequence[int], rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+    """What goes on from `first` in several ways, where those that begin alike are the same up to there.
+
+    Tokens [N]; which of them each comes after, itself included, bool [N, N]; and for every row its tokens, each with
+    the place of the one before.
+    """
+    tokens, after, places = list(first), [*range(-1, len(first) - 1)], dict[tuple[int, int], int]()
+    ways = []
+    for row in rows:
+        place, way = len(first) - 1, []
+        for token in row:
+            way.append((place, token))
+            if (place, token) not in places:
+                places[place, token] = len(tokens)
+                tokens.append(token)
+                after.append(place)
+            place = places[place, token]
+        ways.append(way)
+    seen_NN = torch.eye(len(tokens), dtype=torch.bool)
+    for number, place in enumerate(after):
+        if place >= 0:
+            seen_NN[number] |= seen_NN[place]
+    return torch.tensor(tokens), seen_NN, ways
 
 
 def _sayable(piece: str) -> bool:
