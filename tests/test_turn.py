@@ -269,14 +269,15 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
 
     def weigh(reply: str, said_N2: torch.Tensor, count: int, texts: list[list[int]]) -> list[float]:
         asked_for.append((reply, said_N2[1:].tolist(), count, texts))
-        return [8.5 if text == right[:1] else 6.6 if text == right else 0.0 for text in texts]
+        return [4.4 if text == right[:1] else 6.6 for text in texts]
 
     chat = SimpleNamespace(begin=lambda: "reply", weigh=weigh, next=lambda *_: None)  # who may talk about anything
     monkeypatch.setattr(weights.streamer, "chat", chat)
-    sure, whole = 0.1, torch.tensor(right)  # half of what it finds likely counts: right is 3.3 and - 1 + 4.25
+    sure, whole = 0.1, torch.tensor(right)  # half of what it finds likely counts: 0 + 2.2, and - 1 + 3.3
+    monkeypatch.setattr(words_module, "several", lambda *_: [(whole[:1], 0.0), (whole, -1.0)])
     assert [unit.whole for unit in spoken_to(weights, said, monkeypatch)] == ["", "", "", "hello", ""]
     _, before, _, texts = asked_for[0]
-    assert texts == [right, right[:1]]
+    assert texts == [right[:1], right]
     assert not any(source == TRANSCRIPT for source, _ in before)
     weights.streamer.config = dataclasses.replace(
         AGAIN, perception=dataclasses.replace(AGAIN.perception, reading_again=0)
