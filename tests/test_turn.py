@@ -24,10 +24,10 @@ from wan_streamer.model.memory import RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import Weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception import again as again_module
-from wan_streamer.perception.again import FAR, REPEATED, WIDTH, likelihood, read_again, several
+from wan_streamer.perception.again import FAR, LONG, REPEATED, WIDTH, likelihood, read_again, several
 from wan_streamer.perception.ears import turns
-from wan_streamer.perception.reading import ENDED_LATE, WHOLE, Reader, latest_sound
-from wan_streamer.perception.turn import BEFORE, SURE, no_turn
+from wan_streamer.perception.reading import ENDED_LATE, WHOLE, Pair, Reader, latest_sound
+from wan_streamer.perception.turn import BEFORE, LEAST, SURE, no_turn
 from wan_streamer.runtime.session import Session
 from wan_streamer.speaking.wording import Talk
 from wan_streamer.training.reader import whole as whole_module
@@ -51,7 +51,7 @@ def repeats(text: list[int]) -> bool:
 @given(st.integers(0, 6), st.integers(0, 4))
 def test_a_text_is_read_as_a_whole_whatever_is_guessed(right: int, wrong: int) -> None:
     reader = livened(Reader(SMALL, VOCABULARY))
-    reader.words.weight.data[END] *= 1.5
+    reader.words.weight.data[END] *= 1.2
     heard = heard_and_written()[0][:1]
     sound, text = reader.sound(heard.flatten(1, 2)), []
     while len(text) < 14:  # the rule: all read anew for every token
@@ -76,7 +76,7 @@ def test_a_text_is_read_as_a_whole_whatever_is_guessed(right: int, wrong: int) -
 def test_texts_that_are_as_likely_are_found(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(again_module, "FAR", 9.0)
     reader = livened(Reader(SMALL, VOCABULARY))
-    reader.words.weight.data[END] *= 1.5
+    reader.words.weight.data[END] *= 1.2
     heard = heard_and_written()[0][:1]
     sound = reader.sound(heard.flatten(1, 2))
     found = several(reader, sound, most)
@@ -87,24 +87,47 @@ def test_texts_that_are_as_likely_are_found(most: int, monkeypatch: pytest.Monke
     assert not any(repeats(text[:end]) for text in texts for end in range(len(text) + 1))
     scores = [score for _, score in found]
     assert scores == sorted(scores, reverse=True)
-    again = likelihood(reader, sound, [text for text, _ in found])
+    again = worth(reader, sound, texts)
     assert all(one >= other - 1e-4 for one, other in zip(scores, again, strict=True))  # what may not follow is left out
     greedy = read_again(reader, sound, torch.empty(0, dtype=torch.long), most)
     if len(greedy) < most:
-        assert max(again) >= likelihood(reader, sound, [greedy])[0] - 1e-4
+        assert max(again) >= worth(reader, sound, [greedy.tolist()])[0] - 1e-4
 
 
-def test_all_short_texts_are_weighed() -> None:
-    """With so few words that none is left out, the likeliest of all."""
-    reader = livened(Reader(SMALL, END + 3))
-    sound = reader.sound(heard_and_written()[0][:1].flatten(1, 2))
-    texts = [[*text] for count in range(3) for text in itertools.product(range(END + 1, END + 3), repeat=count)]
+def worth(reader: Reader, sound: list[Pair], texts: list[list[int]]) -> list[float]:
     likely = likelihood(reader, sound, [torch.tensor(text, dtype=torch.long) for text in texts])
-    expected = sorted(zip(likely, texts, strict=True), reverse=True)
+    return [one + LONG * len(text) for one, text in zip(likely, texts, strict=True)]
+
+
+@pytest.mark.parametrize("loud", [1.0, 1.2, 1.5])
+def test_all_short_texts_are_weighed(loud: float) -> None:
+    """With so few words that none is left out, the best of all that end where nothing is likelier than an end."""
+    reader = livened(Reader(SMALL, END + 3))
+    reader.words.weight.data[END] *= loud
+    sound = reader.sound(heard_and_written()[0][:1].flatten(1, 2))
+    words = range(END + 1, END + 3)
+    texts = [[*text] for count in range(3) for text in itertools.product(words, repeat=count)]
+
+    def may_end(text: list[int]) -> bool:
+        longer = likely_begin(reader, sound, [[*text, token] for token in (END, *words)])
+        return len(text) == 2 or longer[0] >= max(longer)
+
+    texts = [text for text in texts if may_end(text)]
+    expected = sorted(zip(worth(reader, sound, texts), texts, strict=True), reverse=True)
     expected = [one for one in expected if one[0] >= expected[0][0] - FAR]
     found = several(reader, sound, 2)
     assert [text.tolist() for text, _ in found] == [text for _, text in expected]
     assert [score for _, score in found] == pytest.approx([score for score, _ in expected], rel=1e-4)
+
+
+def likely_begin(reader: Reader, sound: list[Pair], texts: list[list[int]]) -> list[float]:
+    """log p of the last token of each, behind those before it."""
+    found = []
+    for text in texts:
+        tokens, seen = torch.tensor([[WHOLE, *text[:-1]]]), torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        hidden, _ = reader.read(tokens, turns(len(text), SMALL), sound, seen)
+        found.append(float(reader.scores(hidden[0, -1])[END:].log_softmax(-1)[text[-1] - END]))
+    return found
 
 
 def test_how_likely_texts_are() -> None:
@@ -336,3 +359,20 @@ def test_a_recording_has_the_turns_as_they_were() -> None:
     heard = play(session, [UNIT] * 6).transcript
     assert [text for _, text in heard] == ["go", " their", " hello you", "what"]
     assert heard[2][0] == pytest.approx(2 * UNIT_S, abs=1e-3)
+
+
+def test_what_is_too_short_is_not_all_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that stops at a pause: another text is found, or what was written stays."""
+    weights = agent()
+    text = weights.text
+    wrong, short, right = (text.encode(words) for words in ("go there", "hello", "hello how"))
+    wrong = (wrong * 4)[:4]
+    assert len(short) < LEAST * len(wrong) <= len(right)
+    both = [(torch.tensor(short), 0.0), (torch.tensor(right), -1.0)]
+    heard = itertools.count(9)  # more sound, another text
+    monkeypatch.setattr(words_module, "read_again", lambda *_: torch.tensor([next(heard)]))
+    monkeypatch.setattr(words_module, "likelihood", lambda *_: [-3.0, -4.0 - SURE])
+    said = [[SILENCE, SILENCE]] * 2 + [[SILENCE, token] for token in wrong] + [[SILENCE, END]] + [[SILENCE, SILENCE]]
+    for texts, found in ((both, "hello how"), (both[:1], "")):
+        monkeypatch.setattr(words_module, "several", lambda *_, texts=texts: texts)
+        assert "".join(unit.whole for unit in spoken_to(weights, said, monkeypatch)) == found

@@ -232,6 +232,7 @@ class FlowConfig(Ranged):
     shift: float = between(3.0, 0.001, 1000)  # tau' = shift tau / (1 + (shift - 1) tau): more steps in noise
     history_noise: float = between(0.1, 0, 1)  # largest tau of the noise on clean history while training
     temperature: float = between(1.0, 0, 100)  # scale of the starting noise
+    picture_temperature: float = between(1.0, 0, 100)  # once more that of pictures: more of it blinks more
     seed: int = between(0, 0, 2**63 - 1)  # of the noise and the sampled tokens of a session that is given none
     renoise: bool = False  # every step jumps to data and back with fresh noise, as distilled students do
     audio_steps: int = between(0, 0, 1000)  # after so many steps the sound jumps to data; 0: it takes all of them

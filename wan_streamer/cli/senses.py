@@ -202,6 +202,7 @@ def train_chat(
     texts: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Conversations of people: talk/*.tsv* as in docs/hearing.md.")
     ] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="FILE", help="An adapter to go on from.")] = None,
     overwrite: Overwrite = False,
     threads: ModelThreads = None,
 ) -> None:
@@ -214,7 +215,7 @@ def train_chat(
     from wan_streamer.training.loop.alone import AloneOptions
 
     with training_in(out, run.resume, overwrite):
-        scores = train(source, out, AloneOptions(**vars(run)), texts)
+        scores = train(source, out, AloneOptions(**vars(run)), texts, adapter)
     print_scores(scores)
     typer.echo(f'name it in a persona, "adapter": "{out / FILE}", and call that:')
     typer.echo(f"  wan-streamer serve --chat {shlex.quote(source)} --persona PERSONA.json")

@@ -30,7 +30,7 @@ from wan_streamer.config import (
 )
 from wan_streamer.errors import CheckpointError
 from wan_streamer.files import parse_json
-from wan_streamer.tensors import load_module, save_atomically
+from wan_streamer.tensors import load_module, packed, save_atomically
 
 LIGHT = "light_decoder.safetensors"  # beside the codec whose encoder it belongs to
 KINDS: dict[str, tuple[type, type]] = {"audio": (AudioVAE, AudioVAEConfig), "video": (VideoVAE, VideoVAEConfig)}
@@ -58,7 +58,7 @@ def save_light(vae: VideoVAE, folder: str | Path) -> None:
     """Write the decoder of `vae` as the second one of all codecs with the same encoder."""
     tensors = {name: value.detach().cpu().bfloat16() for name, value in vae.state_dict().items() if _decodes(name)}
     meta = {"decoder": json.dumps(to_dict(vae.config.decoding)), "encoder": encoder_hash(vae)}
-    save_atomically(tensors, Path(folder) / LIGHT, meta)
+    save_atomically(packed(tensors), Path(folder) / LIGHT, meta)
 
 
 def load_light(folder: str | Path, video_vae: VideoVAE) -> VideoVAE | None:

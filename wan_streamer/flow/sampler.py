@@ -25,10 +25,15 @@ def draw_unit(velocity: Velocity, like: Latents, flow: FlowConfig, generator: to
 def unit_noise(like: Latents, flow: FlowConfig, generator: torch.Generator) -> list[Latents]:
     """All the noise that the solver takes for a unit, in its order, drawn on the CPU."""
 
-    def drawn(z: Tensor) -> Tensor:
-        return torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * flow.temperature
+    def drawn(z: Tensor, scale: float) -> Tensor:
+        return torch.randn(z.shape, generator=generator).to(z.device, z.dtype) * scale
 
-    return [Latents(*map(drawn, like)) for _ in range(flow.steps if flow.renoise else 1)]
+    def unit() -> Latents:
+        return Latents(
+            drawn(like.video, flow.temperature * flow.picture_temperature), drawn(like.audio, flow.temperature)
+        )
+
+    return [unit() for _ in range(flow.steps if flow.renoise else 1)]
 
 
 def solve_unit(velocity: Velocity, noise: list[Latents], flow: FlowConfig) -> Latents:

@@ -220,9 +220,10 @@ class Words(Inputs):
             found_N = read_again(self.reading, sound, turn.found_N, longest(units))
             if not torch.equal(found_N, turn.found_N):
                 texts = several(self.reading, sound, longest(units))
+                texts = [one for one in texts if turn.may_be(one[0])] or texts
                 turn = replace(turn, found_N=found_N, best_N=self._best(live, texts))
             live.turn, live.again = turn, True
-        if not len(turn.best_N) or torch.equal(turn.best_N, written_N):
+        if not turn.may_be(turn.best_N) or torch.equal(turn.best_N, written_N):
             return None
         if self.chat is not None:
             return turn.best_N

@@ -14,7 +14,8 @@ from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import WHOLE, Pair, Reader
 
 REPEATED = 4  # tokens in a row that stand in a text once only
-WIDTH, FAR = 8, 2.0  # texts that are followed side by side, up to e ** so many times less likely than the likeliest
+WIDTH, FAR = 8, 2.0  # texts that are followed side by side, up to so much worse than the best
+LONG = 0.25  # what a token adds to log p: else what goes on is always worse than what ended
 
 
 @torch.no_grad()
@@ -46,10 +47,12 @@ def read_again(reader: Reader, sound: list[Pair], guess_G: Tensor, most: int) ->
 
 @torch.no_grad()
 def several(reader: Reader, sound: list[Pair], most: int) -> list[tuple[Tensor, float]]:
-    """Up to `WIDTH` texts [N] of one stretch of sound, heard to its end, with log p, the likeliest first.
+    """Up to `WIDTH` texts [N] of one stretch of sound, heard to its end, with log p and `LONG` a token, the best first.
 
     sound  as `sound` gives it, of one row;   most  tokens of one
-    All that are about as likely are followed side by side (beam search: Sutskever et al. 2014, section 3.2).
+    All that are about as good are followed side by side (beam search: Sutskever et al. 2014, section 3.2). The begin of
+    a long text is likelier than the text, so one ends only where that is likelier than any token (Hannun et al. 2019,
+    section 2.4), and a token adds something (Murray and Chiang 2018, section 4).
     """
     device = sound[0][0].device
     heard = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
@@ -59,20 +62,30 @@ def several(reader: Reader, sound: list[Pair], most: int) -> list[tuple[Tensor, 
     for place in range(most + 1):
         hidden_R1D, past = reader.read(token_R1, turn_MR[place, None], sound, heard, past)
         score_RV = torch.stack([_allowed(*pair) for pair in zip(reader.scores(hidden_R1D[:, 0]), texts, strict=True)])
+        ends_R = score_RV.argmax(-1) == END
         all_RV = score_R[:, None] + score_RV.log_softmax(-1)
-        done += zip(texts, all_RV[:, END].tolist(), strict=True)
+        if place == most:
+            ends_R[:] = True
+        done += [(texts[row], float(all_RV[row, END])) for row in ends_R.nonzero()[:, 0].tolist()]
         done = sorted(done, key=lambda one: one[1], reverse=True)[:WIDTH]
-        least = max(done[0][1] - FAR, done[-1][1] if len(done) == WIDTH else done[0][1] - FAR)
+        all_RV = all_RV + LONG
         all_RV[:, END] = float("-inf")
         score_R, index_R = all_RV.flatten().topk(min(WIDTH, all_RV.numel()))
         kept_R, token_R1 = index_R // all_RV.shape[1], index_R[:, None] % all_RV.shape[1]
-        likely_R = score_R > least  # a text only gets less likely
-        if not bool(likely_R.any()):
+        good_R = score_R > _least(done)
+        if not bool(good_R.any()):
             break
-        kept_R, token_R1, score_R = kept_R[likely_R], token_R1[likely_R], score_R[likely_R]
+        kept_R, token_R1, score_R = kept_R[good_R], token_R1[good_R], score_R[good_R]
         texts = [[*texts[row], token] for row, token in zip(kept_R.tolist(), token_R1[:, 0].tolist(), strict=True)]
         past = [(k[kept_R], v[kept_R]) for k, v in past]
     return [(torch.tensor(text, device=device).long(), score) for text, score in done if score >= done[0][1] - FAR]
+
+
+def _least(done: list[tuple[list[int], float]]) -> float:
+    """What a text has to be better than to be followed, beside those that have ended, the best first."""
+    if not done:
+        return float("-inf")
+    return max(done[0][1] - FAR, done[-1][1] if len(done) == WIDTH else float("-inf"))
 
 
 @torch.no_grad()

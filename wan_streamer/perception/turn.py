@@ -17,7 +17,8 @@ from wan_streamer.perception.reading import ENDED_LATE
 
 BEFORE = 8  # units of sound before the one in which the first word is written
 PACE = 1.2  # tokens in a unit of sound
-SURE = 6.0  # how much likelier than what the agent has written another text has to be, as a logarithm, to count
+SURE = 3.0  # how much likelier than what the agent has written another text has to be, as a logarithm, to count
+LEAST = 0.65  # tokens of it for one that is written: a reader that stops at a pause has not heard the rest
 SPARE = 6  # tokens more, at most
 
 
@@ -51,6 +52,10 @@ class Turn:
         """How many of the latest units hold it, of so many that are known, `most` at any time; 0: it is longer."""
         units = min(self.since + ENDED_LATE, max(1, self.begun) + BEFORE)
         return 0 if units > most else min(units, known)
+
+    def may_be(self, text_N: Tensor) -> bool:
+        """Whether a text is long enough to be all of it."""
+        return 0 < len(text_N) >= LEAST * len(self.written_N)
 
 
 def no_turn(device: torch.device) -> Turn:

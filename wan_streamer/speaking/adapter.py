@@ -1,6 +1,7 @@
 """Small changes of a language model's matrices, learned while it stays as it is (LoRA: Hu et al. 2021, section 4.1).
 
 `adapt`         puts one beside every linear layer of a module;   `LowRank`  such a layer
+`begin_at`      those of a file, to go on from
 `save_adapter`  to a file;   `load_adapter`  weights with the changes of a file, if it is of these
 """
 
@@ -63,6 +64,31 @@ def adapt(module: nn.Module, parts: Sequence[str], rank: int) -> dict[str, Added
     return made
 
 
+def begin_at(added: Mapping[str, Added], base: str, path: Path) -> None:
+    """Give `added` the changes of a file, of that rank or a lower one; what the file lacks stays as it is.
+
+    base  `fingerprint` of the weights they are beside
+
+    Raises `CheckpointError` if it is missing, damaged, of other weights, or of other layers or a higher rank.
+    """
+    parts = load_tensors(path)
+    if _base_of(path) != base:
+        raise CheckpointError(f"{path}: expected changes of these weights, got those of others; train without it")
+    for name, one in added.items():
+        for end, into in ((DOWN, one.down), (UP, one.up)):
+            known = parts.pop(name + end, into[:0])
+            if len(known) > len(into) or known.shape[1:] != into.shape[1:]:
+                raise CheckpointError(f"{path}: {name}: expected at most {list(into.shape)}, got {list(known.shape)}")
+            into.data[: len(known)] = known
+    if parts:
+        raise CheckpointError(f"{path}: expected changes of layers that learn, got {min(parts)}, too")
+
+
+def _base_of(path: Path) -> str | None:
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get(BASE)
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Of the weights of a language model: its vectors, which no training of ours changes."""
     digest = hashlib.sha256()
@@ -85,9 +111,8 @@ def load_adapter(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     Raises `CheckpointError` if it is missing or damaged.
     """
     parts, changed = load_tensors(path), dict(tensors)
-    with safe_open(path, "pt") as file:
-        if (file.metadata() or {}).get(BASE) != fingerprint(tensors):
-            return None
+    if _base_of(path) != fingerprint(tensors):
+        return None
     for name in (name.removesuffix(DOWN) for name in parts if name.endswith(DOWN)):
         weight = f"{name}.weight"
         if weight not in changed or name + UP not in parts:

@@ -152,7 +152,7 @@ class _Task:
             if name == "replay":
                 seen = truth
             else:
-                recording = play(_open(name, self.checkpoint, spec.seed, looked), trial.units(), looked)
+                recording = play(_open(name, self.checkpoint, spec.noise, looked), trial.units(), looked)
                 asked = trial.axis in ("content", "interruption", "recall")
                 seen = see(recording, words=asked or (name == AGENT and trial.axis not in ("hearing", "quiet")))
                 if name != AGENT:

@@ -6,6 +6,7 @@
 `make_trial`  a specification -> sound and picture of the user, and the reference that a perfect agent would give
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -145,6 +146,11 @@ class TrialSpec:
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.seed}-{self.number:03d}"
+
+    @property
+    def noise(self) -> int:
+        """Seed of a session that plays it: with one for all, one stream of noise is measured as much as an agent."""
+        return zlib.crc32(self.name.encode())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.language import PlainText, load_language_model
-from wan_streamer.speaking.adapter import adapt, fingerprint, save_adapter
+from wan_streamer.speaking.adapter import adapt, begin_at, fingerprint, save_adapter
 from wan_streamer.speaking.chat import load_persona
 from wan_streamer.speaking.turns import Marks
 from wan_streamer.training.chat.exchanges import IGNORED, Conversations, Row, padded
@@ -25,20 +25,20 @@ from wan_streamer.training.loop.stage import Stage, TrainConfig
 
 FILE = "adapter.safetensors"
 """What a run writes."""
-RANK = 4
+RANK = 8
 UPPER = 0.5  # share of the layers beside which something learns
 VALIDATED, SAMPLED, LONGEST = 40, 12, 40  # held-out exchanges of a kind; of those, answers to read; most tokens of one
 
 
 class ChatStage(Stage):
-    """source  chat model (`load_language_model`);   talk  folder of texts, or None
+    """source  chat model (`load_language_model`);   talk  folder of texts, or None;   start  an adapter to go on from
 
     Raises `CheckpointError`, `ConfigError` for a model that does not chat, and `DataError`.
     """
 
     name = "chat"
 
-    def __init__(self, source: str, talk: Path | None, config: TrainConfig) -> None:
+    def __init__(self, source: str, talk: Path | None, start: Path | None, config: TrainConfig) -> None:
         torch.manual_seed(config.seed)
         model = load_language_model(source)
         self.config, self.base, self.text = config, fingerprint(model.tensors), model.text
@@ -48,6 +48,8 @@ class ChatStage(Stage):
         layers = len(self.plain.backbone.layers)
         upper = [f"backbone.layers.{number}" for number in range(layers - round(UPPER * layers), layers)]
         self.added = adapt(self.plain, upper, RANK)
+        if start is not None:
+            begin_at(self.added, self.base, start)
         self.models: dict[str, nn.Module] = {"adapter": nn.ModuleList(self.added.values())}
 
     def batch(self, step: int, rows: range) -> Row:
@@ -115,12 +117,17 @@ CONFIG = TrainConfig(
 
 
 def train_chat(
-    source: str, out_dir: str | Path, options: AloneOptions = AloneOptions(), talk: Path | None = None
+    source: str,
+    out_dir: str | Path,
+    options: AloneOptions = AloneOptions(),
+    talk: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, float]:
     """Train an adapter of the chat model `source`, written to `out_dir`.
 
-    talk  folder of texts with conversations of people; without, it learns from the agent's own exchanges alone
+    talk   folder of texts with conversations of people; without, it learns from the agent's own exchanges alone
+    start  an adapter to go on from
 
     Returns the last validation. Raises `ConfigError`, `DataError`, `CheckpointError`, `TrainingError`.
     """
-    return train_alone(lambda config: ChatStage(source, talk, config), CONFIG, out_dir, options)
+    return train_alone(lambda config: ChatStage(source, talk, start, config), CONFIG, out_dir, options)

@@ -14,11 +14,12 @@ from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.repertoire import AGENT, NUMBERS, pick, with_article
 from wan_streamer.simulation.face.person import COLOURS, OBJECTS, SHAPES
 
-SHARES = {"drill": 0.4, "quiz": 0.35, "shown": 0.25}
+SHARES = {"drill": 0.4, "quiz": 0.28, "shown": 0.22, "sum": 0.1}
 ANY = 0.5  # share of the talks in which any word may be told
 EMPTY = 0.25  # share of what is asked about a hand that holds nothing
 HELD = 0.1  # share of other exchanges while something is held up
-OWN = (AGENT["dont_know"],)  # what is better said in other words where one talks about anything
+OTHERWISE = {AGENT["dont_know"], *(AGENT["sum"].format(number=number) for number in NUMBERS)}  # said in other words
+SUM = 10  # the largest
 
 
 class Exchange(NamedTuple):
@@ -34,8 +35,8 @@ def world_exchanges(rng: np.random.Generator, count: int) -> list[Exchange]:
     drilled = _exchanges(drill(count, free_texts("train") if rng.random() < ANY else (), rng, MANY))
     made = []
     for kind in rng.choice([*SHARES], size=count, p=[*SHARES.values()]):
-        if kind == "shown":
-            made.append(_shown(rng))
+        if kind in ("shown", "sum"):
+            made.append(_shown(rng) if kind == "shown" else _summed(rng))
         else:
             one = drilled.pop(0) if kind == "drill" else _asked(rng)
             made.append(one._replace(seen=f"{pick(COLOURS, rng)} {pick(OBJECTS, rng)}") if rng.random() < HELD else one)
@@ -44,7 +45,15 @@ def world_exchanges(rng: np.random.Generator, count: int) -> list[Exchange]:
 
 def _asked(rng: np.random.Generator) -> Exchange:
     """Something that is known."""
-    return next(one for one in iter(lambda: _exchanges(quiz(1, rng, MANY))[0], None) if one.answer not in OWN)
+    return next(one for one in iter(lambda: _exchanges(quiz(1, rng, MANY))[0], None) if one.answer not in OTHERWISE)
+
+
+def _summed(rng: np.random.Generator) -> Exchange:
+    """A sum, with what it is of said again, so that it is there to be looked at."""
+    a = int(rng.integers(1, SUM))
+    b = int(rng.integers(1, SUM - a + 1))
+    asked = MANY.wording("sum", rng, a=NUMBERS[a], b=NUMBERS[b])
+    return Exchange(asked, f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}.")
 
 
 def _exchanges(turns: list[dict[str, str]]) -> list[Exchange]:
