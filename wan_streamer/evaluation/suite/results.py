@@ -26,6 +26,7 @@ from wan_streamer.units import UNIT_MS, UNIT_S
 
 # The readers' own errors, written by scripts/validate_readers.py.
 VALIDATION = Path(__file__).parents[1] / "readers" / "readers.json"
+LINES = 20  # of progress, where no bars are drawn
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def run_and_write(asked: Asked, json_path: Path, html_path: Path | None = None) 
             if name not in tasks:
                 tasks[name] = bars.add_task(name)
             bars.update(tasks[name], completed=done, total=total)
+            if not console.is_terminal and done % max(1, total // LINES) == 0:  # where bars are not drawn
+                console.print(f"{name}: {done} of {total}")
 
         if asked.pairs is not None:
             result = score_pairs(asked.pairs, progress)
