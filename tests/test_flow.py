@@ -10,6 +10,7 @@ from wan_streamer.config import FlowConfig
 from wan_streamer.errors import ConfigError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.flow.path import interpolate, sample_tau, shift_tau, velocity_target
+from wan_streamer.flow.sampler import unit_noise
 from wan_streamer.flow.solver import solve, time_grid
 from wan_streamer.model.layout import Latents
 
@@ -123,3 +124,17 @@ def test_solver_asks_once_per_step_and_leaves_the_noise() -> None:
     for before, after, left in zip(kept, end, start, strict=True):
         torch.testing.assert_close(after, before - 1)
         assert torch.equal(before, left)
+
+
+@pytest.mark.parametrize("renoise", [False, True])
+def test_pictures_may_begin_with_more_noise(renoise: bool) -> None:
+    """The same noise as before, that of pictures larger."""
+
+    def drawn(**options: float) -> list[Latents]:
+        return unit_noise(noise(), FlowConfig(steps=3, renoise=renoise, **options), torch.Generator().manual_seed(4))
+
+    plain, scaled = drawn(), drawn(temperature=0.5, picture_temperature=3.0)
+    assert len(plain) == len(scaled) == (3 if renoise else 1)
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other.video, 1.5 * one.video)
+        torch.testing.assert_close(other.audio, 0.5 * one.audio)

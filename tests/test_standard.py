@@ -283,6 +283,7 @@ def test_an_agent_that_nobody_looks_at_says_and_hears_the_same() -> None:
 
 def test_one_axis_may_be_asked_for(corpus: Path) -> None:
     found = trial_list("standard", sources=Sources(speech=corpus), axes=["hearing", "quiet"])
+    assert len({spec.noise for spec in found}) == len(found)  # each is played with noise of its own
     assert {spec.kind for spec in found} == {"hear_own", "hear_espeak", "hear_flite", "hear_orders", "quiet"}
     with pytest.raises(ConfigError, match=r"expected one of turn_taking, .* that quick has, got .'hearing'"):
         trial_list("quick", axes=["hearing"])

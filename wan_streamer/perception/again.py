@@ -62,10 +62,8 @@ def several(reader: Reader, sound: list[Pair], most: int) -> list[tuple[Tensor, 
     for place in range(most + 1):
         hidden_R1D, past = reader.read(token_R1, turn_MR[place, None], sound, heard, past)
         score_RV = torch.stack([_allowed(*pair) for pair in zip(reader.scores(hidden_R1D[:, 0]), texts, strict=True)])
-        ends_R = score_RV.argmax(-1) == END
+        ends_R = (score_RV.argmax(-1) == END) | (place == most)
         all_RV = score_R[:, None] + score_RV.log_softmax(-1)
-        if place == most:
-            ends_R[:] = True
         done += [(texts[row], float(all_RV[row, END])) for row in ends_R.nonzero()[:, 0].tolist()]
         done = sorted(done, key=lambda one: one[1], reverse=True)[:WIDTH]
         all_RV = all_RV + LONG

@@ -55,7 +55,7 @@ class Turn:
 
     def may_be(self, text_N: Tensor) -> bool:
         """Whether a text is long enough to be all of it."""
-        return 0 < len(text_N) >= LEAST * len(self.written_N)
+        return len(text_N) >= max(1, LEAST * len(self.written_N))
 
 
 def no_turn(device: torch.device) -> Turn:
