@@ -57,7 +57,7 @@ def standard(results: dict[str, Any]) -> str:
 
 def _table(results: dict[str, Any], names: Sequence[str]) -> str:
     lines = ["| metric | nano | 95 % | n | reference | best blind baseline |", "|---|---|---|---|---|---|"]
-    measured = (name for name in names if name.partition(".")[2] in results["axes"][name.partition(".")[0]])
+    measured = (name for name in names if name.partition(".")[2] in results["axes"].get(name.partition(".")[0], {}))
     for name in measured:  # a result may be older than a metric
         row = metric(results, name)
         blind = {key: value for key, value in row["baselines"].items() if key != TRUTH and value is not None}
