@@ -187,3 +187,21 @@ def test_a_first_look_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(played) == 2
     assert sum(played) <= 140
     assert trial_list("quick")[0] == TrialSpec("pause", 0, 0)
+
+
+def test_each_trial_is_played_with_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def opened(name: str, checkpoint: str, seed: int, pictures: bool) -> None:
+        asked.append(seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(suite_run, "_open", opened)
+    monkeypatch.setattr(suite_run, "_observer", lambda _: lambda *_, **named: None)
+    monkeypatch.setattr(suite_run, "play", lambda *_: None)
+    specs = tuple(trial_list("quick")[:2])
+    for number in range(2):
+        with pytest.raises(InterruptedError):
+            suite_run._Task("nano", specs, stimuli.Sources(), False, frozenset())(number)
+    assert asked == [spec.noise for spec in specs]
+    assert asked[0] != asked[1]

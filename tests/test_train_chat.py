@@ -247,6 +247,11 @@ def test_an_adapter_goes_on_from_a_smaller_one(model: str, tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match=match):
             begin_at(adapted(model, parts, rank)[1], base, path)
 
+    stage = ChatStage(model, None, path, dataclasses.replace(CONFIG, precision="fp32"))
+    torch.testing.assert_close(stage.plain(token_BN)[0], found, atol=0.05, rtol=0)
+    out = ["train", "chat", "--from", model, "--out", str(tmp_path / "run"), "--steps", "1"]
+    result = CliRunner().invoke(app, [*out, "--adapter", str(tmp_path / "none")])
+    assert isinstance(result.exception, CheckpointError)
     refused(upper, 2, base, "expected at most")
     refused(upper[:1], 5, base, "expected changes of layers that learn")
     refused(upper, 5, "another", "those of others")
