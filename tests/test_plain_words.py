@@ -82,6 +82,10 @@ def test_in_a_drill_every_answer_is_in_what_was_said_before() -> None:
                 repeats.add(text)
     assert recalls > 150
     assert len(repeats) > 5
+    said_before = {word for text in texts for word in text.split()}
+    blended = {word for text in repeats for word in text.split()} - said_before
+    assert {"Straglow", "sevidges"} & blended or len(blended) > 10  # words that nobody has ever said
+    assert repeats & said_before
 
 
 def test_a_plain_step_foretells_every_word_from_those_before(latents: Path) -> None:

@@ -13,7 +13,7 @@ from tiny_world import make_episode, save_codecs
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
-from wan_streamer.codecs.text import END
+from wan_streamer.codecs.text import END, SILENCE
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import encode_shards
 from wan_streamer.data.shards import write_shard
@@ -25,9 +25,11 @@ from wan_streamer.perception.senses import Senses
 from wan_streamer.training.examples.heard import labels_of
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.reader import streams
+from wan_streamer.training.reader import whole as wholes
 from wan_streamer.training.reader.stage import AGAIN, DUE, FOLDER, ReaderStage, train_reader
 from wan_streamer.training.reader.stage import CONFIG as NUMBERS
 from wan_streamer.training.reader.streams import IGNORED, TRANSCRIPT, DueStreams, misread
+from wan_streamer.training.reader.whole import whole_texts
 from wan_streamer.units import SAMPLES_PER_UNIT
 
 UNITS = 24
@@ -180,6 +182,40 @@ def test_whole_texts_are_learned_from_who_knows_them(corpus: Path, agent: Path) 
     assert same == pytest.approx(alone / 2, rel=1e-3)
     assert away > other / 2 + 0.01
     assert all(weight.grad is None for weight in training.original.parameters())
+
+
+def test_an_agent_that_reads_whole_texts_begins_where_it_is(corpus: Path, agent: Path, tmp_path: Path) -> None:
+    weights = load_weights(agent)
+    perception = dataclasses.replace(weights.config.perception, reading_again=4)
+    save_weights(
+        dataclasses.replace(weights, config=dataclasses.replace(weights.config, perception=perception)), tmp_path
+    )
+    before = weights.streamer.reading.state_dict()
+    other = {name: weight + 1 for name, weight in before.items()}
+    training = ReaderStage(corpus, tmp_path, stage(corpus, agent).config, original=other)
+    for name, weight in training.reader.state_dict().items():
+        torch.testing.assert_close(weight, before[name])
+
+
+def test_a_text_goes_on_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are read as one, from the begin of the first to the end of the last."""
+    written = torch.full((1, 40, 2), SILENCE)
+    for unit, token in ((10, 50), (12, 51), (14, END), (20, 52), (22, END), (30, 53), (33, END)):
+        written[0, unit, 0] = token
+    monkeypatch.setattr(wholes, "CUT", 0.0)
+
+    def found(joined: float) -> dict[tuple[int, ...], tuple[int, int]]:
+        monkeypatch.setattr(wholes, "JOINED", joined)
+        text_BEN, near_BEK = whole_texts(written, 8, torch.Generator().manual_seed(0))
+        rows = zip(text_BEN[0].tolist(), near_BEK[0], strict=True)
+        heard = {tuple(t for t in row if t > END): near.nonzero()[:, 0].tolist() for row, near in rows}
+        return {text: (units[0], units[-1]) for text, units in heard.items() if text}
+
+    assert set(found(0.0)) == {(50, 51), (52,), (53,)}
+    whole = found(1.0)
+    assert set(whole) == {(50, 51), (50, 51, 52), (50, 51, 52, 53)}
+    assert all(first <= 10 - wholes.NEAR for first, _ in whole.values())
+    assert whole[50, 51][1] < 18 < 20 <= whole[50, 51, 52][1] < 28 < 31 <= whole[50, 51, 52, 53][1]
 
 
 def talks_of(folder: Path, agent: Path) -> Path:

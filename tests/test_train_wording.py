@@ -19,6 +19,7 @@ from wan_streamer.simulation.conversation.facts import QUIZ, quiz
 from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT
+from wan_streamer.training.examples.misheard import Misheard, mishearings, taken_for
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.wording import stage as stages
 from wan_streamer.training.wording import texts as made
@@ -28,6 +29,7 @@ from wan_streamer.training.wording.texts import Texts, response_places, turn_pla
 
 LONG = made.LONG_EVERY - 1  # a step of long texts
 PLAIN = dataclasses.replace(CONFIG, wording=None)
+HEARD_RIGHT = made._Heard(0.0, np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_who_types_sends_whole_messages(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(made, "TYPED", 1.0)
     for number in range(6):
         labels = written_conversation(1, "train", number)
-        said_N2 = Texts("train", CONFIG, tiny_text())._said(labels, np.random.default_rng(number), 0.0)
+        said_N2 = Texts("train", CONFIG, tiny_text())._said(labels, np.random.default_rng(number), HEARD_RIGHT)
         assert TRANSCRIPT not in said_N2[:, 0]
         inside = False
         for who, token in said_N2.tolist():
@@ -77,13 +79,49 @@ def test_who_types_sends_whole_messages(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_misheard_is_nothing_that_the_agent_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made, "WRONG", 1.0)
-    rng = np.random.default_rng(0)
     source, token = np.array([1, 1, 1, 0, 0, 0, 2]), np.array([50, 60, END, 60, 61, END, 51])
-    heard = made._misheard(source, token, 90, rng)
+    heard = made._Heard(1.0, np.random.default_rng(0)).tokens(source, token, 90)
     assert heard[[1, 2, 3, 4, 5]].tolist() == [60, END, 60, 61, END]
     assert (heard[[0, 6]] > END).all()
     assert heard[0] != 50 or heard[6] != 51
     assert token[0] == 50
+    assert HEARD_RIGHT.tokens(source, token, 90).tolist() == token.tolist()
+
+
+def test_words_are_taken_for_others_as_a_reader_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In drills and in timed conversations, and only words of the user's that the agent does not say."""
+    table = Misheard({"count": [(("count", "up"), "can't", 1.0)], "pete": [(("pete",), "beat", 1.0)]})
+    monkeypatch.setattr(made, "mishearings", lambda: table)
+    heard = made._Heard(3.0, np.random.default_rng(0))
+    turns = [{"side": "user", "text": f"Count up, Pete. {n}"} for n in range(40)]
+    said = [turn["text"] for turn in heard.turns(turns)]
+    assert sum(text.startswith("can't ") for text in said) > 25
+    assert sum("beat" in text for text in said) > 25
+    kept = heard.turns([*turns, {"side": "agent", "text": "Hello, Pete."}])
+    assert not any("beat" in turn["text"] for turn in kept)
+    assert kept[-1]["text"] == "Hello, Pete."
+    assert made._Heard(0.0, np.random.default_rng(0)).turns(turns) == turns
+    words = [{"text": text, "start": n, "end": n + 1} for n, text in enumerate(("Count", "up,", "Pete."))] * 30
+    labels = {"words": {"user": words, "agent": [{"text": "Pete!", "start": 0, "end": 1}]}}
+    found = [word["text"] for word in heard.labels(labels)["words"]["user"]]
+    assert found.count("can't") > 20
+    assert found.count("Count") + found.count("can't") == found.count("Pete.") == 30
+    assert found.count("up,") == found.count("Count")
+
+
+def test_what_a_reader_takes_words_for_is_found_and_happens_as_often() -> None:
+    said, heard = ["please", "count", "up", "to", "three", "now"], ["please", "can't", "to", "tree", "now"]
+    assert list(taken_for(said, heard)) == [(("count", "up"), "can't"), (("three",), "tree")]
+    assert list(taken_for(said, ["please"])) == []  # too long to be of one another
+    table = Misheard({"three": [(("three",), "tree", 0.2), (("three", "two"), "through", 0.1)]})
+    rng = np.random.default_rng(0)
+    once, all_of = ([table.words(["Three.", "four"], rng, scale) for _ in range(2000)] for scale in (1.0, 100.0))
+    assert 340 < sum(words == ["tree", "four"] for words in once) < 460
+    assert 1700 < sum(words == ["tree", "four"] for words in all_of) < 1900
+    assert table.words(["three", "four"], rng, 100.0, {"three"}) == ["three", "four"]
+    heard_words = [share for pairs in mishearings().heard.values() for *_, share in pairs]
+    assert len(heard_words) > 500
+    assert all(0 < share <= 1 for share in heard_words)
 
 
 def test_in_a_quiz_all_is_asked_and_answered() -> None:

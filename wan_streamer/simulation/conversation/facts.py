@@ -24,6 +24,7 @@ EARLIER_WORDS = 9  # longest free sentence of an earlier talk
 DRILLED = {"tell": 0.3, "ask": 0.4, "repeat": 0.15, "order": 0.15}
 UNKNOWN = 0.15  # share of what is asked for that may never have been told
 REPEATED = (1, 7)  # words
+BLENDED = 0.4  # share of words in the place of a value that nobody has ever said
 QUIZ = (*KNOWLEDGE, *EXPLANATIONS, *QUICK, "greeting", "bye", "how", "fine", "tired", "weather", "music", "joke",
         "laugh", "name", "can", "robot", "hear", "thanks", "three", "five", "ten", "back", "sum", "stop", "wait_name",
         "wait_hear")  # fmt: skip
@@ -147,7 +148,10 @@ def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines:
     """
     if texts:
         drawn = (texts[int(i)] for i in rng.integers(len(texts), size=exchanges))
-        lines = replace(lines, words=tuple(word for text in drawn for word in words_of(text)))
+        words = [word for text in drawn for word in words_of(text)]
+        others = rng.permutation(words).tolist()
+        pairs = zip(words, others, rng.random(len(words)) < BLENDED, strict=True)
+        lines = replace(lines, words=tuple(_blend(word, other) if blended else word for word, other, blended in pairs))
     known: dict[str, str] = {}
 
     def exchange() -> tuple[str, str]:
@@ -187,6 +191,11 @@ def quiz(exchanges: int, rng: np.random.Generator, lines: Lines) -> list[dict[st
     sides = ("user", "agent")
     pairs = [exchange() for _ in range(exchanges)]
     return [{"side": side, "text": text} for pair in pairs for side, text in zip(sides, pair, strict=True)]
+
+
+def _blend(first: str, second: str) -> str:
+    """The beginning of one word and the end of another: many tokens, which have to be said again one by one."""
+    return first[: (len(first) + 2) // 2] + second[len(second) // 2 :].lower()
 
 
 def words_of(text: str) -> list[str]:

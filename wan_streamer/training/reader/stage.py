@@ -46,8 +46,8 @@ VALID_BATCHES, VALID_ROWS = 4, 4
 
 class ReaderStage(Stage):
     """folder  the corpus;  start  folder of the agent whose reader learns;  talks  encoded conversations, if there are
-    original  weights of a reader that reads whole texts well: learning begins half-way to them, and whole texts are
-              learned from it, too
+    original  weights of a reader that reads whole texts well, which are learned from it, too: half-way to it learning
+              begins, unless the agent's reads them already
 
     Raises `CheckpointError` for an agent without one, `DataError` for a corpus without training or validation clips
     and for conversations that other ears heard.
@@ -73,7 +73,8 @@ class ReaderStage(Stage):
         if original is not None:
             self.original = copy.deepcopy(self.reader).eval().requires_grad_(False)
             self.original.load_state_dict(original)
-            half_way(self.reader, self.original)
+            if not streamer.config.perception.reading_again:
+                half_way(self.reader, self.original)
         self.models: dict[str, nn.Module] = {"reader": self.reader}
         self.perception = streamer.config.perception
         ears = senses_of(self.perception, streamer.hearing, streamer.seeing)["ears"] if talks else ""

@@ -17,6 +17,7 @@ from wan_streamer.training.reader.streams import IGNORED
 NEAR = 5  # units of sound before the first word is written, at least; `BEFORE` at most
 AFTER = 4  # and behind the last one that is heard
 CUT = 0.25  # share of texts of which only a first part is heard
+JOINED = 0.4  # share of texts that go on in the next one: a turn may have pauses, and several sentences
 
 
 class Whole(NamedTuple):
@@ -57,6 +58,8 @@ def _texts(written_KS: Tensor, rng: torch.Generator) -> list[tuple[list[int], in
             elif token == END:
                 if words and (ended >= 0 or units[0] >= BEFORE):
                     found.append(_stretch(words, units, ended, unit, len(written_KS), rng))
+                    if float(torch.rand((), generator=rng)) < JOINED:
+                        continue
                 words, units, ended = [], [], unit
     return found
 
@@ -69,6 +72,6 @@ def _stretch(
     earliest = max(units[0] - BEFORE, ended - ENDED_LATE + 1, 0)
     first = earliest + int(before * max(0, units[0] - NEAR - earliest + 1))
     if chance >= CUT:
-        return words, first, min(K, end - ENDED_LATE + 1 + int(after * AFTER))
+        return words[:], first, min(K, end - ENDED_LATE + 1 + int(after * AFTER))
     upto = units[int(cut * len(units))]  # what is written in this unit and before was heard two units before
     return [word for word, unit in zip(words, units, strict=True) if unit <= upto], first, upto - ENDED_LATE + 1

@@ -3,6 +3,8 @@
 `MANY`   the training world's `repertoire.KNOWN` and more of the same; nothing of the suite `standard` is in it
 """
 
+from pathlib import Path
+
 from wan_streamer.simulation.conversation.lines.frames import FRAMED
 from wan_streamer.simulation.conversation.repertoire import FILLERS, USER, Lines
 
@@ -284,9 +286,17 @@ _MORE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def _said() -> dict[str, tuple[str, ...]]:
+    """More of them, one a line (`said.tsv`: intent, wording)."""
+    lines = Path(__file__).with_name("said.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines]
+    return {intent: tuple(text for other, text in pairs if other == intent) for intent in USER}
+
+
 def _wordings(intent: str) -> tuple[str, ...]:
     """Each once."""
-    return tuple(dict.fromkeys(text for table in (USER, _USER, FRAMED, _MORE) for text in table.get(intent, ())))
+    tables = (USER, _USER, FRAMED, _MORE, _said())
+    return tuple(dict.fromkeys(text for table in tables for text in table.get(intent, ())))
 
 
 MANY = Lines(
