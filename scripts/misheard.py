@@ -1,6 +1,6 @@
 """What an agent's reader takes words for, from conversations encoded with its ears -> `misheard.tsv`.
 
-    python scripts/misheard.py data/turns/train --turns 6000 > wan_streamer/training/examples/misheard.tsv
+    python scripts/misheard.py data/turns/train data/talk/train > wan_streamer/training/examples/misheard.tsv
 
 Each turn of a user is read as a whole. A line: words that were said, what was heard, and how often that is where the
 first of them is said.
@@ -9,6 +9,7 @@ first of them is said.
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +57,16 @@ def _words(text: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--checkpoint", default="nano")
-    parser.add_argument("--turns", type=int, default=6000)
+    parser.add_argument("--turns", type=int, default=3000, help="of each folder")
     options = parser.parse_args()
     weights = load_weights(find_checkpoint(options.checkpoint))
     said_before, found = Counter[str](), Counter[tuple[tuple[str, ...], str]]()
-    for _, (said, heard) in zip(range(options.turns), pairs(options.folder, weights), strict=False):
-        said_before.update(said)
-        found.update(taken_for(said, heard))
+    for folder in options.folders:
+        for said, heard in islice(pairs(folder, weights), options.turns):
+            said_before.update(said)
+            found.update(taken_for(said, heard))
     for (words, other), count in sorted(found.items()):
         print("\t".join((" ".join(words), other, f"{count / said_before[words[0]]:.3f}")))
 

@@ -27,6 +27,7 @@ from wan_streamer.training.stages.adopt import adopt
 
 SMALL = FloorConfig(dim=12, layers=2, token_dim=5, seen_dim=3, weight=0.6)
 CONFIG = dataclasses.replace(READING, floor=SMALL)
+TOLD = dataclasses.replace(CONFIG, wording=WORDING, floor=dataclasses.replace(SMALL, told_dim=4))
 VOCAB, UNITS = CONFIG.text.vocab_size, 9
 HEARD, SEEN = (4, 6), (2, 7)
 
@@ -192,9 +193,9 @@ def model_and_clip(config: StreamerConfig = CONFIG) -> tuple[Streamer, ClipBatch
     return model, heard_clip(config)
 
 
-@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, wording=WORDING)])
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, wording=WORDING), TOLD])
 def test_training_pass_equals_cached_rollout(config: StreamerConfig) -> None:
-    """Alone, and beside a wording; words are hidden in some units."""
+    """Alone, beside a wording, and told by it; words are hidden in some units."""
     model, clip = model_and_clip(config)
     clip.written_BK[:, 3:5] = False
     noisy, tau = noisy_latents(clip)
@@ -204,6 +205,23 @@ def test_training_pass_equals_cached_rollout(config: StreamerConfig) -> None:
     plain = one_pass(model, clip, noisy, tau)[1]
     torch.testing.assert_close(logits[..., TRANSCRIPT, :], plain[..., TRANSCRIPT, :])
     assert not torch.allclose(logits[..., RESPONSE, :], plain[..., RESPONSE, :], atol=1e-2)
+
+
+def test_what_the_wording_makes_of_the_words_counts() -> None:
+    model, clip = model_and_clip(TOLD)
+    noisy, tau = noisy_latents(clip)
+    plain, seen = one_pass(model, clip, noisy, tau)[1], []
+    model.floor.register_forward_hook(lambda _m, args, kwargs, out: seen.append(kwargs["told_BKD"]), with_kwargs=True)
+    model.floor.told.weight.data.mul_(-3)
+    other = one_pass(model, clip, noisy, tau)[1]
+    assert not torch.allclose(other[..., RESPONSE, :], plain[..., RESPONSE, :], atol=1e-2)
+    torch.testing.assert_close(other[..., TRANSCRIPT, :], plain[..., TRANSCRIPT, :])
+    unit_by_unit(model, clip, noisy, tau)
+    whole, *units = seen
+    rows = len(units) // whole.shape[1]
+    live = torch.cat(units, dim=1).view(rows, whole.shape[1], -1)
+    torch.testing.assert_close(live, whole[:rows], atol=1e-4, rtol=1e-4)
+    assert (whole[:, 1:] != whole[:, :-1]).any()
 
 
 def test_a_call_leans_and_a_clip_does_not() -> None:
@@ -240,3 +258,8 @@ def test_an_agent_of_another_shape_keeps_a_floor_that_fits(tmp_path: Path) -> No
 def test_a_floor_needs_a_memory() -> None:
     with pytest.raises(ConfigError, match="floor: expected a text memory"):
         StreamerConfig(floor=SMALL)
+
+
+def test_nobody_tells_a_floor_without_a_wording() -> None:
+    with pytest.raises(ConfigError, match=r"floor\.told_dim: expected 0 without a wording, got 4"):
+        dataclasses.replace(TOLD, wording=None)

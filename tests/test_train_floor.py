@@ -9,6 +9,7 @@ import torch
 from test_floor import SMALL
 from test_reader_training import talks_of
 from test_reading import CONFIG
+from test_wording import SMALL as WORDING
 from tiny import tiny_text, tiny_weights
 from typer.testing import CliRunner
 
@@ -17,9 +18,11 @@ from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.errors import DataError
 from wan_streamer.flow.noise import RowNoise
-from wan_streamer.model.pretrained import load_weights, save_weights
+from wan_streamer.model.pretrained import grown, load_weights, save_weights
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.speaking.floor import BRIEF, NOTHING, STOP, WORDS
+from wan_streamer.training.examples.clips import told
+from wan_streamer.training.examples.misheard import Heard
 from wan_streamer.training.floor import stage as stages
 from wan_streamer.training.floor import stretches
 from wan_streamer.training.floor.stage import CONFIG as NUMBERS
@@ -135,8 +138,10 @@ def test_some_yield_late(agent: Path, talks: Path, monkeypatch: pytest.MonkeyPat
     flat = clean.slot_BKS.flatten()
     (end,) = (flat == END).nonzero()[:1, 0].tolist()
     part.store.labels[0]["events"].append({"type": "yield", "start": end // 2 * 0.16 + 0.01})
+    monkeypatch.setattr(stretches, "VARIANTS", 40)
+    monkeypatch.setattr(stretches, "MISHEARD", 0.0)
     found = set()
-    for seed in range(40):
+    for seed in range(80):
         late = part.row(0, 0, 30, np.random.default_rng(seed))
         words = late.slot_BKS.flatten()
         later = int((words == END).nonzero()[0])
@@ -172,6 +177,76 @@ def test_what_is_learned_is_what_a_session_is_told(agent: Path, heard: Path) -> 
     told = training.floor.brief[END + 1 :].log_softmax(-1)
     torch.testing.assert_close(brief, -told[row.slot_BKS[begins] - END - 1].sum())
     assert begins.any()
+
+
+@pytest.fixture(scope="module")
+def worded(agent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent with a wording."""
+    folder, config = tmp_path_factory.mktemp("worded"), dataclasses.replace(CONFIG, wording=WORDING)
+    save_weights(grown(load_weights(agent), config), folder)
+    return folder
+
+
+def test_a_wording_tells_what_it_has_read_before_every_unit(worded: Path, heard: Path) -> None:
+    """As in a session, of which this is the floor's part; in calls of what was misheard."""
+    training = stage(worded, heard)
+    assert training.weights.config.floor == dataclasses.replace(SMALL, told_dim=stages.TOLD)
+    (part,), wording = training.train_parts, training.weights.streamer.wording
+    row = part.row(0, 0, 30)
+    user, lanes = conversation_lanes(part.store.labels[0], CONFIG.text, tiny_text())
+    talk = wording.read(wording.begin(), told(part.store.labels[0].get("before", ()), tiny_text()))
+    for unit in range(30):
+        torch.testing.assert_close(row.told_BKD[unit], talk.last_D, atol=2e-3, rtol=2e-3)
+        for slot in range(2):
+            said = [(source, int(token)) for source, token in enumerate(lanes[unit, slot]) if token > HOLD]
+            talk = wording.read(talk, torch.tensor(said, dtype=torch.long).view(-1, 2))
+    assert not (user > HOLD).any()
+    assert torch.equal(part.row(0, 4, UNITS).told_BKD, row.told_BKD[4 : 4 + UNITS])
+    training.floor.told.weight.data.mul_(5)
+    torch.nn.init.normal_(training.floor.out.weight)
+    batch = stacked([row])
+    errors = training._errors(batch, 0.0)[0]
+    assert not torch.allclose(training._errors(batch._replace(told_BKD=batch.told_BKD * 0), 0.0)[0], errors)
+    loss, _ = training.loss(batch, 0, RowNoise(0, 0, range(1)))
+    loss.backward()
+    assert training.floor.told.weight.grad.abs().sum() > 0
+    assert wording.words.weight.grad is None
+
+
+def test_a_floor_that_nobody_told_begins_anew_where_it_does_not_fit(worded: Path, heard: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, wording=WORDING, floor=dataclasses.replace(SMALL, stop=0.5))
+    save_weights(grown(load_weights(worded), config), tmp_path)
+    before, training = load_weights(tmp_path).streamer.floor, stage(tmp_path, heard)
+    assert training.weights.config.floor == dataclasses.replace(SMALL, stop=0.5, told_dim=stages.TOLD)
+    assert torch.equal(training.floor.words.weight, before.words.weight)
+    assert training.floor.enter.weight.shape[1] == before.enter.weight.shape[1] + stages.TOLD
+    training.export(tmp_path / "out")
+    assert stage(tmp_path / "out" / FOLDER, heard).floor.told.weight.equal(
+        load_weights(tmp_path / "out" / FOLDER).streamer.floor.told.weight
+    )
+
+
+def test_in_calls_the_user_is_misheard(worded: Path, heard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the reader: what is written, and what the wording makes of it, are of the same words."""
+    (part,) = stage(worded, heard).train_parts
+    for name in ("TYPED", "DEAF", "MISREAD", "LATE"):
+        monkeypatch.setattr(stretches, name, 0.0)
+    heard_words = []
+    monkeypatch.setattr(
+        Heard, "labels", lambda self, labels: heard_words.append(self.scale) or labels | {"words": _others(labels)}
+    )
+    monkeypatch.setattr(stretches, "MISHEARD", 1.0)
+    clean, row = part.row(0, 0, 30), part.row(0, 0, 30, np.random.default_rng(0))
+    transcript, was = row.before_BKSL[..., TRANSCRIPT], clean.before_BKSL[..., TRANSCRIPT]
+    assert heard_words[0] > 0
+    assert (was > END).any()
+    assert not torch.equal(transcript, was)
+    assert torch.equal(row.slot_BKS, clean.slot_BKS)
+    assert not torch.allclose(row.told_BKD, clean.told_BKD, atol=1e-2)
+
+
+def _others(labels: dict) -> dict:
+    return labels["words"] | {"user": [word | {"text": "eight"} for word in labels["words"]["user"]]}
 
 
 def test_every_step_is_of_one_folder_and_made_from_the_seed(agent: Path, heard: Path) -> None:

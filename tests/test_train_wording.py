@@ -19,7 +19,8 @@ from wan_streamer.simulation.conversation.facts import QUIZ, quiz
 from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.simulation.conversation.repertoire import AGENT
-from wan_streamer.training.examples.misheard import Misheard, mishearings, taken_for
+from wan_streamer.training.examples import misheard as hearing
+from wan_streamer.training.examples.misheard import Heard, Misheard, mishearings, taken_for
 from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.wording import stage as stages
 from wan_streamer.training.wording import texts as made
@@ -29,7 +30,7 @@ from wan_streamer.training.wording.texts import Texts, response_places, turn_pla
 
 LONG = made.LONG_EVERY - 1  # a step of long texts
 PLAIN = dataclasses.replace(CONFIG, wording=None)
-HEARD_RIGHT = made._Heard(0.0, np.random.default_rng(0))
+HEARD_RIGHT = Heard(0.0, np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,9 @@ def test_who_types_sends_whole_messages(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_misheard_is_nothing_that_the_agent_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(made, "WRONG", 1.0)
+    monkeypatch.setattr(hearing, "WRONG", 1.0)
     source, token = np.array([1, 1, 1, 0, 0, 0, 2]), np.array([50, 60, END, 60, 61, END, 51])
-    heard = made._Heard(1.0, np.random.default_rng(0)).tokens(source, token, 90)
+    heard = Heard(1.0, np.random.default_rng(0)).tokens(source, token, 90)
     assert heard[[1, 2, 3, 4, 5]].tolist() == [60, END, 60, 61, END]
     assert (heard[[0, 6]] > END).all()
     assert heard[0] != 50 or heard[6] != 51
@@ -91,8 +92,8 @@ def test_what_is_misheard_is_nothing_that_the_agent_says(monkeypatch: pytest.Mon
 def test_words_are_taken_for_others_as_a_reader_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """In drills and in timed conversations, and only words of the user's that the agent does not say."""
     table = Misheard({"count": [(("count", "up"), "can't", 1.0)], "pete": [(("pete",), "beat", 1.0)]})
-    monkeypatch.setattr(made, "mishearings", lambda: table)
-    heard = made._Heard(3.0, np.random.default_rng(0))
+    monkeypatch.setattr(hearing, "mishearings", lambda: table)
+    heard = Heard(3.0, np.random.default_rng(0))
     turns = [{"side": "user", "text": f"Count up, Pete. {n}"} for n in range(40)]
     said = [turn["text"] for turn in heard.turns(turns)]
     assert sum(text.startswith("can't ") for text in said) > 25
@@ -100,7 +101,7 @@ def test_words_are_taken_for_others_as_a_reader_does(monkeypatch: pytest.MonkeyP
     kept = heard.turns([*turns, {"side": "agent", "text": "Hello, Pete."}])
     assert not any("beat" in turn["text"] for turn in kept)
     assert kept[-1]["text"] == "Hello, Pete."
-    assert made._Heard(0.0, np.random.default_rng(0)).turns(turns) == turns
+    assert Heard(0.0, np.random.default_rng(0)).turns(turns) == turns
     words = [{"text": text, "start": n, "end": n + 1} for n, text in enumerate(("Count", "up,", "Pete."))] * 30
     labels = {"words": {"user": words, "agent": [{"text": "Pete!", "start": 0, "end": 1}]}}
     found = [word["text"] for word in heard.labels(labels)["words"]["user"]]

@@ -146,6 +146,7 @@ class FloorConfig(Ranged):
     """A small recurrent network that tells whose turn it is (`speaking/floor.py`).
 
     token_dim  of a word or a frame of sound where it is read;   seen_dim  of a token of the pictures
+    told_dim   of what the wording makes of the words; 0: it does not tell
     weight     how much of whether the agent says something it decides; the rest is the agent's own
     stop, listen   log odds that a live agent adds where it may end what it says, and where it may say "mm-hm"
     """
@@ -155,6 +156,7 @@ class FloorConfig(Ranged):
     layers: int = between(2, 1, 64)
     token_dim: int = between(24, 1, 16_384)
     seen_dim: int = between(8, 1, 16_384)
+    told_dim: int = between(0, 0, 16_384)
     weight: float = between(0.7, 0, 1)
     stop: float = between(0.0, -10, 10)
     listen: float = between(0.0, -10, 10)
@@ -286,6 +288,8 @@ class StreamerConfig(Ranged):
             raise ConfigError("wording: expected a text memory, without which nobody keeps what was said; got none")
         if self.floor is not None and not self.cache.memory_tokens:
             raise ConfigError("floor: expected a text memory, without which nobody keeps what was said; got none")
+        if self.floor is not None and self.floor.told_dim and self.wording is None:
+            raise ConfigError(f"floor.told_dim: expected 0 without a wording, got {self.floor.told_dim}")
         if self.sight is not None and (self.wording is None or self.perception.seeing != "eyes"):
             raise ConfigError(
                 "sight: expected eyes that are trained before, and a wording, which knows what it cannot know"

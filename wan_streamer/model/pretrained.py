@@ -111,9 +111,11 @@ def check_codecs(folder: Path, audio_vae: AudioVAE, video_vae: VideoVAE) -> None
 
 
 def grown(weights: Weights, config: StreamerConfig) -> Weights:
-    """The same agent with parts more, as `config` has them; they are fresh."""
+    """The same agent with parts more, as `config` has them; they are fresh, and so is all of another shape."""
     streamer = Streamer(config)
-    streamer.load_state_dict(streamer.state_dict() | weights.streamer.state_dict())
+    fresh, known = streamer.state_dict(), weights.streamer.state_dict()
+    kept = {name: known[name] for name in fresh if name in known and known[name].shape == fresh[name].shape}
+    streamer.load_state_dict(fresh | kept)
     return replace(weights, config=config, streamer=streamer)
 
 

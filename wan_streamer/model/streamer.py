@@ -88,7 +88,8 @@ class Streamer(Words):
         sensed, text = self.config.perception, self.config.text
         pictures = sensed.video_ticks * sensed.video_grid[0] * sensed.video_grid[1]
         heard, seen = (sensed.audio_tokens, sensed.audio_features), (pictures, sensed.video_features)
-        return Floor(floor, heard, seen, text.vocab_size, text.slots, len(LANES))
+        told = 0 if self.config.wording is None else self.config.wording.dim
+        return Floor(floor, heard, seen, text.vocab_size, text.slots, len(LANES), told)
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

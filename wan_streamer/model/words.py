@@ -77,12 +77,19 @@ class Words(Inputs):
             unit_BKSL = F.pad(unit_BKSL, (0, 0, 0, 0, 1, 0), value=SILENCE)[:, :-1]
             typed_BK = (batch.user_text_BKS != SILENCE).any(-1)
             sensed = (heard, batch.microphone_BK, seen, batch.camera_BK)
-            odds, _ = self.floor(*sensed, typed_BK, unit_BKSL, self.floor.begin(len(typed_BK)))
+            told = self._told(batch) if self.floor.told is not None else None
+            odds, _ = self.floor(*sensed, typed_BK, unit_BKSL, self.floor.begin(len(typed_BK)), told_BKD=told)
             slots = range(before_BKS.shape[2])
             response = torch.stack(
                 [settled(response[:, :, s], odds, s, before_BKS[..., s], self.config.floor) for s in slots], dim=2
             )
         return torch.stack([response, logits[..., TRANSCRIPT, :]], dim=-2)
+
+    def _told(self, batch: ClipBatch) -> Tensor:
+        """What the wording makes of the words before every unit of clips [B, K, D]."""
+        assert self.wording is not None
+        said_BN2, before_BKS = timeline(batch.memory_BM2, batch.user_text_BKS, batch.slot_BKSL, batch.written_BK)
+        return self.wording.understood(said_BN2, before_BKS[..., 0])
 
     def _evidence(self, seen_BKND: Tensor, camera_BK: Tensor) -> Tensor:
         """What is seen in every unit of clips [B, K, names]."""
@@ -116,8 +123,9 @@ class Words(Inputs):
             return
         said = [*live.said][-2:-1] or [torch.full_like(live.said[-1], SILENCE)]
         sensed = (heard[None, None], microphone.view(1, 1), seen[None, None], camera.view(1, 1))
-        typed = (text_S != SILENCE).any().view(1, 1)
-        live.odds, live.floor = self.floor(*sensed, typed, said[0][None, None, :, : len(LANES)], live.floor)
+        typed, before = (text_S != SILENCE).any().view(1, 1), said[0][None, None, :, : len(LANES)]
+        told = None if live.talk is None else live.talk.last_D[None, None]
+        live.odds, live.floor = self.floor(*sensed, typed, before, live.floor, told_BKD=told)
 
     def _follow(self, live: LiveState, said_SX: Tensor) -> None:
         """The wording reads more words."""

@@ -6,7 +6,7 @@
 
 Whether someone stops to think or is done, breaks in or listens on, is told by a few numbers of what is heard and by
 when what was said. A small network learns that from conversations in minutes, the Transformer among a thousand other
-things. It knows no more of what is said than words as they come by; which ones the agent says is decided elsewhere.
+things. Of what is said it knows the words as they come by and what the wording makes of them, which has read many more.
 (Turns foretold, frame by frame, by a recurrent network: Skantze 2017, section 3.)
 """
 
@@ -41,7 +41,10 @@ class Odds(NamedTuple):
 
 
 class Floor(nn.Module):
-    """config;   heard, seen  tokens and features of a unit;   vocabulary, slots, lanes  of what is written"""
+    """config;   heard, seen  tokens and features of a unit;   vocabulary, slots, lanes  of what is written
+
+    told  numbers in which a wording tells what it makes of the words
+    """
 
     def __init__(
         self,
@@ -51,13 +54,15 @@ class Floor(nn.Module):
         vocabulary: int,
         slots: int,
         lanes: int,
+        told: int = 0,
     ) -> None:
         super().__init__()
         D, token_dim = config.dim, config.token_dim
         self.config, self.slots, self.lanes, self.heard, self.seen = config, slots, lanes, heard, seen
         self.ear, self.eye = nn.Linear(heard[1], token_dim), nn.Linear(seen[1], config.seen_dim)
         self.words = nn.Embedding(vocabulary, token_dim)
-        written = slots * lanes * (token_dim + BEFORE + 1)
+        self.told = nn.Linear(told, config.told_dim) if config.told_dim else None
+        written = slots * lanes * (token_dim + BEFORE + 1) + config.told_dim
         self.enter = nn.Linear(heard[0] * token_dim + seen[0] * config.seen_dim + written + 3, D)
         self.past = nn.GRU(D, D, config.layers, batch_first=True)
         self.inner, self.out = nn.Linear(2 * D, D), nn.Linear(D, slots * BEFORE * KINDS)
@@ -82,11 +87,13 @@ class Floor(nn.Module):
         before_BKSL: Tensor,
         past_ZBD: Tensor,
         drop: float = 0.0,
+        told_BKD: Tensor | None = None,
     ) -> tuple[Odds, Tensor]:
         """Odds of what is written in K units, and what is known after them.
 
         heard, seen  [B, K, tokens, features], None where nobody hears or sees;   typed_BK  whether the user types
         before_BKSL  tokens of the unit before each;   drop  share of the numbers that are left out, in training
+        told_BKD     what the wording makes of the words before each unit
         """
         with torch.autocast(self.brief.device.type, enabled=False):
             parts = [
@@ -94,6 +101,9 @@ class Floor(nn.Module):
                 self._sensed(seen, camera_BK, self.eye, self.seen[0]),
                 self.words(before_BKSL).flatten(2),
             ]
+            if self.told is not None:
+                assert told_BKD is not None
+                parts.append(self.told(told_BKD.float()))
             known_BK3 = torch.stack([microphone_BK & (heard is not None), camera_BK & (seen is not None), typed_BK], -1)
             token = F.one_hot(before_BKSL.clamp(max=END + 1), BEFORE + 1).flatten(2)
             x_BKD = torch.cat([*(F.dropout(part, drop) for part in parts), token, known_BK3], dim=-1)

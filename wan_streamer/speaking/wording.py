@@ -179,11 +179,17 @@ class Wording(nn.Module):
 
     def forward(self, said_BN2: Tensor) -> Tensor:
         """Hidden states [B, N, D] of words, each read with those before it; the mark of a beginning is one of them."""
-        x_BND = self._embed(said_BN2)
-        turn = self._turn(torch.arange(said_BN2.shape[1], device=said_BN2.device))
+        x_BND, place_N = self._embed(said_BN2), torch.arange(said_BN2.shape[1], device=said_BN2.device)
+        turn = self._turn(place_N)
+        seen = None if len(place_N) <= self.config.window else _near(place_N, place_N, self.config.window)
         for layer in self.layers:
-            x_BND, _ = layer(x_BND, turn, None)
+            x_BND, _ = layer(x_BND, turn, seen)
         return self.norm(x_BND)
+
+    def understood(self, said_BN2: Tensor, before_BK: Tensor) -> Tensor:
+        """Hidden states [B, K, D] of the last of so many words that are read: `Talk.last_D` of a session there."""
+        hidden_BND = self(self.begun(said_BN2))
+        return hidden_BND.gather(1, before_BK[..., None].expand(-1, -1, hidden_BND.shape[2]))
 
     def begun(self, said_BN2: Tensor) -> Tensor:
         """With the mark of a beginning in front."""

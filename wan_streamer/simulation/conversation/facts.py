@@ -150,8 +150,9 @@ def drill(exchanges: int, texts: Sequence[str], rng: np.random.Generator, lines:
         drawn = (texts[int(i)] for i in rng.integers(len(texts), size=exchanges))
         words = [word for text in drawn for word in words_of(text)]
         others = rng.permutation(words).tolist()
-        pairs = zip(words, others, rng.random(len(words)) < BLENDED, strict=True)
-        lines = replace(lines, words=tuple(_blend(word, other) if blended else word for word, other, blended in pairs))
+        blended = (rng.random(len(words)) < BLENDED).tolist()
+        drawn_words = (_blend(*pair) if new else pair[0] for *pair, new in zip(words, others, blended, strict=True))
+        lines = replace(lines, words=tuple(drawn_words))
     known: dict[str, str] = {}
 
     def exchange() -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """What is heard in the place of what was said.
 
+`Heard`          of one user's words
 `Misheard`       which words a reader takes for which others
 `mishearings`    what nano takes words for (`misheard.tsv`, made by `scripts/misheard.py`)
 """
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from wan_streamer.codecs.text import END
+from wan_streamer.model.memory import RESPONSE
+
 TABLE = Path(__file__).with_name("misheard.tsv")
 LONGEST = 3  # words that are taken for others together
 OFTEN = 0.9  # how often a word is misheard, at most
+WORSE = (0.5, 3.0)  # times as often as the reader mishears its own world, of someone who is misheard
+WRONG = 0.04  # share of the tokens of someone who is misheard that are any other
 
 
 @dataclass(frozen=True)
@@ -68,3 +74,49 @@ def mishearings() -> Misheard:
         words = tuple(said.split())
         heard.setdefault(words[0], []).append((words, other, float(share)))
     return Misheard(heard)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is heard of the user's words, `scale` times as often misheard as by the reader; 0: all is heard right.
+
+    Words that the agent says too, which it can only know from the user, are heard right.
+    """
+
+    scale: float
+    rng: np.random.Generator
+
+    @classmethod
+    def somehow(cls, rng: np.random.Generator, misread: float) -> "Heard":
+        """As someone's voice is heard, a share of which are misheard."""
+        return cls(float(rng.uniform(*WORSE)) if rng.random() < misread else 0.0, rng)
+
+    def turns(self, turns: list[dict]) -> list[dict]:
+        """Of {"side", "text"}."""
+        kept = {plainly(word) for turn in turns if turn["side"] == "agent" for word in turn["text"].split()}
+        if not self.scale:
+            return turns
+        return [
+            turn if turn["side"] == "agent" else turn | {"text": " ".join(self._words(turn["text"].split(), kept))}
+            for turn in turns
+        ]
+
+    def labels(self, labels: dict) -> dict:
+        """Of a conversation that is timed."""
+        if not self.scale:
+            return labels
+        words, kept = labels["words"]["user"], {plainly(word["text"]) for word in labels["words"]["agent"]}
+        heard = self._words([word["text"] for word in words], kept)
+        words = [word | {"text": text} for word, text in zip(words, heard, strict=True) if text]
+        return labels | {"words": labels["words"] | {"user": words}}
+
+    def _words(self, words: list[str], kept: set[str]) -> list[str]:
+        return mishearings().words(words, self.rng, self.scale, kept)
+
+    def tokens(self, source_N: np.ndarray, token_N: np.ndarray, vocabulary: int) -> np.ndarray:
+        """Some of the user's are any other."""
+        said, token_N = set(token_N[source_N == RESPONSE].tolist()), token_N.copy()
+        for number in np.nonzero((source_N != RESPONSE) & (token_N > END))[0] if self.scale else ():
+            if token_N[number] not in said and self.rng.random() < WRONG:
+                token_N[number] = self.rng.integers(END + 1, vocabulary)
+        return token_N

@@ -26,6 +26,7 @@ FOLDER = "agent"
 """Where a run writes the agent with its new floor."""
 UNITS = 160  # of a stretch
 DROP = 0.3
+TOLD = 32  # numbers of a wording, where there is one, in a fresh floor
 LOOKED_AT = 24  # held-out conversations of each folder
 
 
@@ -45,7 +46,9 @@ class FloorStage(Stage):
         assert streamer.floor is not None
         self.floor: Floor = streamer.floor.float().train().requires_grad_(True)
         self.models: dict[str, nn.Module] = {"floor": self.floor}
-        streamer.hearing.float().eval().requires_grad_(False)
+        for beside in (streamer.hearing, streamer.wording):
+            if beside is not None:
+                beside.float().eval().requires_grad_(False)
 
         def stretches(folder: Path, split: str, shown: bool) -> Stretches:
             return Stretches(folder / split, streamer, self.weights.text, shown)
@@ -80,8 +83,8 @@ class FloorStage(Stage):
         first_BK1 = batch.before_BKSL[..., -1:, 0]
         before_BKS = torch.cat([first_BK1, said_BKS[..., :-1]], dim=-1)
         microphone_BK, camera_BK, typed_BK = batch.there_BK3.unbind(-1)
-        past = self.floor.begin(len(said_BKS))
-        odds, _ = self.floor(batch.heard, microphone_BK, batch.seen, camera_BK, typed_BK, batch.before_BKSL, past, drop)
+        sensed, past = (batch.heard, microphone_BK, batch.seen, camera_BK), self.floor.begin(len(said_BKS))
+        odds, _ = self.floor(*sensed, typed_BK, batch.before_BKSL, past, drop, batch.told_BKD)
         told = torch.stack([odds.of(slot, before_BKS[..., slot]) for slot in range(said_BKS.shape[2])], dim=2)
         error_X = F.nll_loss(told.flatten(0, -2), batch.kind_BKS.flatten(), ignore_index=IGNORED, reduction="none")
         error_BKS = error_X.view_as(batch.kind_BKS)
@@ -118,10 +121,12 @@ class FloorStage(Stage):
 
 
 def with_floor(weights: Weights) -> Weights:
-    """The agent, with a fresh floor if it has none."""
-    if weights.streamer.floor is not None:
+    """The agent, with a fresh floor if it has none, or one that its wording tells nothing."""
+    told = TOLD if weights.streamer.wording is not None else 0
+    floor = weights.config.floor or FloorConfig()
+    if weights.streamer.floor is not None and bool(floor.told_dim) == bool(told):
         return weights
-    return grown(weights, replace(weights.config, floor=FloorConfig()))
+    return grown(weights, replace(weights.config, floor=replace(floor, told_dim=told)))
 
 
 CONFIG = TrainConfig(

@@ -18,14 +18,18 @@ from wan_streamer.data.lanes import conversation_lanes
 from wan_streamer.data.latents import LatentStore
 from wan_streamer.errors import DataError
 from wan_streamer.model.layout import LANES
+from wan_streamer.model.memory import timeline
 from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.senses import senses_of
 from wan_streamer.speaking.floor import BRIEF, kind_of
+from wan_streamer.training.examples.clips import told
+from wan_streamer.training.examples.misheard import Heard
 from wan_streamer.units import UNIT_S
 
 RESPONSE, TRANSCRIPT = LANES.index("response"), LANES.index("transcript")
 IGNORED = -100
-MISREAD = 0.15  # share of the user's words that are read as others
+MISREAD = 0.15  # share of the user's words that are read as others, by the floor alone
+VARIANTS, MISHEARD = 3, 0.7  # in which a conversation is learned from, and how many of them are misheard by the reader
 TYPED, DEAF = 0.06, 0.06  # shares of rows in which the user types, and in which only their words are known
 LATE, UNITS_LATE = 0.3, 6  # share of yields that come late, so that who talks on still yields; units at most
 
@@ -35,7 +39,7 @@ class Stretch(NamedTuple):
 
     heard, seen   float32 [B, K, tokens, features]
     there_BK3     bool: microphone, camera, and whether the user types
-    before_BKSL   int64, tokens of the unit before each
+    before_BKSL   int64, tokens of the unit before each;   told_BKD  float32, what the wording makes of all before it
     slot_BKS      int64, the agent's words;   kind_BKS  what they are (`speaking/floor.py`), `IGNORED` behind the end
     """
 
@@ -43,6 +47,7 @@ class Stretch(NamedTuple):
     seen: Tensor
     there_BK3: Tensor
     before_BKSL: Tensor
+    told_BKD: Tensor
     slot_BKS: Tensor
     kind_BKS: Tensor
 
@@ -57,7 +62,7 @@ class Stretches:
 
     def __init__(self, folder: Path, streamer: Streamer, text: TextCodec, shown: bool) -> None:
         config = streamer.config
-        self.store, self.hearing = LatentStore(folder, None), streamer.hearing
+        self.store, self.hearing, self.wording = LatentStore(folder, None), streamer.hearing, streamer.wording
         for name, own in senses_of(config.perception, self.hearing, streamer.seeing).items():
             if self.store.senses[name] not in (own, "none"):
                 raise DataError(
@@ -67,23 +72,43 @@ class Stretches:
         rows, columns = config.perception.video_grid
         self.seen = config.perception.video_ticks * rows * columns, config.perception.video_features
         self.units = sum(labels["units"] for labels in self.store.labels)
-        self.lanes = functools.lru_cache(maxsize=8192)(self._lanes)
+        self.lanes = functools.lru_cache(maxsize=32768)(self._lanes)
 
-    def _lanes(self, number: int, typed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the user types [units, S], both lanes [units, S, L], and where the agent is a listener [units]."""
-        labels = self.store.labels[number]
+    def _lanes(self, number: int, typed: bool, variant: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor]:
+        """What the user types [units, S], both lanes [units, S, L], where the agent is a listener [units], and what the
+        wording makes of the words before each unit [units, D].
+
+        variant  0: as it is; else with what happens in calls
+        """
+        labels, rng = self.store.labels[number], np.random.default_rng((number, variant))
+        if variant:
+            labels = Heard.somehow(rng, MISHEARD).labels(labels)
         user, lanes = conversation_lanes(labels, self.config.text, self.text, typed)
+        if variant:
+            lanes = self._yielding_late(number, lanes, rng)
         listens = np.zeros(len(user), bool)
         for event in labels["events"]:
             if event["type"] == "backchannel" and event["side"] == "agent":
                 first = int(event["start"] / UNIT_S) - self.config.text.lead_units
                 listens[max(0, first) : int(event["end"] / UNIT_S) + 1] = True
-        return user, lanes, listens
+        return user, lanes, listens, self._understood(labels, user, lanes)
+
+    @torch.no_grad()
+    def _understood(self, labels: dict, user: np.ndarray, lanes: np.ndarray) -> Tensor:
+        """float16 [units, D]"""
+        if self.wording is None:
+            return torch.zeros(len(user), 0)
+        before_1M2 = told(labels.get("before", ()), self.text)[None]
+        written_1K = torch.ones(1, len(user), dtype=torch.bool)
+        clip = torch.from_numpy(user)[None], torch.from_numpy(lanes)[None], written_1K
+        said_1N2, before_1KS = timeline(before_1M2, *clip)
+        return self.wording.understood(said_1N2, before_1KS[..., 0])[0].half()
 
     def row(self, number: int, first: int, units: int, rng: np.random.Generator | None = None) -> Stretch:
         """One stretch of a conversation, as it is, or with `rng` with what happens in calls."""
         typed, deaf, misread = (False,) * 3 if rng is None else rng.random(3) < (TYPED, DEAF, MISREAD > 0)
-        user, lanes, listens = self.lanes(number, bool(typed))
+        variant = 0 if rng is None else int(rng.integers(1, VARIANTS + 1))
+        user, lanes, listens, told_KD = self.lanes(number, bool(typed), variant)
         known = min(units, len(user) - first)
         clip = self.store.read(number, first, known)
         heard, seen = clip["user_audio"], clip.get("user_video") if self.store.sees else None
@@ -92,8 +117,6 @@ class Stretches:
                 heard = self.hearing(heard[None])[0][0].unflatten(0, (known, -1))
         there = torch.tensor([not (self.shown or typed or deaf), seen is not None, False]).repeat(known, 1)
         there[:, 2] = torch.from_numpy((user[first : first + known] != SILENCE).any(-1))
-        if rng is not None:
-            lanes = self._yielding_late(number, lanes, rng)
         slots = torch.from_numpy(lanes[first : first + known])
         before = torch.from_numpy(lanes[max(0, first - 1) : first + known - 1].copy())
         before = F.pad(before, (0, 0, 0, 0, known - len(before), 0), value=SILENCE)
@@ -110,9 +133,9 @@ class Stretches:
             return F.pad(x, (0, 0) * (x.ndim - 1) + (0, units - known), value=value)
 
         seen = torch.zeros(known, *self.seen) if seen is None else seen
-        return Stretch(
-            whole(heard), whole(seen), whole(there), whole(before), whole(slots[..., RESPONSE]), whole(kind, IGNORED)
-        )
+        told_KD = F.pad(told_KD[first : first + known].float(), (0, 0, 0, units - known))
+        sensed, slots = (whole(heard), whole(seen), whole(there)), whole(slots[..., RESPONSE])
+        return Stretch(*sensed, whole(before), told_KD, slots, whole(kind, IGNORED))
 
     def _yielding_late(self, number: int, lanes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The lanes with some of the agent's ends, where the user breaks in, later: until then it says something."""

@@ -4,8 +4,6 @@
 `response_places`  what the agent says in a text;   `turn_places`  whose turn it is there
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from wan_streamer.simulation.conversation.free import free_texts
 from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.partners import written_conversation
 from wan_streamer.training.examples.clips import told
-from wan_streamer.training.examples.misheard import mishearings, plainly
+from wan_streamer.training.examples.misheard import Heard
 
 TOKENS, LONG_TOKENS = 224, 768  # of a text, and of one in which much was said in between
 LONG_EVERY, FEWER = 4, 4  # so many steps are one of those, with so many times fewer rows
@@ -29,8 +27,7 @@ EXCHANGES, LONG_EXCHANGES = 16, 60  # of those
 CHATTER = (12, 45)  # exchanges that lie in between
 TYPED = 0.3  # share of conversations in which the user types
 EARLIER, LATER = 2, 2  # units by which the user's words are read before and after they are written down, at most
-MISREAD, WRONG = 0.5, 0.04  # share of conversations with words that are misheard, and of words that are any other
-WORSE = (0.5, 3.0)  # times as often as the reader mishears its own world, in one of those
+MISREAD = 0.5  # share of conversations with words that are misheard
 FROM_START = 0.4  # share of longer conversations that are read from their beginning
 USERS = SOURCES.index("typed")
 
@@ -50,7 +47,7 @@ class Texts:
     def _row(self, seed: int, step: int, row: int, long: bool, misread: float) -> Tensor:
         rng = np.random.default_rng((seed, step, row))
         texts, most = free_texts(self.split), LONG_TOKENS if long else TOKENS
-        heard = _Heard(float(rng.uniform(*WORSE)) if rng.random() < misread else 0.0, rng)
+        heard = Heard.somehow(rng, misread)
         if rng.random() < DRILLED + QUIZZED:
             drilled = rng.random() * (DRILLED + QUIZZED) < DRILLED
             exchanges = LONG_EXCHANGES if long else EXCHANGES
@@ -67,7 +64,7 @@ class Texts:
         first = 0 if rng.random() < FROM_START else int(rng.integers(max(1, len(said_N2) - most + 1)))
         return torch.from_numpy(said_N2[first : first + most])
 
-    def _said(self, labels: dict, rng: np.random.Generator, heard: "_Heard") -> np.ndarray:
+    def _said(self, labels: dict, rng: np.random.Generator, heard: Heard) -> np.ndarray:
         """Words [N, 2] in the order in which they are known."""
         typed, lanes = conversation_lanes(heard.labels(labels), self.config.text, self.text)
         said_KSX = np.concatenate([lanes, typed[..., None]], axis=2)
@@ -81,47 +78,6 @@ class Texts:
         order_N = np.argsort(2 * place_N + heard_N, kind="stable")
         source_N, token_N = source_N[order_N], token_N[order_N]
         return np.stack([source_N, heard.tokens(source_N, token_N, self.config.text.vocab_size)], axis=1)
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """What is heard of the user's words, `scale` times as often misheard as by the reader; 0: all is heard right.
-
-    Words that the agent says too, which it can only know from the user, are heard right.
-    """
-
-    scale: float
-    rng: np.random.Generator
-
-    def turns(self, turns: list[dict]) -> list[dict]:
-        """Of {"side", "text"}."""
-        kept = {plainly(word) for turn in turns if turn["side"] == "agent" for word in turn["text"].split()}
-        if not self.scale:
-            return turns
-        return [
-            turn if turn["side"] == "agent" else turn | {"text": " ".join(self._words(turn["text"].split(), kept))}
-            for turn in turns
-        ]
-
-    def labels(self, labels: dict) -> dict:
-        """Of a conversation that is timed."""
-        if not self.scale:
-            return labels
-        words, kept = labels["words"]["user"], {plainly(word["text"]) for word in labels["words"]["agent"]}
-        heard = self._words([word["text"] for word in words], kept)
-        words = [word | {"text": text} for word, text in zip(words, heard, strict=True) if text]
-        return labels | {"words": labels["words"] | {"user": words}}
-
-    def _words(self, words: list[str], kept: set[str]) -> list[str]:
-        return mishearings().words(words, self.rng, self.scale, kept)
-
-    def tokens(self, source_N: np.ndarray, token_N: np.ndarray, vocabulary: int) -> np.ndarray:
-        """Some of the user's are any other."""
-        said, token_N = set(token_N[source_N == RESPONSE].tolist()), token_N.copy()
-        for number in np.nonzero((source_N != RESPONSE) & (token_N > END))[0] if self.scale else ():
-            if token_N[number] not in said and self.rng.random() < WRONG:
-                token_N[number] = self.rng.integers(END + 1, vocabulary)
-        return token_N
 
 
 def _sent(place_N: np.ndarray, token_N: np.ndarray, heard_N: np.ndarray) -> np.ndarray:
