@@ -19,7 +19,7 @@ from wan_streamer.model.memory import RESPONSE
 TABLE = Path(__file__).with_name("misheard.tsv")
 LONGEST = 3  # words that are taken for others together
 OFTEN = 0.9  # how often a word is misheard, at most
-WORSE = (0.5, 3.0)  # times as often as the reader mishears its own world, of someone who is misheard
+WORSE = (1.0, 8.0)  # times as often as the reader mishears its own world, of someone who is misheard
 WRONG = 0.04  # share of the tokens of someone who is misheard that are any other
 
 
