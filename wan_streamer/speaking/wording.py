@@ -188,7 +188,7 @@ class Wording(nn.Module):
 
     def understood(self, said_BN2: Tensor, before_BK: Tensor) -> Tensor:
         """Hidden states [B, K, D] of the last of so many words that are read: `Talk.last_D` of a session there."""
-        hidden_BND = self(self.begun(said_BN2))
+        hidden_BND = self(self.begun(said_BN2[:, : int(before_BK.max())]))
         return hidden_BND.gather(1, before_BK[..., None].expand(-1, -1, hidden_BND.shape[2]))
 
     def begun(self, said_BN2: Tensor) -> Tensor:
