@@ -11,7 +11,7 @@ from wan_streamer.simulation.conversation.dialogue import GAP, Dialogue, Scene, 
 from wan_streamer.simulation.conversation.lines.many import MANY
 from wan_streamer.simulation.conversation.overlap import YIELD
 from wan_streamer.simulation.conversation.partners import mix_track
-from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, KNOWN, USER, agent_texts, any_wording
+from wan_streamer.simulation.conversation.repertoire import AGENT, FILLERS, KNOWN, USER, agent_texts, any_wording, slots
 from wan_streamer.simulation.conversation.scenarios import SCENARIO_NAMES, SCENARIOS, plan_dialogue, plan_of
 from wan_streamer.simulation.conversation.seen import NOTICED
 from wan_streamer.simulation.conversation.timing import PAUSE
@@ -230,5 +230,7 @@ def test_every_slot_can_be_filled():
             for _ in wordings:
                 filled = lines.wording(intent, rng, **dict.fromkeys((*FILLERS, "a", "b", "phrase"), "x"))
                 assert "{" not in filled
+    for intent, wordings in MANY.user.items():  # what has to be known for the answer is said
+        assert intent == "others" or {frozenset(slots(text)) for text in wordings} == {frozenset(slots(USER[intent][0]))}
     assert set(MANY.user) == set(USER)
     assert all(len(set(values)) == len(values) for values in MANY.fillers.values())
