@@ -231,6 +231,8 @@ def test_every_slot_can_be_filled():
                 filled = lines.wording(intent, rng, **dict.fromkeys((*FILLERS, "a", "b", "phrase"), "x"))
                 assert "{" not in filled
     for intent, wordings in MANY.user.items():  # what has to be known for the answer is said
-        assert intent == "others" or {frozenset(slots(text)) for text in wordings} == {frozenset(slots(USER[intent][0]))}
+        assert intent == "others" or {frozenset(slots(text)) for text in wordings} == {
+            frozenset(slots(USER[intent][0]))
+        }
     assert set(MANY.user) == set(USER)
     assert all(len(set(values)) == len(values) for values in MANY.fillers.values())

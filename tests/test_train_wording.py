@@ -25,7 +25,7 @@ from wan_streamer.training.loop.alone import AloneOptions
 from wan_streamer.training.wording import stage as stages
 from wan_streamer.training.wording import texts as made
 from wan_streamer.training.wording.stage import CONFIG as NUMBERS
-from wan_streamer.training.wording.stage import FOLDER, WordingStage, train_wording
+from wan_streamer.training.wording.stage import FOLDER, GOES_ON, WordingStage, train_wording, within_words
 from wan_streamer.training.wording.texts import Texts, response_places, turn_places
 
 LONG = made.LONG_EVERY - 1  # a step of long texts
@@ -123,6 +123,19 @@ def test_what_a_reader_takes_words_for_is_found_and_happens_as_often() -> None:
     heard_words = [share for pairs in mishearings().heard.values() for *_, share in pairs]
     assert len(heard_words) > 500
     assert all(0 < share <= 1 for share in heard_words)
+
+
+def test_pieces_within_words_are_known_from_the_tokenizer(agent: Path) -> None:
+    text = tiny_text()
+    within, made = within_words(text, CONFIG.text.vocab_size), stage(agent).wording
+    torch.testing.assert_close(made.goes_on, GOES_ON * within)
+    tokens = text.encode("Hello, extraordinarily blue.")
+    spelled = [text.decode([t]) for t in tokens]
+    begins = [text.decode([*text.encode("a"), t])[1:2] == " " for t in tokens]
+    letters = [piece.strip()[:1].isalpha() for piece in spelled]
+    assert within[tokens].tolist() == [letter and not begin for letter, begin in zip(letters, begins, strict=True)]
+    assert 0 < within.sum() < len(within)
+    assert not within[: END + 1].any()
 
 
 def test_in_a_quiz_all_is_asked_and_answered() -> None:

@@ -106,6 +106,21 @@ def test_what_follows_a_word_like_the_last_one_is_said_again() -> None:
     assert made.likely(shorter, said[4:]).word.argmax() == 52
 
 
+def test_who_has_begun_a_word_says_it_to_its_end() -> None:
+    """Also where another word would follow as likely."""
+    made = wording()
+    for weight in (made.asked.weight, made.copied.weight):
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.constant_(made.copies.bias, 50.0)
+    torch.nn.init.constant_(made.chain, 1.0)
+    said = torch.tensor([[1, 50], [1, 51], [1, 52], [1, 50], [1, 53], [0, 60], [0, 50]])
+    likely = made.likely(made.read(made.begin(), said), words(0)).word
+    torch.testing.assert_close(likely[51], likely[53])
+    made.goes_on.data[53] = 2.0
+    likely = made.likely(made.read(made.begin(), said), words(0)).word
+    torch.testing.assert_close(likely[53] - likely[51], torch.tensor(2.0), atol=1e-4, rtol=1e-4)
+
+
 def test_words_of_a_clip_stand_in_the_order_in_which_they_are_known() -> None:
     typed = torch.tensor([[[0, 0], [40, 41]]])
     slots = torch.tensor([[[[10, HOLD], [HOLD, 20]], [[11, 21], [END, END]]]])

@@ -98,6 +98,7 @@ class Wording(nn.Module):
         self.asked, self.copied = (nn.Linear(D, config.copy_dim, bias=False) for _ in range(2))
         self.copies, self.turns = nn.Linear(D, 1), nn.Linear(D, 1)
         self.chain, self.sure = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+        self.goes_on = nn.Parameter(torch.zeros(vocabulary))  # a piece within a word more than the begin of one
         self.requires_grad_(False)
 
     def reset(self) -> None:
@@ -266,7 +267,7 @@ class Wording(nn.Module):
 
         last_by_BQ  who said the last word before
         """
-        again_BQN, share_BQ = self.again(hidden_BQD, copied_BNC, seen_BQN, chained_BQN)
+        again_BQN, share_BQ = self.again(hidden_BQD, copied_BNC, said_BN2[..., 1], seen_BQN, chained_BQN)
         own_BQV = self.own(hidden_BQD).log_softmax(-1) + F.logsigmoid(-share_BQ)[..., None]
         again_BQN = again_BQN + F.logsigmoid(share_BQ)[..., None]
         token_BQN = said_BN2[..., 1].clamp(min=0)[:, None].expand_as(again_BQN)
@@ -283,14 +284,16 @@ class Wording(nn.Module):
         return F.pad(known[..., HOLD + 1 :], (HOLD + 1, 0), value=NEVER)
 
     def again(
-        self, hidden_BQD: Tensor, copied_BNC: Tensor, seen_BQN: Tensor, chained_BQN: Tensor
+        self, hidden_BQD: Tensor, copied_BNC: Tensor, token_BN: Tensor, seen_BQN: Tensor, chained_BQN: Tensor
     ) -> tuple[Tensor, Tensor]:
         """log p [B, Q, N] of saying again each word that was read, if one is, and the log odds that one is [B, Q].
 
-        The likelier if it is `chained` (see `follows`); the better one fits, the likelier is any.
+        The likelier if it is `chained` (see `follows`), by how much depends on the token: who has begun a word says it
+        to its end. The better one fits, the likelier is any.
         """
         fit_BQN = (self.asked(hidden_BQD) @ copied_BNC.to(hidden_BQD.dtype).mT).float() / self.config.copy_dim**0.5
-        fit_BQN = (fit_BQN + self.chain * chained_BQN).masked_fill(~seen_BQN, NEVER)
+        chain_B1N = self.chain + self.goes_on[token_BN.clamp(min=0)][:, None]
+        fit_BQN = (fit_BQN + chain_B1N * chained_BQN).masked_fill(~seen_BQN, NEVER)
         share_BQ = self.copies(hidden_BQD)[..., 0].float() + self.sure * fit_BQN.amax(-1)
         return fit_BQN.log_softmax(-1), share_BQ
 

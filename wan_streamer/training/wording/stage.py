@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_streamer.codecs.text import SILENCE
+from wan_streamer.codecs.text import END, SILENCE, TextCodec
 from wan_streamer.config import WordingConfig
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.pretrained import Weights, find_checkpoint, grown, load_weights, save_weights
@@ -28,6 +28,7 @@ from wan_streamer.training.wording.texts import LONG_EVERY, Texts, response_plac
 FOLDER = "agent"
 """Where a run writes the agent with its new wording."""
 TURNS = 0.3  # weight of whose turn it is
+GOES_ON = 3.0  # how much likelier a word that was begun is said to its end, where nothing was learned of it yet
 LATER = 0.3  # share of the words behind the first two of an utterance that count
 HALF = 0.6931  # -log p of a word that is likelier than all others together
 VALID_BATCHES, VALID_ROWS = 6, 32
@@ -44,6 +45,8 @@ class WordingStage(Stage):
         wording = self.weights.streamer.wording
         assert wording is not None
         self.wording: Wording = wording.float().train().requires_grad_(True)
+        if not wording.goes_on.any():
+            wording.goes_on.data[within_words(self.weights.text, len(wording.goes_on))] = GOES_ON
         self.models: dict[str, nn.Module] = {"wording": self.wording}
         self.train_texts, self.valid_texts = (
             Texts(split, self.weights.config, self.weights.text) for split in ("train", "valid")
@@ -79,7 +82,7 @@ class WordingStage(Stage):
             token_BN = text_BN2[..., 1]
             chained_BQN = follows(F.pad(token_BN[:, :-1], (1, 0), value=SILENCE), token_BN.gather(1, asked_BQ))
             copied_BNC = self.wording.copied(hidden_BND)
-            again_BQN, share_BQ = self.wording.again(asked_BQD, copied_BNC, seen_BQN, chained_BQN)
+            again_BQN, share_BQ = self.wording.again(asked_BQD, copied_BNC, token_BN, seen_BQN, chained_BQN)
         same_BQN = text_BN2[:, None, :, 1] == word_BQ[..., None]
         again_X = again_BQN.masked_fill(~same_BQN, float("-inf")).logsumexp(-1)[counts_BQ]
         own_X = -F.cross_entropy(own_XV, word_BQ[counts_BQ], reduction="none")
@@ -114,6 +117,14 @@ def _gathered(counts_BN: Tensor) -> tuple[Tensor, Tensor]:
     most = int(counts_BN.sum(1).max())
     asked_BQ = (~counts_BN).long().argsort(dim=1, stable=True)[:, :most]
     return asked_BQ, counts_BN.gather(1, asked_BQ)
+
+
+def within_words(text: TextCodec, vocabulary: int) -> Tensor:
+    """Which tokens are pieces that go on within a word, bool [V]: no begins, and no marks."""
+    any_word = text.encode("a")
+    behind = len(text.decode(any_word))
+    pieces = [text.decode([*any_word, token])[behind:] for token in range(END + 1, vocabulary)]
+    return F.pad(torch.tensor([piece[:1].isalpha() for piece in pieces], dtype=torch.bool), (END + 1, 0))
 
 
 def with_wording(weights: Weights) -> Weights:
