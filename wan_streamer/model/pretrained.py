@@ -27,6 +27,7 @@ from wan_streamer.tensors import is_main_process, load_module, packed, save_atom
 
 EMBEDDED = Path(__file__).parent.parent / "checkpoints"
 CODEC_KEY = "codecs"  # in model.safetensors: which codecs the model was trained on
+ADDED = ("wording.goes_on",)  # weights that older checkpoints do not have, and that change nothing as they begin
 
 
 @dataclass
@@ -92,7 +93,8 @@ def load_weights(folder: Path) -> Weights:
     config, text = load_config(folder / "config.json"), TextCodec.load(folder / "tokenizer.json")
     audio_vae, video_vae = load_codecs(config, folder)
     streamer = Streamer(config)
-    load_module(streamer, folder / "model.safetensors")
+    added = {name: value for name, value in streamer.state_dict().items() if name in ADDED}
+    load_module(streamer, folder / "model.safetensors", added)
     check_codecs(folder, audio_vae, video_vae)
     return Weights(config, streamer, audio_vae, video_vae, text, load_light(folder, video_vae))
 
