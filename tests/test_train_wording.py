@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_wording import CONFIG, SMALL
 from tiny import tiny_text, tiny_weights
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
 from wan_streamer.codecs.text import END
+from wan_streamer.errors import CheckpointError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT
 from wan_streamer.model.pretrained import load_weights, save_weights
@@ -136,6 +139,21 @@ def test_pieces_within_words_are_known_from_the_tokenizer(agent: Path) -> None:
     assert within[tokens].tolist() == [letter and not begin for letter, begin in zip(letters, begins, strict=True)]
     assert 0 < within.sum() < len(within)
     assert not within[: END + 1].any()
+
+
+def test_a_wording_of_before_says_words_to_their_end_no_likelier(agent: Path, tmp_path: Path) -> None:
+    """It has not learned that, and loads; nothing else may be missing."""
+    stage(agent).export(tmp_path)
+    path = tmp_path / FOLDER / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert tensors.pop("wording.goes_on").any()
+    save_file(tensors, path, about)
+    assert not load_weights(tmp_path / FOLDER).streamer.wording.goes_on.any()
+    del tensors["wording.chain"]
+    save_file(tensors, path, about)
+    with pytest.raises(CheckpointError, match=r"wording\.chain is missing"):
+        load_weights(tmp_path / FOLDER)
 
 
 def test_in_a_quiz_all_is_asked_and_answered() -> None:
