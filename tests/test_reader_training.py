@@ -24,6 +24,7 @@ from wan_streamer.model.streamer import Streamer
 from wan_streamer.perception.senses import Senses
 from wan_streamer.training.examples.heard import labels_of
 from wan_streamer.training.loop.alone import AloneOptions
+from wan_streamer.training.reader import stage as stages
 from wan_streamer.training.reader import streams
 from wan_streamer.training.reader import whole as wholes
 from wan_streamer.training.reader.stage import AGAIN, DUE, FOLDER, ReaderStage, train_reader
@@ -184,6 +185,27 @@ def test_whole_texts_are_learned_from_who_knows_them(corpus: Path, agent: Path) 
     assert all(weight.grad is None for weight in training.original.parameters())
 
 
+def test_of_several_texts_only_the_words_are_learned(
+    corpus: Path, agent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who knows whole texts ends where the first of them might end."""
+    plain = stage(corpus, agent)
+    knows = {name: weight + 1 for name, weight in plain.reader.state_dict().items()}
+    training = ReaderStage(corpus, agent, plain.config, original=knows)
+    training.reader.load_state_dict(plain.reader.state_dict())
+    batch, found = plain.batch(0, range(2)), {}
+    for joined in (False, True):
+
+        def texts(*args, joined=joined) -> wholes.Whole:
+            whole = whole_texts(*args)
+            return whole._replace(joined_BE=torch.full_like(whole.joined_BE, joined))
+
+        monkeypatch.setattr(stages, "whole_texts", texts)
+        found[joined] = [float(one.loss(batch, 0, RowNoise(0, 0, range(2)))[1]["whole"]) for one in (plain, training)]
+    assert found[True][1] == pytest.approx(found[True][0])
+    assert found[False][1] > found[False][0] / 2 + 0.01
+
+
 def test_an_agent_that_reads_whole_texts_begins_where_it_is(corpus: Path, agent: Path, tmp_path: Path) -> None:
     weights = load_weights(agent)
     perception = dataclasses.replace(weights.config.perception, reading_again=4)
@@ -206,8 +228,10 @@ def test_a_text_goes_on_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None
 
     def found(joined: float) -> dict[tuple[int, ...], tuple[int, int]]:
         monkeypatch.setattr(wholes, "JOINED", joined)
-        text_BEN, near_BEK = whole_texts(written, 8, torch.Generator().manual_seed(0))
+        text_BEN, near_BEK, joined_BE = whole_texts(written, 8, torch.Generator().manual_seed(0))
         rows = zip(text_BEN[0].tolist(), near_BEK[0], strict=True)
+        lengths = (text_BEN[0] > END).sum(1).tolist()
+        assert joined_BE[0].tolist() == [bool(joined) and length > 2 for length in lengths]
         heard = {tuple(t for t in row if t > END): near.nonzero()[:, 0].tolist() for row, near in rows}
         return {text: (units[0], units[-1]) for text, units in heard.items() if text}
 

@@ -122,8 +122,11 @@ class ReaderStage(Stage):
         return (error_BQG * weight_BQG).sum() / weight_BQG.sum() + whole, numbers
 
     def _whole(self, heard_BTD: Tensor, sound: list[Pair], written_BKS: Tensor, rng: torch.Generator) -> Tensor:
-        """Cross-entropy of whole texts, of which all is heard; half of it, and how far it is from who knows them."""
-        text_BEN, near_BEK = (self.move(part) for part in whole_texts(written_BKS, TEXTS, rng))
+        """Cross-entropy of whole texts, of which all is heard; half of it, and how far it is from who knows them.
+
+        Who knows them ends where the first of several might end, so of those only the texts are learned.
+        """
+        text_BEN, near_BEK, joined_BE = (self.move(part) for part in whole_texts(written_BKS, TEXTS, rng))
         text_RN, frames = text_BEN.flatten(0, 1), sound[0][0].shape[2] // near_BEK.shape[2]
         heard_B1TF = near_BEK.repeat_interleave(frames, 2).repeat_interleave(text_RN.shape[1] - 1, 1)[:, None]
 
@@ -135,14 +138,15 @@ class ReaderStage(Stage):
 
         next_X = text_RN[:, 1:][text_RN[:, 1:] != IGNORED] - END
         score_XV = scored(self.reader, sound)
-        error, count = F.cross_entropy(score_XV, next_X, reduction="sum"), max(1, len(next_X))
+        error_X, count = F.cross_entropy(score_XV, next_X, reduction="none"), max(1, len(next_X))
         if self.original is None:
-            return error / count
+            return error_X.sum() / count
+        alone_X = ~joined_BE.flatten()[:, None].expand_as(text_RN[:, 1:])[text_RN[:, 1:] != IGNORED]
         with torch.no_grad(), self.autocast():
             original = self.original.to(self.device)
             known_XV = scored(original, original.sound(heard_BTD))
-        away = F.kl_div(score_XV.log_softmax(-1), known_XV.log_softmax(-1), reduction="sum", log_target=True)
-        return (error / 2 + away) / count
+        away_XV = F.kl_div(score_XV.log_softmax(-1), known_XV.log_softmax(-1), reduction="none", log_target=True)
+        return torch.where(alone_X, error_X / 2 + away_XV.sum(-1), error_X).sum() / count
 
     def _scores(self, sound: list[Pair], written_BKS: Tensor, due_BKG: Tensor, asked_BQ: Tensor) -> Tensor:
         """Logits [B, Q, G, V] of what is due in the units `asked_BQ`, each after those before it."""

@@ -25,10 +25,12 @@ class Whole(NamedTuple):
 
     text_BEN  int64: `WHOLE`, the words, END; then `IGNORED`, as where there are fewer texts
     near_BEK  bool: units in which they are heard
+    joined_BE  bool: those that are several
     """
 
     text_BEN: Tensor
     near_BEK: Tensor
+    joined_BE: Tensor
 
 
 def whole_texts(written_BKS: Tensor, count: int, rng: torch.Generator) -> Whole:
@@ -37,19 +39,20 @@ def whole_texts(written_BKS: Tensor, count: int, rng: torch.Generator) -> Whole:
     B, K = written_BKS.shape[:2]
     chosen = [[found[i] for i in torch.randperm(len(found), generator=rng)[:count].tolist()] for found in streams]
     near_BEK = torch.zeros(B, count, K, dtype=torch.bool)
-    rows = [torch.full((1,), IGNORED)] * (B * count)
+    rows, joined_BE = [torch.full((1,), IGNORED)] * (B * count), torch.zeros(B, count, dtype=torch.bool)
     for stream, found in enumerate(chosen):
-        for place, (words, first, last) in enumerate(found):
+        for place, (words, first, last, joined) in enumerate(found):
+            joined_BE[stream, place] = joined
             rows[stream * count + place] = torch.tensor([WHOLE, *words, END])
             near_BEK[stream, place, first:last] = True
     near_BEK |= ~near_BEK.any(2, keepdim=True)  # where there is no text; a row of nothing would be NaN
     text_RN = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
-    return Whole(text_RN.unflatten(0, (B, count)), near_BEK)
+    return Whole(text_RN.unflatten(0, (B, count)), near_BEK, joined_BE)
 
 
-def _texts(written_KS: Tensor, rng: torch.Generator) -> list[tuple[list[int], int, int]]:
-    """Words, first unit of the sound, and the first one behind it."""
-    found, words, units, ended = [], [], [], -1
+def _texts(written_KS: Tensor, rng: torch.Generator) -> list[tuple[list[int], int, int, bool]]:
+    """Words, first unit of the sound, the first one behind it, and whether they are several texts."""
+    found, words, units, ended, joined = [], [], [], -1, False
     for unit, slots in enumerate(written_KS.tolist()):
         for token in slots:
             if token > END:
@@ -57,10 +60,11 @@ def _texts(written_KS: Tensor, rng: torch.Generator) -> list[tuple[list[int], in
                 units.append(unit)
             elif token == END:
                 if words and (ended >= 0 or units[0] >= BEFORE):
-                    found.append(_stretch(words, units, ended, unit, len(written_KS), rng))
-                    if float(torch.rand((), generator=rng)) < JOINED:
+                    found.append((*_stretch(words, units, ended, unit, len(written_KS), rng), joined))
+                    joined = float(torch.rand((), generator=rng)) < JOINED
+                    if joined:
                         continue
-                words, units, ended = [], [], unit
+                words, units, ended, joined = [], [], unit, False
     return found
 
 
