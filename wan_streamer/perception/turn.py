@@ -20,7 +20,7 @@ from wan_streamer.perception.reading import ENDED_LATE
 BEFORE = 8  # units of sound before the one in which the first word is written
 PACE = 1.2  # tokens in a unit of sound
 SURE = 3.0  # how much likelier than what the agent has written another text has to be, as a logarithm, to count
-LEAST = 0.65  # tokens of it for one that is written: a reader that stops at a pause has not heard the rest
+LEAST = 0.65  # tokens of it for one that is written: a reader that ends with a sentence has not heard the rest
 SPARE = 6  # tokens more, at most
 APART = 5  # units from one word to the next that are a pause
 AFTER = 2  # units of sound behind the last word before a pause
