@@ -27,8 +27,7 @@ from wan_streamer.perception import again as again_module
 from wan_streamer.perception.again import FAR, LONG, REPEATED, WIDTH, likelihood, read_again, several
 from wan_streamer.perception.ears import turns
 from wan_streamer.perception.reading import ENDED_LATE, WHOLE, Pair, Reader, latest_sound
-from wan_streamer.perception.turn import AFTER as PAUSED
-from wan_streamer.perception.turn import APART, BEFORE, LEAST, SURE, no_turn
+from wan_streamer.perception.turn import BEFORE, LEAST, SURE, no_turn
 from wan_streamer.runtime.session import Session
 from wan_streamer.speaking.wording import Talk
 from wan_streamer.training.reader import whole as whole_module
@@ -157,7 +156,7 @@ def test_a_turn_is_found_in_the_sound() -> None:
             turn = turn.written(SILENCE).written(HOLD).written(9).written(8)
     assert turn.units(40, MOST) == 0  # too long
     turn = turn.written(END)
-    assert not len(turn.written_N)
+    assert not turn.begun
     for later in (1, 2, 3):
         turn = turn.later()
         assert turn.units(100, MOST) == later + ENDED_LATE
@@ -165,43 +164,6 @@ def test_a_turn_is_found_in_the_sound() -> None:
     for _ in range(20):
         turn = turn.later()
     assert turn.units(100, MOST) == 1 + BEFORE  # nothing is written yet
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 12))
-def test_what_is_said_before_a_pause_is_heard_without_what_follows(gaps: list[int], later: int) -> None:
-    """Each part from somewhat before its first word, never from what was heard up to the last word before, and to
-    somewhat behind its last word.
-    """
-    turn, at, parts = no_turn(torch.device("cpu")).later(), 12, [[12]]
-    for _ in range(at):
-        turn = turn.later()
-    turn = turn.written(50)
-    for number, gap in enumerate(gaps):
-        for _ in range(gap):
-            turn = turn.later()
-        at, before = at + gap, parts[-1]
-        turn = turn.written(51 + number)
-        assert turn.pauses == (gap >= APART)
-        if turn.pauses:
-            first = at + 1 - turn.units(at + 1, 1000)
-            earliest = 0 if len(parts) == 1 else parts[-2][-1] - ENDED_LATE + 1
-            assert first == max(0, before[0] - BEFORE, earliest)
-            assert at + 1 - turn.unheard() == before[-1] - ENDED_LATE + 1 + PAUSED
-            assert turn.behind.tolist() == [
-                *(50 + sum(map(len, parts[:-1])) + i for i in range(len(before))),
-                51 + number,
-            ]
-            turn = turn.broken(torch.tensor([90 + len(parts)]))
-            parts.append([at])
-        else:
-            before.append(at)
-    assert turn.earlier_N.tolist() == [90 + number for number in range(1, len(parts))]
-    assert len(turn.behind) == len(parts[-1])
-    for _ in range(later):
-        turn = turn.later()
-    earliest = 0 if len(parts) == 1 else parts[-2][-1] - ENDED_LATE + 1
-    assert at + later + 1 - turn.units(1000, 1000) == max(earliest, parts[-1][0] - BEFORE, 0) or at + later < BEFORE
 
 
 @settings(deadline=None, max_examples=40)
@@ -322,7 +284,7 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
     told = weights.streamer.live.talk.said_N2.tolist()[1:]  # behind the mark
     assert told == [[TRANSCRIPT, t] for t in right] + [[RESPONSE, 5], [RESPONSE, 6], [TRANSCRIPT, END]]
     assert max(units for units, _ in asked) == 4  # all sound since the session began
-    assert not len(weights.streamer.live.turn.written_N)
+    assert not weights.streamer.live.turn.begun
     for margin, found in ((SURE - 0.1, right), (SURE + 0.1, [])):  # hardly likelier, or nothing: what was written stays
         sure, whole = margin, torch.tensor(found, dtype=torch.long)
         assert not any(unit.whole for unit in spoken_to(weights, said, monkeypatch))
@@ -347,38 +309,6 @@ def test_a_turn_that_ends_is_what_it_was_as_a_whole(monkeypatch: pytest.MonkeyPa
     asked.clear()
     assert not any(unit.whole for unit in spoken_to(weights, said, monkeypatch))
     assert not asked
-
-
-def test_a_turn_with_a_pause_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was said before it when the next word comes, once; where that is hardly likelier, what was written stays."""
-    weights, asked = agent(), []
-    text, silent = weights.text, [[SILENCE, HOLD]] * 2
-    wrong, first, second = (text.encode(words) for words in ("go", "hello", " there"))
-    found, sure = [first, second], [SURE + 0.1] * 2
-
-    def best(_: object, sound: list, most: int) -> list[tuple[torch.Tensor, float]]:
-        asked.append(sound[0][0].shape[2] // FRAMES)
-        return [(torch.tensor(found[len(asked) > 1]), 0.0)]
-
-    monkeypatch.setattr(words_module, "read_again", lambda *_: torch.tensor([7]))
-    monkeypatch.setattr(words_module, "several", best)
-    monkeypatch.setattr(words_module, "likelihood", lambda *_: [-3.0, -3.0 - sure[len(asked) > 1]])
-    monkeypatch.setattr(type(weights.streamer), "_may_speak", lambda *_: False)
-    said = [[SILENCE, SILENCE]] * 4 + [[SILENCE, wrong[0]], [SILENCE, HOLD]] + silent * (APART - 1)
-    said += [[SILENCE, wrong[-1]], [SILENCE, HOLD], [SILENCE, END], [SILENCE, SILENCE]]
-    units = spoken_to(weights, said, monkeypatch)
-    assert [unit.whole for unit in units if unit.whole] == ["hello there"]
-    told = weights.streamer.live.talk.said_N2.tolist()[1:]
-    assert told == [[TRANSCRIPT, t] for t in [*first, *second, END]]
-    at = 2  # the first word; all sound up to it, and a little more; then from where it ended
-    assert asked == [at - ENDED_LATE + 1 + PAUSED, at + APART + 2 - (at - ENDED_LATE + 1)]
-    asked.clear()
-    sure = [SURE - 0.1, SURE + 0.1]
-    mixed = text.decode([wrong[0], *second])
-    assert [unit.whole for unit in spoken_to(weights, said, monkeypatch) if unit.whole] == [mixed]
-    asked.clear()
-    sure = [SURE - 0.1] * 2
-    assert not any(unit.whole for unit in spoken_to(weights, said, monkeypatch))
 
 
 def test_who_may_answer_knows_the_turn_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:

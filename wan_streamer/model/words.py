@@ -19,10 +19,10 @@ from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
 from wan_streamer.perception.again import likelihood, read_again, several
-from wan_streamer.perception.reading import Expected, Pair, Reader, latest_sound
+from wan_streamer.perception.reading import Expected, Reader, latest_sound
 from wan_streamer.perception.sight import Sight, described
 from wan_streamer.perception.trust import Trust
-from wan_streamer.perception.turn import SURE, Turn, longest, may_be
+from wan_streamer.perception.turn import SURE, longest
 from wan_streamer.speaking.chat import Chat, within, worded
 from wan_streamer.speaking.floor import Floor, settled, talking
 from wan_streamer.speaking.wording import Likely, Talk, Wording, how_sure, wished
@@ -213,52 +213,36 @@ class Words(Inputs):
     def _whole(self, live: LiveState, ahead_N: Tensor) -> Tensor | None:
         """The user's turn, heard up to now, as its reader finds it [N].
 
-        None where that is what is written and, `ahead`, about to be, or hardly likelier.
+        None where that is not much likelier than what is written and, `ahead`, about to be.
         """
         turn, most = live.turn, self.config.perception.reading_again
         if self.reading is None or turn is None or live.heard[-1].is_meta:
             return None
-        written_N = torch.cat([turn.behind, ahead_N])
         due = live.expected is not None and int(live.expected.token[0]) > END
-        units = turn.units(len(live.heard), most) if len(turn.behind) or due else 0
-        if units:
-            sound = latest_sound(live.heard, units)
-            if not live.again:
-                found_N = read_again(self.reading, sound, turn.found_N, longest(units))
-                if not torch.equal(found_N, turn.found_N):
-                    best_N = self._best(live, turn, several(self.reading, sound, longest(units)), turn.behind)
-                    turn = replace(turn, found_N=found_N, best_N=best_N)
-                live.turn, live.again = turn, True
-            written_N = self._surer(sound, turn.best_N, written_N, turn.behind)
-        whole_N = torch.cat([turn.earlier_N, written_N])
-        return None if torch.equal(whole_N, torch.cat([turn.written_N, ahead_N])) else whole_N
-
-    def _after_pause(self, live: LiveState, turn: Turn) -> Turn:
-        """What was said before the pause behind which the last word was written is read, as nothing is added to it."""
-        most, unheard, written_N = self.config.perception.reading_again, turn.unheard(), turn.behind[:-1]
-        units = turn.units(len(live.heard), most)
-        if self.reading is not None and units > unheard:
-            sound = latest_sound(live.heard, units, unheard)
-            best_N = self._best(live, turn, several(self.reading, sound, longest(units - unheard)), written_N)
-            written_N = self._surer(sound, best_N, written_N, written_N)
-        return turn.broken(written_N)
-
-    def _surer(self, sound: list[Pair], best_N: Tensor, written_N: Tensor, sure_N: Tensor) -> Tensor:
-        """What a reader found, or what is written, of which so much is sure to have been said."""
-        if not may_be(best_N, sure_N) or torch.equal(best_N, written_N):
-            return written_N
-        assert self.reading is not None
+        units = turn.units(len(live.heard), most) if turn.begun or due else 0
+        if not units:
+            return None
+        sound = latest_sound(live.heard, units)
+        written_N = torch.cat([turn.written_N, ahead_N])
+        if not live.again:
+            found_N = read_again(self.reading, sound, turn.found_N, longest(units))
+            if not torch.equal(found_N, turn.found_N):
+                texts = several(self.reading, sound, longest(units))
+                texts = [one for one in texts if turn.may_be(one[0])] or texts
+                turn = replace(turn, found_N=found_N, best_N=self._best(live, texts))
+            live.turn, live.again = turn, True
+        if not turn.may_be(turn.best_N) or torch.equal(turn.best_N, written_N):
+            return None
         if self.chat is not None:
-            return best_N
-        found, written = likelihood(self.reading, sound, [best_N, written_N])
-        return best_N if found > written + SURE else written_N
+            return turn.best_N
+        found, written = likelihood(self.reading, sound, [turn.best_N, written_N])
+        return turn.best_N if found > written + SURE else None
 
-    def _best(self, live: LiveState, turn: Turn, texts: list[tuple[Tensor, float]], written_N: Tensor) -> Tensor:
-        """Of what was said where that is written. A chat model, which knows what people say, has a say in it."""
-        texts = [one for one in texts if may_be(one[0], written_N)] or texts
+    def _best(self, live: LiveState, texts: list[tuple[Tensor, float]]) -> Tensor:
+        """Of what the user's turn may have been. A chat model, which knows what people say, has a say in it."""
         if self.chat is None or live.reply is None or live.talk is None or self.wording is None or len(texts) == 1:
             return texts[0][0]
-        before = self.wording.revised(live.talk, TRANSCRIPT, turn.earlier_N, ended=False)
+        before = self.wording.revised(live.talk, TRANSCRIPT, texts[0][0][:0], ended=False)
         known = self.chat.weigh(live.reply, before.said_N2, before.count, [text_N.tolist() for text_N, _ in texts])
         scores = [heard + KNOWN * said for (_, heard), said in zip(texts, known, strict=True)]
         return texts[scores.index(max(scores))][0]
@@ -277,9 +261,7 @@ class Words(Inputs):
         if live.turn is None or token.is_meta:
             return
         if token == END:
-            live.whole_N = self._whole(live, live.turn.written_N[:0]) if len(live.turn.written_N) else None
+            live.whole_N = self._whole(live, live.turn.written_N[:0]) if live.turn.begun else None
             if live.whole_N is not None and live.talk is not None and self.wording is not None:
                 live.talk = self.wording.revised(live.talk, TRANSCRIPT, live.whole_N, ended=True)
         live.turn = live.turn.written(int(token))
-        if live.turn.pauses:
-            live.turn = self._after_pause(live, live.turn)

@@ -286,10 +286,9 @@ def live_hints(
     return _if_on(microphone, Expected(found_11R.token[0, 0], found_11R.score[0, 0]))
 
 
-def latest_sound(past: deque[Tensor], units: int, unheard: int = 0) -> list[Pair]:
-    """What a reader looks at of the last `units`, without the very last ones that are `unheard`."""
-    latest = list(past)[-units : -unheard or None]
-    return [(key[None], value[None]) for key, value in torch.cat(latest, dim=3)]
+def latest_sound(past: deque[Tensor], units: int) -> list[Pair]:
+    """What a reader looks at of the last `units`."""
+    return [(key[None], value[None]) for key, value in torch.cat(list(past)[-units:], dim=3)]
 
 
 def still_expected(before: Expected | None, written_S: Tensor) -> Tensor | None:

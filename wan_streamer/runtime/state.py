@@ -30,7 +30,7 @@ from wan_streamer.speaking.wording import Talk
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "10"
+VERSION = "9"
 
 
 @dataclass(frozen=True)
