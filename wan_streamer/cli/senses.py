@@ -99,7 +99,8 @@ def train_reader(
         bool,
         typer.Option(
             "--original",
-            help="Begin half-way to the recogniser's decoder as it was made, and learn from it to read whole turns.",
+            help="Learn from the recogniser's decoder as it was made to read whole turns, and begin half-way to it, "
+            "unless the agent reads them.",
         ),
     ] = False,
     overwrite: Overwrite = False,
