@@ -84,7 +84,7 @@ def test_what_is_no_session_is_refused(saved: tuple[Weights, Path], tmp_path: Pa
     half, other = tmp_path / "half", tmp_path / "other"
     half.write_bytes(path.read_bytes()[:-100])
     save_file(load_file(path), other)
-    for file, words in ((half, "damaged"), (other, "version 9, got None")):
+    for file, words in ((half, "damaged"), (other, "version 10, got None")):
         with pytest.raises(CheckpointError, match=words):
             load_session(weights, file)
 

@@ -160,6 +160,7 @@ class PerceptionConfig(Ranged):
     reading_units  how many units of sound it looks at
     reading_due    weight of its odds that a word is due in whether the agent writes one
     reading_again  how many units of sound it looks at when it reads a whole turn; 0: it does not
+    hindsight      layers that hear such a turn in both directions first (`perception/hindsight.py`); 0: none
     """
 
     place = "perception"
@@ -178,6 +179,7 @@ class PerceptionConfig(Ranged):
     reading_units: int = between(24, 4, 10_000)
     reading_due: float = between(0.0, 0, 10)
     reading_again: int = between(0, 0, 10_000)
+    hindsight: int = between(0, 0, 64)
     ears: EarsConfig = field(default_factory=EarsConfig)
 
     def __post_init__(self) -> None:
@@ -188,6 +190,11 @@ class PerceptionConfig(Ranged):
                 raise ConfigError(f"perception.{name}: expected one of {', '.join(map(str, known))}, got {got!r}")
         if self.reading and self.hearing != "ears":
             raise ConfigError(f"perception.reading: expected 0 where no ears hear, got {self.reading}")
+        if self.hindsight and not (self.reading and self.reading_again):
+            raise ConfigError(
+                f"perception.hindsight: expected 0 where no turn is read as a whole, got {self.hindsight};"
+                " set reading and reading_again"
+            )
 
     @property
     def audio_tokens(self) -> int:

@@ -17,6 +17,7 @@ from wan_streamer.cli.senses import (
     train_ears,
     train_eyes,
     train_floor,
+    train_hindsight,
     train_reader,
     train_sight,
     train_voice,
@@ -38,6 +39,7 @@ app = typer.Typer(
 train_app.command("ears")(train_ears)
 train_app.command("eyes")(train_eyes)
 train_app.command("reader")(train_reader)
+train_app.command("hindsight")(train_hindsight)
 train_app.command("wording")(train_wording)
 train_app.command("floor")(train_floor)
 train_app.command("sight")(train_sight)

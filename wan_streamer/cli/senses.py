@@ -124,6 +124,39 @@ def train_reader(
 
 
 @expand
+def train_hindsight(
+    data: Speech,
+    out: Out,
+    run: Alone,
+    start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose turns are read again.")],
+    talks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Conversations encoded with the agent's ears, of which half of the steps are made; may be repeated.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    threads: ModelThreads = None,
+) -> None:
+    """What an agent makes of a turn that is over: teach layers that hear it in both directions, for its reader.
+
+    Example: [b]wan-streamer train hindsight --data data/corpus --from nano --out runs/hindsight[/b]
+    """
+    need_all(corpus=data)
+    for folder in talks or ():
+        need(folder, "conversations")
+    from wan_streamer.training.loop.alone import AloneOptions
+    from wan_streamer.training.reader.hindsight import train_hindsight as train
+
+    with training_in(out, run.resume, overwrite):
+        scores = train(data, start, out, AloneOptions(**vars(run)), tuple(talks or ()))
+    print_scores(scores)
+    typer.echo("call it:")
+    typer.echo(f"  wan-streamer serve --checkpoint {shlex.quote(str(out / 'agent'))}")
+
+
+@expand
 def train_wording(
     out: Out,
     run: Alone,

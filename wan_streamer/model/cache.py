@@ -206,6 +206,7 @@ class LiveState:
     told_N2  int64 [N, 2]: memory tokens that the next block is the first to read
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
     heard    what a reader looks at of the latest units (`live_hints`)
+    features what the ears made of them [T, D], for a model with hindsight; stays empty in others
     turn     where in it the user's turn stands; None in a model that does not read it again;   again  it has been, now
     whole_N  what the turn was that has ended in this unit; None if none has
     expected what it expects in the unit, of which words are being written
@@ -223,6 +224,7 @@ class LiveState:
     told_N2: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.long))
     said: deque[Tensor] = field(default_factory=deque)
     heard: deque[Tensor] = field(default_factory=deque)
+    features: deque[Tensor] = field(default_factory=deque)
     turn: Turn | None = None
     again: bool = False
     whole_N: Tensor | None = None

@@ -23,6 +23,7 @@ from wan_streamer.model.layout import LANES, ClipBatch, Kind, Latents
 from wan_streamer.model.memory import PADDING, RESPONSE, SOURCES, TRANSCRIPT, readable, spoken
 from wan_streamer.model.words import Words
 from wan_streamer.perception.audio import hearing
+from wan_streamer.perception.hindsight import hindsight
 from wan_streamer.perception.reading import hints, live_hints, reading
 from wan_streamer.perception.sight import Sight
 from wan_streamer.perception.trust import Trust, as_expected
@@ -48,6 +49,7 @@ class Streamer(Words):
         self.hearing = hearing(config.perception)
         self.seeing = seeing(config.perception)
         self.reading = reading(config.perception, config.text.vocab_size)
+        self.hindsight = hindsight(config.perception)
         self.trust = None if self.reading is None else Trust(D, config.perception.reading_due)
         self.user_audio_in = nn.Linear(config.perception.audio_features, M)
         self.user_video_in = nn.Linear(config.perception.video_features, M)
@@ -77,7 +79,7 @@ class Streamer(Words):
         self.apply(self._initialise)
         nn.init.zeros_(self.video_out.weight)
         nn.init.zeros_(self.audio_out.weight)
-        for module in (self.trust, self.voice, self.wording, self.floor):
+        for module in (self.hindsight, self.trust, self.voice, self.wording, self.floor):
             if module is not None:
                 module.reset()
         self.together: Step | None = None  # where live sessions on several threads meet
@@ -222,6 +224,10 @@ class Streamer(Words):
         seen, live.seeing = self.seeing(frames_THWC[None], live.seeing)
         written = [said[:, TRANSCRIPT] for said in live.said]
         live.expected = live_hints(self.reading, perception, live.heard, heard[0], microphone, written, live.expected)
+        if self.hindsight is not None:
+            live.features.append(heard[0].float())
+            while len(live.features) > perception.reading_again:
+                live.features.popleft()
         live.again, live.whole_N, live.turn = False, None, None if live.turn is None else live.turn.later()
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S, live.expected)
         if self.config.cache.memory_tokens:

@@ -19,7 +19,8 @@ from wan_streamer.model.layers import States, tokens_at
 from wan_streamer.model.layout import LANES, ClipBatch
 from wan_streamer.model.memory import PADDING, RESPONSE, TRANSCRIPT, foretold, spoken, timeline
 from wan_streamer.perception.again import likelihood, read_again, several
-from wan_streamer.perception.reading import Expected, Reader, latest_sound
+from wan_streamer.perception.hindsight import Hindsight
+from wan_streamer.perception.reading import Expected, Pair, Reader, latest_sound
 from wan_streamer.perception.sight import Sight, described
 from wan_streamer.perception.trust import Trust
 from wan_streamer.perception.turn import SURE, longest
@@ -36,6 +37,7 @@ class Words(Inputs):
 
     text_out: nn.Linear | None  # None: the head is `text_in`
     reading: Reader | None
+    hindsight: Hindsight | None
     trust: Trust | None
     wording: Wording | None
     floor: Floor | None
@@ -222,7 +224,7 @@ class Words(Inputs):
         units = turn.units(len(live.heard), most) if turn.begun or due else 0
         if not units:
             return None
-        sound = latest_sound(live.heard, units)
+        sound = self._sound(live, units)
         written_N = torch.cat([turn.written_N, ahead_N])
         if not live.again:
             found_N = read_again(self.reading, sound, turn.found_N, longest(units))
@@ -237,6 +239,14 @@ class Words(Inputs):
             return turn.best_N
         found, written = likelihood(self.reading, sound, [turn.best_N, written_N])
         return turn.best_N if found > written + SURE else None
+
+    def _sound(self, live: LiveState, units: int) -> list[Pair]:
+        """What the reader looks at of a turn, the latest so many units: with hindsight, if there is one."""
+        assert self.reading is not None
+        if self.hindsight is None:
+            return latest_sound(live.heard, units)
+        with torch.no_grad():
+            return self.reading.sound(self.hindsight(torch.cat([*live.features][-units:])[None]))
 
     def _best(self, live: LiveState, texts: list[tuple[Tensor, float]]) -> Tensor:
         """Of what the user's turn may have been. A chat model, which knows what people say, has a say in it."""

@@ -274,7 +274,8 @@ def live_hints(
         return None
     with torch.no_grad():
         past.append(torch.stack([torch.cat(pair) for pair in reader.sound(heard_TD.float()[None])]))
-    while len(past) > max(config.reading_units, config.reading_again):
+    again = 0 if config.hindsight else config.reading_again  # which looks at what hindsight makes
+    while len(past) > max(config.reading_units, again):
         past.popleft()
     count = min(len(past), config.reading_units) - 1
     known = written[-count:] if count else []

@@ -96,7 +96,8 @@ def apply_formats(weights: Weights, formats: Formats) -> None:
     else:
         backbone.to(getattr(torch, formats.backbone))
     if formats.backbone != "float32" and backbone.weight.device.type == "cpu":
-        senses, words = (streamer.hearing, streamer.seeing), (streamer.reading, streamer.wording, streamer.voice)
+        senses = streamer.hearing, streamer.seeing, streamer.hindsight
+        words = streamer.reading, streamer.wording, streamer.voice
         for part in filter(None, (*senses, *words, weights.audio_vae)):
             pack_if_possible(part)  # they take as long as their weights need for being read
     if backbone.weight.device.type == "cpu":

@@ -30,7 +30,7 @@ from wan_streamer.speaking.wording import Talk
 from wan_streamer.tensors import flatten, rebuild, save_atomically
 from wan_streamer.units import UNIT_S
 
-VERSION = "9"
+VERSION = "10"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class SessionState:
     told_N2: Tensor
     said: list[Tensor]
     heard: list[Tensor]
+    features: list[Tensor]
     turn: Turn | None
     speech: Speech | None
     talk: Talk | None
@@ -88,6 +89,7 @@ def session_state(session: Session) -> SessionState:
         told_N2=live.told_N2,
         said=[said.clone() for said in live.said],
         heard=list(live.heard),
+        features=list(live.features),
         turn=live.turn,
         speech=live.speech,
         talk=live.talk,
@@ -115,6 +117,8 @@ def resume_session(session: Session, state: SessionState) -> None:
     live.said.extend(said.clone() for said in state.said)
     live.heard.clear()
     live.heard.extend(state.heard)
+    live.features.clear()
+    live.features.extend(state.features)
     live.turn, live.speech, live.talk = state.turn, state.speech, state.talk
     live.floor, live.sight = state.floor, state.sight
     session.noise.set_state(state.noise.cpu().clone())  # of a view it would read the wrong bytes

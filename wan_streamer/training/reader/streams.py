@@ -58,9 +58,12 @@ class DueStreams:
 
     def _row(self, step: int, row: int) -> Due:
         stream: Stream = self.streams.make(step, row)
-        lane_KS = conversation_lanes(labels_of(stream), self.config.text, self.text)[1][..., TRANSCRIPT]
         later = np.random.default_rng((self.seed, step, row, 1)).random() < LATE
-        return _written(torch.from_numpy(stream.audio_T), lane_KS, int(later), self.config.perception.reading)
+        return _written(torch.from_numpy(stream.audio_T), self.lane(stream), int(later), self.config.perception.reading)
+
+    def lane(self, stream: Stream) -> np.ndarray:
+        """Its transcript [K, S]."""
+        return conversation_lanes(labels_of(stream), self.config.text, self.text)[1][..., TRANSCRIPT]
 
 
 class DueTalks:
