@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from wan_streamer.codecs.audio_vae import AudioVAE
 from wan_streamer.codecs.folder import codec_hash, load_codecs, load_light, save_light, weights_hash
@@ -124,24 +124,21 @@ def grown(weights: Weights, config: StreamerConfig) -> Weights:
 def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:
     """Write a checkpoint folder, weights as bfloat16 (statistics too: they are part of the codecs' hash).
 
-    small  the matrices of the model and of the sound's codec in 8 bits; that codec is then the rounded one
+    small  the matrices of the model, of the sound's codec and of the decoder of pictures in 8 bits; the codecs are then
+           the rounded ones. The encoder of pictures stays as it is: latents depend on it
 
     Where many processes hold parts of the weights, all of them call it and the first one writes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    read_back = _in_8_bits(weights.audio_vae) if small else weights.audio_vae
-    binding = {CODEC_KEY: codec_hash(read_back, weights.video_vae)}
-    parts: dict[str, tuple[nn.Module, dict[str, str]]] = {
-        "audio_vae": (weights.audio_vae, {}),
-        "video_vae": (weights.video_vae, {}),
-        "model": (weights.streamer, binding),
-    }
+    codecs: dict[str, nn.Module] = {"audio_vae": weights.audio_vae, "video_vae": weights.video_vae}
+    read_back = [_read_back(name, codec) if small else codec for name, codec in codecs.items()]
+    binding = {CODEC_KEY: weights_hash(*read_back)}
+    parts = {name: (codec, dict[str, str]()) for name, codec in codecs.items()} | {"model": (weights.streamer, binding)}
     for name, (module, metadata) in parts.items():
         tensors = {key: whole(value.detach()).cpu().bfloat16() for key, value in module.state_dict().items()}
         if is_main_process():
-            tensors = packed(tensors) if small and name != "video_vae" else tensors
-            save_atomically(tensors, folder / f"{name}.safetensors", metadata)
+            save_atomically(_smaller(name, tensors) if small else tensors, folder / f"{name}.safetensors", metadata)
     if not is_main_process():
         return
     if weights.light_vae is not None:
@@ -150,9 +147,14 @@ def save_weights(weights: Weights, folder: Path, small: bool = False) -> None:
     write_json(folder / "config.json", to_dict(weights.config))
 
 
-def _in_8_bits(codec: AudioVAE) -> AudioVAE:
-    """The codec as it is read back from 8 bits."""
+def _smaller(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    kept = {name: value for name, value in tensors.items() if part == "video_vae" and not name.startswith("dec_")}
+    return packed({name: value for name, value in tensors.items() if name not in kept}) | kept
+
+
+def _read_back(part: str, codec: nn.Module) -> nn.Module:
+    """A codec as it is read back from 8 bits."""
     rounded = copy.deepcopy(codec)
-    stored = packed({name: value.bfloat16() for name, value in codec.state_dict().items()})
+    stored = _smaller(part, {name: value.bfloat16() for name, value in codec.state_dict().items()})
     rounded.load_state_dict({name: value.float() for name, value in unpacked(stored).items()})
     return rounded

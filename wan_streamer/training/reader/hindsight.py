@@ -36,7 +36,7 @@ from wan_streamer.training.reader.whole import whole_texts
 
 FOLDER = "agent"
 """Where a run writes the agent with its hindsight."""
-LAYERS = 3
+LAYERS = 2
 TEXTS = 4  # of a stream
 POOL = 800  # batches, which come again and again
 VALID_BATCHES, VALID_ROWS = 4, 4
@@ -192,7 +192,7 @@ CONFIG = TrainConfig(
     batch=4,
     betas=(0.9, 0.98),
     ema=0.99,
-    log_every=10,
+    log_every=25,
     validate_every=250,
     save_every=100,
 )
