@@ -1,6 +1,6 @@
 """An agent as small as it is shipped: python scripts/pack_agent.py RUN OUT [--without-senses].
 
-Writes OUT with the matrices of the model and of the sound's codec in 8 bits, and the codec of pictures as it is. With
+Writes OUT with the matrices of model and codecs in 8 bits, and the encoder of pictures as it is. With
 --without-senses only what a run has learned: no codecs, and no ears, reader and eyes that were trained before; `train
 duplex --from OUT --ears ... --eyes ...` goes on from it, once the codecs are beside it.
 """

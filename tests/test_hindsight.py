@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from tiny_ears import SMALL, said_corpus
 from typer.testing import CliRunner
 
 from wan_streamer.cli.app import app
-from wan_streamer.codecs.text import END
+from wan_streamer.codecs.text import END, HOLD, SILENCE
 from wan_streamer.errors import CheckpointError, ConfigError
 from wan_streamer.flow.noise import RowNoise
 from wan_streamer.model.packing import PackedLinear
@@ -112,6 +113,23 @@ def test_a_turn_is_read_from_what_it_makes_of_its_units() -> None:
     model.hindsight = None
     for pair, other in zip(model._sound(session.live, 2), latest_sound(session.live.heard, 2), strict=True):
         assert all(torch.equal(one, two) for one, two in zip(pair, other, strict=True))
+
+
+def test_a_turn_is_heard_again_once_in_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked what was said."""
+    weights, heard, asked = agent(), [], []
+    model = weights.streamer
+    model.hindsight.register_forward_hook(lambda _, __, made: heard.append(made.shape[1] // FRAMES))
+    whole = model._whole
+    monkeypatch.setattr(model, "_whole", lambda *given: asked.append(len(heard)) or whole(*given))
+    odds = torch.full((READING.text.vocab_size,), np.log(0.9 / READING.text.vocab_size))
+    monkeypatch.setattr(model, "_settled", lambda *_: odds)  # it may speak
+    session, slots = Session(weights, seed=3), iter([[SILENCE, 9], [SILENCE, HOLD]] * 2)
+    monkeypatch.setattr(session, "sampler", lambda _: torch.tensor(next(slots)))
+    for unit in units_of_sound(2):
+        session.step(unit)
+    assert heard == [1, 2]
+    assert len(asked) > len(heard)
 
 
 def test_what_it_needs_is_part_of_a_session() -> None:
@@ -233,7 +251,7 @@ def test_a_text_is_read_from_its_own_sound(corpus: Path, reads_again: Path) -> N
     assert not heard.all()
     changed = batch._replace(heard_BTD=torch.where(heard[..., None], batch.heard_BTD, 9.0))
     other = batch._replace(heard_BTD=torch.where(heard[..., None], 9.0, batch.heard_BTD))
-    losses = [float(training.loss(one, 0, RowNoise(0, 0, range(2)))[0]) for one in (batch, changed, other)]
+    losses = [training.loss(one, 0, RowNoise(0, 0, range(2)))[0].item() for one in (batch, changed, other)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] != pytest.approx(losses[0], rel=1e-2)
 

@@ -24,7 +24,7 @@ from wan_streamer.model.layout import Kind, UnitLayout, effective_distance, wind
 from wan_streamer.model.memory import SOURCES, memory_ids
 from wan_streamer.perception.audio import AudioPerceptionState
 from wan_streamer.perception.ears import EarsState
-from wan_streamer.perception.reading import Expected
+from wan_streamer.perception.reading import Expected, Pair
 from wan_streamer.perception.turn import Turn
 from wan_streamer.perception.video import VideoPerceptionState
 from wan_streamer.speaking.chat import Reply
@@ -207,7 +207,8 @@ class LiveState:
     said     int64 [S, sources] of each unit in the text window, oldest first; stays empty in a model without memory
     heard    what a reader looks at of the latest units (`live_hints`)
     features what the ears made of them [T, D], for a model with hindsight; stays empty in others
-    turn     where in it the user's turn stands; None in a model that does not read it again;   again  it has been, now
+    turn     where in it the user's turn stands; None in a model that does not read it again
+    again    what a reader looks at of that turn in this unit; None until it has been asked
     whole_N  what the turn was that has ended in this unit; None if none has
     expected what it expects in the unit, of which words are being written
     speech   what its voice goes on from, and   guessed  [4, C] what it guesses of the unit; None in a model without one
@@ -226,7 +227,7 @@ class LiveState:
     heard: deque[Tensor] = field(default_factory=deque)
     features: deque[Tensor] = field(default_factory=deque)
     turn: Turn | None = None
-    again: bool = False
+    again: list[Pair] | None = None
     whole_N: Tensor | None = None
     expected: Expected | None = None
     speech: Speech | None = None

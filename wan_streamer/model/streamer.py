@@ -228,7 +228,7 @@ class Streamer(Words):
             live.features.append(heard[0].float())
             while len(live.features) > perception.reading_again:
                 live.features.popleft()
-        live.again, live.whole_N, live.turn = False, None, None if live.turn is None else live.turn.later()
+        live.again, live.whole_N, live.turn = None, None, None if live.turn is None else live.turn.later()
         user = self._embed_user(heard[0], microphone, seen[0].flatten(0, 1), camera, text_S, live.expected)
         if self.config.cache.memory_tokens:
             live.said.append(torch.full((len(text_S), len(SOURCES)), SILENCE, device=device))

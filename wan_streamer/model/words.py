@@ -224,20 +224,19 @@ class Words(Inputs):
         units = turn.units(len(live.heard), most) if turn.begun or due else 0
         if not units:
             return None
-        sound = self._sound(live, units)
         written_N = torch.cat([turn.written_N, ahead_N])
-        if not live.again:
+        if live.again is None:
+            live.again = sound = self._sound(live, units)
             found_N = read_again(self.reading, sound, turn.found_N, longest(units))
             if not torch.equal(found_N, turn.found_N):
                 texts = several(self.reading, sound, longest(units))
                 texts = [one for one in texts if turn.may_be(one[0])] or texts
-                turn = replace(turn, found_N=found_N, best_N=self._best(live, texts))
-            live.turn, live.again = turn, True
+                live.turn = turn = replace(turn, found_N=found_N, best_N=self._best(live, texts))
         if not turn.may_be(turn.best_N) or torch.equal(turn.best_N, written_N):
             return None
         if self.chat is not None:
             return turn.best_N
-        found, written = likelihood(self.reading, sound, [turn.best_N, written_N])
+        found, written = likelihood(self.reading, live.again, [turn.best_N, written_N])
         return turn.best_N if found > written + SURE else None
 
     def _sound(self, live: LiveState, units: int) -> list[Pair]:
