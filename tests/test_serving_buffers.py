@@ -7,6 +7,7 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpParameters
+from aiortc.rtcrtpsender import RTCEncodedFrame
 from aiortc.rtp import HeaderExtensions, RtpPacket, unpack_header_extensions
 
 from wan_streamer.errors import ServingError
@@ -20,6 +21,7 @@ from wan_streamer.serving.messages import (
 from wan_streamer.serving.meter import Meter
 from wan_streamer.serving.peers import jitter
 from wan_streamer.serving.peers.jitter import AudioJitterBuffer, VideoJitterBuffer
+from wan_streamer.serving.peers.tails import use_tails
 
 KEY, DELTA = b"\x00k", b"\x01d"  # the first bit of a VP8 frame header: 0 = key frame
 
@@ -78,19 +80,44 @@ def test_a_lost_video_packet_asks_for_a_picture_and_goes_on_with_the_key_frame()
     assert sink.add(packet(14, 3600 * 13, KEY), packet(15, 3600 * 14)) == [3600 * 13, 3600 * 14]
 
 
-def test_audio_leaves_at_once_and_reorders_shortly() -> None:
-    sink = Sink(AudioJitterBuffer)
-    assert sink.add(packet(1, 0), packet(2, 960)) == [0, 960]
-    assert sink.add(packet(4, 2880)) == []
-    assert sink.add(packet(3, 1920)) == [1920, 2880]
+def audio(number: int) -> RtpPacket:
+    return packet(number, number)
 
 
-def test_lost_audio_is_waited_for_by_two_packets_only() -> None:
+def test_audio_leaves_at_once_and_lost_audio_is_not_waited_for() -> None:
+    """Nobody sends it again."""
     sink = Sink(AudioJitterBuffer)
-    sink.add(packet(1, 0))
-    assert sink.add(packet(3, 1920), packet(4, 2880)) == []
-    assert sink.add(packet(5, 3840)) == [1920, 2880, 3840]
-    assert sink.add(packet(6, 4800)) == [4800]  # the delay does not stay
+    assert sink.add(audio(1), audio(2)) == [1, 2]
+    assert sink.add(audio(5)) == [5]
+    assert sink.add(audio(6), audio(6), audio(2)) == [6]  # the same again is not late
+    assert sink.add(audio(8)) == [8]
+
+
+def test_where_packets_overtake_others_a_hole_is_waited_for_by_two() -> None:
+    sink = Sink(AudioJitterBuffer)
+    sink.add(audio(1), audio(3))
+    assert sink.add(audio(2)) == []  # late, and lost this time
+    assert sink.add(audio(5)) == []
+    assert sink.add(audio(4)) == [4, 5]
+    assert sink.add(audio(7), audio(8)) == []
+    assert sink.add(audio(9)) == [7, 8, 9]
+    assert sink.add(audio(10)) == [10]  # the delay does not stay
+    steady = [*range(11, jitter.AUDIO_STEADY)]
+    assert sink.add(*map(audio, steady)) == steady
+    assert sink.add(audio(steady[-1] + 2)) == []  # still remembered
+    end = steady[-1] + 1
+    assert sink.add(*map(audio, range(end + 2, end + 9))) == [*range(end + 1, end + 9)]
+    assert sink.add(audio(end + 10)) == [end + 10]  # long ago: it counts as lost at once
+
+
+def test_who_still_overtakes_is_still_waited_for() -> None:
+    """Also where nothing came too late."""
+    sink = Sink(AudioJitterBuffer)
+    sink.add(audio(1), audio(3), audio(2))
+    for number in range(4, 2 * jitter.AUDIO_STEADY, 500):
+        assert sink.add(*map(audio, range(number, number + 498))) == [*range(number, number + 498)]
+        assert sink.add(audio(number + 499)) == []
+        assert sink.add(audio(number + 498)) == [number + 498, number + 499]
 
 
 def test_a_new_stream_of_sequence_numbers_is_accepted() -> None:
@@ -107,9 +134,34 @@ def test_the_private_names_of_aiortc_that_are_replaced_exist() -> None:
             jitter.use_low_latency(transceiver.receiver)
             assert isinstance(transceiver.receiver._RTCRtpReceiver__jitter_buffer, cls)  # type: ignore[attr-defined]
         jitter.use_playout_delay(transceiver.sender, 40)
+        use_tails(transceiver.sender)
         await pc.close()
 
     asyncio.run(replace())
+
+
+def test_behind_every_picture_goes_an_empty_packet() -> None:
+    """At once, and it is part of none: where the last packet of a picture is lost, the receiver knows."""
+    pictures = [RTCEncodedFrame([b"a", b"b"], 0, None), None, RTCEncodedFrame([b"c"], 3600, None)]
+
+    class Sender:
+        async def _next_encoded_frame(self, codec: str) -> RTCEncodedFrame | None:
+            return pictures.pop(0)
+
+    async def sent() -> list[RTCEncodedFrame | None]:
+        sender = Sender()
+        use_tails(sender)  # type: ignore[arg-type]
+        return [await sender._next_encoded_frame("VP8") for _ in range(5)]
+
+    sequence = asyncio.run(sent())
+    assert [one and (one.payloads, one.timestamp) for one in sequence] == [
+        ([b"a", b"b"], 0), ([b""], 0), None, ([b"c"], 3600), ([b""], 3600)]  # fmt: skip
+    sink = Sink(VideoJitterBuffer)
+    assert sink.add(packet(1, 0, KEY)) == [0]
+    empty = packet(2, 0, b"")
+    assert sink.add(empty, packet(3, 3600)) == [3600]
+    assert sink.add(packet(5, 3600, b"")) == []
+    assert sink.add(packet(4, 3600)) == [3600]
 
 
 def test_the_playout_delay_extension_has_the_published_layout() -> None:

@@ -2,29 +2,34 @@
 
     python tests/browser/measure_latency.py [--seconds 60] [--transport aiortc own own+0] [--json OUT.json]
     python tests/browser/measure_latency.py --relay [--codec H264] [--loss 2]
+    python tests/browser/measure_latency.py --stall 2 --transport own
 
 An echo agent (20 ms of work per unit) gives back what it hears and sees. The made-up camera flashes and the microphone
 clicks at irregular times; the page's own picture and sound of them are compared with the agent's. The figures hold
 everything from there on: encoding, network, jitter buffers, 0 to 160 ms until the unit is full, the agent, the playout
 queue, decoding and rendering. With --relay every frame comes back as it is, without an agent: what the transport alone
 costs. With --loss one UDP packet in so many is dropped in either direction, in a network namespace of its own (Linux,
-root, iptables). Run it on an idle machine and state which.
+root, iptables). With --stall the server and its model stand still for so long, five seconds before. Run it on an idle
+machine and state which.
 """
 
 import argparse
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # standin
-from harness import chromium, run_server, write_devices
+from harness import Server, chromium, run_server, write_devices
 from playwright.sync_api import Page
 
 RATE = 48_000
@@ -113,12 +118,23 @@ def summary(values: np.ndarray) -> dict[str, float]:
     return {"n": len(values), "p50": round(float(p50), 1), "p95": round(float(p95), 1)}
 
 
-def call(page: Page, seconds: float, codec: str) -> dict:
+def stand_still(server: Server, seconds: float) -> None:
+    """The server and its processes, as on a machine that was busy with something else."""
+    pid = server.process.pid
+    pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    for what in (signal.SIGSTOP, signal.SIGCONT):
+        for one in pids:
+            os.kill(one, what)
+        time.sleep(seconds if what == signal.SIGSTOP else 5)
+
+
+def call(page: Page, seconds: float, codec: str, disturb: Callable[[], None]) -> dict:
     page.evaluate(ONLY, codec)
     page.set_viewport_size({"width": 700, "height": 600})  # drawing costs the processor that all share
     page.get_by_test_id("start").click()
     page.wait_for_function("document.body.dataset.state === 'live'", timeout=20_000)
     time.sleep(6)  # the buffers settle
+    disturb()
     page.evaluate(TAP)
     time.sleep(seconds)
     result = page.evaluate("({ seen, heard })")
@@ -143,6 +159,7 @@ def main() -> None:
     parser.add_argument("--relay", action="store_true")
     parser.add_argument("--codec", choices=("VP8", "H264"), default="VP8")
     parser.add_argument("--loss", type=float, default=0.0, help="percent of the UDP packets")
+    parser.add_argument("--stall", type=float, default=0.0, help="seconds")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.loss and not os.environ.get(LOSSY):
@@ -155,7 +172,8 @@ def main() -> None:
         for transport, agent in itertools.product(options.transport, agents):
             arguments = ["--agent", agent, "--transport", transport, *(["--relay"] if options.relay else [])]
             with run_server(folder, *arguments) as server, chromium(devices) as open_page:
-                result = call(open_page(server.url), options.seconds, options.codec)
+                stall = partial(stand_still, server, options.stall) if options.stall else lambda: None
+                result = call(open_page(server.url), options.seconds, options.codec, stall)
             seen, heard = result["seen"], result["heard"]
             if agent == "EchoAgent":
                 row = {"codecs": result["codecs"]}

@@ -1,7 +1,7 @@
 """Low-latency replacements for what aiortc does between the network and the decoder, and one RTP extension.
 
 `VideoJitterBuffer`     a frame is complete on its marker bit, not when the next frame begins
-`AudioJitterBuffer`     a packet in order is delivered at once, not after four more
+`AudioJitterBuffer`     a packet in order is delivered at once, not after four more, and lost ones are not waited for
 `KEY_FRAMES`            for each codec, whether a packet belongs to the beginning of a key frame
 `use_low_latency`       puts them into a receiver
 `use_playout_delay`     asks the browser to show our video without its render delay
@@ -12,7 +12,6 @@ and hold each video frame until the next one starts.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from aiortc import RTCRtpReceiver, RTCRtpSender
 from aiortc.codecs import HEADER_EXTENSIONS
@@ -26,13 +25,14 @@ from aiortc.rtp import (
     unpack_header_extensions,
 )
 
-from wan_streamer.errors import ServingError
+from wan_streamer.serving.peers.private import private
 
 VIDEO_CLOCK = 90_000  # RTP ticks per second of every video codec
 REPAIR_MS = 250  # how long a hole waits for its retransmission before a new picture is asked for
 PLI_EVERY_MS = 300
 MAX_PACKETS = 512
-AUDIO_HOLD = 2  # packets that may arrive behind a hole before it counts as lost: 40 ms
+AUDIO_HOLD = 2  # packets that may arrive behind a hole before it counts as lost: 40 ms, where packets overtake others
+AUDIO_STEADY = 1_500  # packets without that, half a minute, after which a hole counts as lost at once
 RESTART = 1_000  # a jump of the sequence number beyond this is a new stream
 NAL_TYPE, STAP_A, FU_A, FU_START = 0x1F, 24, 28, 0x80  # of H.264 in RTP
 H264_KEY_UNITS = (5, 7)  # an IDR slice; the sequence parameters, which come with it
@@ -55,21 +55,30 @@ class _Sequence:
 
 
 class AudioJitterBuffer:
-    """In order, at once; a hole is waited for while at most `AUDIO_HOLD` packets stand behind it."""
+    """In order, at once. Lost sound is not sent again, so a hole is waited for only where the network has lately let
+    packets overtake others, and while at most `AUDIO_HOLD` packets stand behind it.
+    """
 
     def __init__(self, emit: Callable[[RtpPacket, JitterFrame], None]) -> None:
         self._emit, self._sequence = emit, _Sequence()
         self._packets: dict[int, RtpPacket] = {}
         self._next: int | None = None
+        self._given_up: set[int] = set()
+        self._steady_from = 0  # the packet from which on none is waited for
 
     def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
         """aiortc's contract: (ask for a new picture, the next encoded frame or None). Earlier ones go to `emit`."""
         number = self._sequence.unwrap(packet.sequence_number)
         if self._next is None or abs(number - self._next) > RESTART:
-            self._next = number
+            self._next = self._steady_from = number
             self._packets.clear()
+            self._given_up.clear()
         if number < self._next:
+            if number in self._given_up:  # overtaken, not lost
+                self._steady_from = self._next + AUDIO_STEADY
             return False, None
+        if self._packets and number < max(self._packets):
+            self._steady_from = number + AUDIO_STEADY
         self._packets[number] = packet
         return False, _hand_out(list(self._ready()), self._emit)
 
@@ -77,9 +86,12 @@ class AudioJitterBuffer:
         assert self._next is not None
         while self._packets:
             if self._next not in self._packets:
-                if len(self._packets) <= AUDIO_HOLD:
+                hold = AUDIO_HOLD if self._next < self._steady_from else 0
+                if len(self._packets) <= hold:
                     return
-                self._next = min(self._packets)
+                found = min(self._packets)
+                self._given_up = {n for n in self._given_up if n > found - RESTART} | {*range(self._next, found)}
+                self._next = found
             packet = self._packets.pop(self._next)
             self._next += 1
             data: bytes = packet._data  # type: ignore[attr-defined]
@@ -202,19 +214,12 @@ def starts_h264_key_frame(packet: RtpPacket) -> bool:
 KEY_FRAMES = {"VP8": starts_vp8_key_frame, "H264": starts_h264_key_frame}  # all that aiortc decodes
 
 
-def _private(owner: Any, name: str) -> Any:
-    try:
-        return getattr(owner, name)
-    except AttributeError as error:
-        raise ServingError(f"aiortc 1.16 is needed: this version has no {name}; install aiortc==1.16.*") from error
-
-
 def use_low_latency(receiver: RTCRtpReceiver) -> None:
     """Replace the receiver's jitter buffer. Call after the offer was applied and before media arrives."""
-    codecs = _private(receiver, "_RTCRtpReceiver__codecs")
-    decoder_queue = _private(receiver, "_RTCRtpReceiver__decoder_queue")
-    mapper = _private(receiver, "_RTCRtpReceiver__timestamp_mapper")
-    _private(receiver, "_RTCRtpReceiver__jitter_buffer")
+    codecs = private(receiver, "_RTCRtpReceiver__codecs")
+    decoder_queue = private(receiver, "_RTCRtpReceiver__decoder_queue")
+    mapper = private(receiver, "_RTCRtpReceiver__timestamp_mapper")
+    private(receiver, "_RTCRtpReceiver__jitter_buffer")
 
     def emit(packet: RtpPacket, frame: JitterFrame) -> None:
         frame.timestamp = mapper.map(frame.timestamp)
@@ -224,7 +229,7 @@ def use_low_latency(receiver: RTCRtpReceiver) -> None:
         codec = codecs.get(packet.payload_type)
         return codec is not None and codec.name in KEY_FRAMES and KEY_FRAMES[codec.name](packet)
 
-    video = _private(receiver, "_RTCRtpReceiver__kind") == "video"
+    video = private(receiver, "_RTCRtpReceiver__kind") == "video"
     receiver._RTCRtpReceiver__jitter_buffer = VideoJitterBuffer(emit, is_key) if video else AudioJitterBuffer(emit)  # type: ignore[attr-defined]
 
 
@@ -256,5 +261,5 @@ def accept_playout_delay() -> None:
 
 def use_playout_delay(sender: RTCRtpSender, delay_ms: int) -> None:
     """Stamp the sender's packets with minimum = maximum = delay_ms. Call before the answer is applied."""
-    _private(sender, "_RTCRtpSender__rtp_header_extensions_map")
+    private(sender, "_RTCRtpSender__rtp_header_extensions_map")
     sender._RTCRtpSender__rtp_header_extensions_map = _PlayoutDelayMap(delay_ms)  # type: ignore[attr-defined]

@@ -32,6 +32,7 @@ from wan_streamer.serving.dialects.base import Dialect
 from wan_streamer.serving.peers import jitter
 from wan_streamer.serving.peers.base import EVENTS_KEPT, Peer
 from wan_streamer.serving.peers.offers import check_bundle, check_offer, guard_channels
+from wan_streamer.serving.peers.tails import use_tails
 from wan_streamer.serving.settings import ServingConfig
 from wan_streamer.serving.uplink import fit
 from wan_streamer.serving.watch.metrics import Metrics
@@ -92,6 +93,8 @@ class WebRtcPeer(Peer):
             for transceiver in transceivers:
                 if self._config.own_jitter_buffers:
                     jitter.use_low_latency(transceiver.receiver)
+                if transceiver.kind == "video":
+                    use_tails(transceiver.sender)
                 if transceiver.kind == "video" and self._config.video_playout_ms is not None:
                     jitter.use_playout_delay(transceiver.sender, self._config.video_playout_ms)
             self._attach(self.call.playout.audio)
