@@ -3,7 +3,9 @@
 import asyncio
 
 import numpy as np
+import pytest
 
+from wan_streamer.serving import playout as module
 from wan_streamer.serving.playout import OUT_SAMPLES, STEP_MS, Playout, Upsampler
 from wan_streamer.units import SAMPLE_RATE, SAMPLES_PER_UNIT, AgentUnit, UserUnit
 
@@ -115,3 +117,45 @@ def test_units_without_devices_are_played_as_silence() -> None:
     assert not samples.any()
     assert set(pictures) == {None}
     assert playout.position_ms == 160
+
+
+def test_times_of_frames_follow_the_clock_also_over_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was missed is left out, not sent in a burst; sound and picture stay on one clock."""
+    clock, stalls = [100.0], {50: 2.013, 90: 0.3}
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    pacer = make_playout()
+    sent: dict[str, list[tuple[float, float]]] = {"audio": [], "video": []}
+    rates = {"audio": 48_000, "video": 90_000}
+    for kind, rate in rates.items():
+
+        def put(frame: np.ndarray, pts: int, kind: str = kind, rate: int = rate) -> None:
+            sent[kind].append((clock[0] - 100.0, pts / rate))
+
+        monkeypatch.setattr(getattr(pacer, kind), "put", put)
+    step = pacer.step
+
+    def stepped() -> tuple[np.ndarray, np.ndarray | None]:
+        clock[0] += stalls.pop(pacer._step, 0.001)
+        if pacer._step == 140:
+            raise asyncio.CancelledError
+        return step()
+
+    monkeypatch.setattr(pacer, "step", stepped)
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    pacer.push(unit(0))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(pacer.run())
+    for kind, rows in sent.items():
+        assert len(rows) > 60
+        late = [(now - pts) for now, pts in rows]
+        steady = late[:40] + late[-10:]  # the 0.3 s are caught up by then
+        assert max(steady) - min(steady) < 0.021, kind
+        jumps = np.diff([pts for _, pts in rows])
+        assert sorted(jumps)[-1] == pytest.approx(2.02, abs=0.04)
+        assert sum(jumps > 0.1) == 1
+    shared = {pts for _, pts in sent["audio"]}
+    assert all(any(abs(pts - other) < 1e-9 for other in shared) for _, pts in sent["video"])

@@ -33,7 +33,7 @@ SLACK_UNITS = 24  # about 4 s
 GAP_MEMORY_STEPS = 1500  # 30 s
 MAX_MARGIN_STEPS = 4
 QUIET = 0.01  # RMS below which a slice can be dropped unheard
-RESYNC_S = 0.5  # a pacer this late (machine asleep) starts a new clock instead of a burst
+RESYNC_S = 0.5  # a pacer this late (machine asleep) leaves the time out instead of a burst
 
 
 class Upsampler:
@@ -177,16 +177,19 @@ class Playout:
         return self._upsample(audio), picture
 
     async def run(self) -> None:
-        """Pace the tracks until cancelled."""
-        start, origin = time.monotonic(), 0
+        """Pace the tracks until cancelled.
+
+        Times of frames follow the clock, also over what was left out: a browser reckons from them which picture belongs
+        to which sound, over the last twenty reports.
+        """
+        start, left_out = time.monotonic(), 0
         while True:
-            due = start + (self._step - origin) * STEP_S
-            now = time.monotonic()
-            if now - due > RESYNC_S:
-                start, origin = now, self._step
-            elif due > now:
-                await asyncio.sleep(due - now)
-            pts = self._step
+            behind = time.monotonic() - start - (self._step + left_out) * STEP_S
+            if behind > RESYNC_S:
+                left_out += round(behind / STEP_S)
+            elif behind < 0:
+                await asyncio.sleep(-behind)
+            pts = self._step + left_out
             samples, picture = self.step()
             self.audio.put(samples, pts * OUT_SAMPLES)
             if picture is not None:
