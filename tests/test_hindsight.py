@@ -36,7 +36,7 @@ from wan_streamer.training.reader.hindsight import CONFIG as NUMBERS
 from wan_streamer.training.reader.hindsight import FOLDER, HindsightStage, train_hindsight
 from wan_streamer.units import SAMPLES_PER_UNIT, UserUnit
 
-MOST = 6
+MOST = 8
 LOOKS_BACK = dataclasses.replace(
     READING, wording=WORDING, perception=dataclasses.replace(READING.perception, reading_again=MOST, hindsight=2)
 )
@@ -124,17 +124,18 @@ def test_a_turn_is_heard_again_once_in_a_unit(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(model, "_whole", lambda *given: asked.append(len(heard)) or whole(*given))
     odds = torch.full((READING.text.vocab_size,), np.log(0.9 / READING.text.vocab_size))
     monkeypatch.setattr(model, "_settled", lambda *_: odds)  # it may speak
-    session, slots = Session(weights, seed=3), iter([[SILENCE, 9], [SILENCE, HOLD]] * 2)
+    session, slots = Session(weights, seed=3), iter([[SILENCE, 9], [SILENCE, HOLD]] * 6)
     monkeypatch.setattr(session, "sampler", lambda _: torch.tensor(next(slots)))
-    for unit in units_of_sound(2):
+    for unit in units_of_sound(6):
         session.step(unit)
-    assert heard == [1, 2]
+    assert heard == [*range(1, 7)]  # all of the turn, also where the reader looks back less in a unit
+    assert READING.perception.reading_units < 6
     assert len(asked) > len(heard)
 
 
 def test_what_it_needs_is_part_of_a_session() -> None:
     first = resumed(agent())
-    assert len(first.live.features) == MOST
+    assert len(first.live.features) == 7
     other = Session(agent(), seed=9)
     for unit in units_of_sound(2):
         other.step(unit)

@@ -221,7 +221,8 @@ class Words(Inputs):
         if self.reading is None or turn is None or live.heard[-1].is_meta:
             return None
         due = live.expected is not None and int(live.expected.token[0]) > END
-        units = turn.units(len(live.heard), most) if turn.begun or due else 0
+        known = live.heard if self.hindsight is None else live.features
+        units = turn.units(len(known), most) if turn.begun or due else 0
         if not units:
             return None
         written_N = torch.cat([turn.written_N, ahead_N])
