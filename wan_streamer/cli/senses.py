@@ -13,6 +13,13 @@ from wan_streamer.cli.train import Device, Minutes, Out, Overwrite, Rate, Resume
 from wan_streamer.folders import need
 
 Speech = Annotated[Path, typer.Option("--data", metavar="DIR", help="Speech, see docs/hearing.md.")]
+Talks = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Conversations encoded with the agent's ears, of which half of the steps are made; may be repeated.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,7 @@ def train_reader(
     out: Out,
     run: Alone,
     start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose reader learns.")],
-    talks: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Conversations encoded with the agent's ears, of which half of the steps are made; may be repeated.",
-        ),
-    ] = None,
+    talks: Talks = None,
     original: Annotated[
         bool,
         typer.Option(
@@ -129,13 +130,7 @@ def train_hindsight(
     out: Out,
     run: Alone,
     start: Annotated[str, typer.Option("--from", metavar="DIR", help="The agent whose turns are read again.")],
-    talks: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Conversations encoded with the agent's ears, of which half of the steps are made; may be repeated.",
-        ),
-    ] = None,
+    talks: Talks = None,
     overwrite: Overwrite = False,
     threads: ModelThreads = None,
 ) -> None:
